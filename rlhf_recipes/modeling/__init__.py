@@ -1,0 +1,1 @@
+"""Loading models for their roles; the only place that knows peft and bitsandbytes."""

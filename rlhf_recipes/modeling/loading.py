@@ -1,0 +1,181 @@
+"""From a name or a folder to a tokenizer and a model that are safe to train with.
+
+Three things go wrong in silence when models are loaded by hand, and are settled here once:
+
+1. A pad token that is also the end-of-sequence token: the end is masked out, so it is never learned and never scored.
+2. A precision that the machine does not have (bfloat16 on an old CPU) or that nobody chose.
+3. Dropout left on, so that a policy and its reference disagree before a single update.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+logger = logging.getLogger(__name__)
+
+# Tokens that tokenizers already carry for padding, or for nothing else, most fitting first.
+PAD_CANDIDATES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's [`~trl.ModelConfig`] and one more choice, which layers get adapters.
+
+    Args:
+        lora_num_layers (`int`, *optional*):
+            Put LoRA adapters on the last `lora_num_layers` layers alone. The layers below stay as they were, and no
+            gradient is computed for them. `None` means every layer.
+    """
+
+    lora_num_layers: int | None = field(
+        default=None,
+        metadata={"help": "Adapt only the last N layers; those below need no backward pass. Default: all layers."},
+    )
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give the tokenizer a pad token that is not its end-of-sequence token.
+
+    A pad token of its own is kept. Otherwise the first token of `PAD_CANDIDATES` that the vocabulary holds is taken,
+    and the choice is logged.
+
+    Raises:
+        `ValueError`: if the vocabulary holds no such token.
+    """
+    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+        return tokenizer
+    vocabulary = tokenizer.get_vocab()
+    for candidate in PAD_CANDIDATES:
+        if candidate in vocabulary and candidate not in (tokenizer.eos_token, tokenizer.bos_token):
+            logger.info("Pad token of %s: %r instead of %r.", tokenizer.name_or_path, candidate, tokenizer.pad_token)
+            tokenizer.pad_token = candidate
+            return tokenizer
+    raise ValueError(
+        f"The tokenizer of {tokenizer.name_or_path!r} pads with {tokenizer.pad_token!r}, and its end-of-sequence token "
+        f"is {tokenizer.eos_token!r}: padding must be another token, or the end of a text cannot be seen. None of "
+        f"{', '.join(PAD_CANDIDATES)} is free in its vocabulary. Add one with "
+        "`tokenizer.add_special_tokens({'pad_token': '<pad>'})`, resize the model's embeddings, and save both."
+    )
+
+
+def check_model_path(name_or_path: str) -> str:
+    """Return the name; raise `FileNotFoundError` where it can only be a local path and there is nothing there."""
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"{name_or_path!r} exists but holds neither config.json nor adapter_config.json, so it is no model "
+                "folder. Name the folder in which a model was saved, or a model id of the Hugging Face Hub."
+            )
+        return str(path)
+    if looks_local or name_or_path.split("/")[0] in ("starter", "runs"):
+        raise FileNotFoundError(
+            f"No model at {name_or_path!r} (looked in {path.absolute()}). Give a folder with a saved model or a model "
+            "id of the Hugging Face Hub. The folders under starter/ are made by `python -m rlhf_recipes.data.starter`."
+        )
+    return name_or_path
+
+
+def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer whose pad token is not its end-of-sequence token (see `ensure_pad_token`)."""
+    name = check_model_path(name_or_path)
+    return ensure_pad_token(AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs))
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout probability to zero: a policy must give the same log-probabilities each time it is asked."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedModel | PeftModel:
+    """Load a causal language model, quantized and with adapters where asked for.
+
+    Args:
+        args ([`ModelArguments`]):
+            `model_name_or_path` is a model, or a folder with saved LoRA adapters, which are loaded on their base.
+        is_trainable (`bool`):
+            Whether to prepare it for training: new adapters where `use_peft` says so, and saved ones unfrozen.
+    """
+    name = check_model_path(_required(args.model_name_or_path))
+    kwargs = _loading_arguments(args)
+    if _is_adapter(name):
+        model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=is_trainable, **kwargs)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, **kwargs)
+        if args.use_peft and is_trainable:
+            model = add_adapters(model, args)
+    disable_dropout(model)
+    return model
+
+
+def load_reward_model(
+    args: ModelArguments, tokenizer: PreTrainedTokenizerBase, is_trainable: bool = True, num_labels: int = 1
+) -> PreTrainedModel | PeftModel:
+    """Load an encoder or a decoder with a scalar head; a new head where the model has none.
+
+    The pad token is copied from the tokenizer, because a decoder's head reads the last token that is not padding.
+    """
+    name = check_model_path(_required(args.model_name_or_path))
+    config = AutoConfig.from_pretrained(
+        name, num_labels=num_labels, revision=args.model_revision
+    )
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForSequenceClassification.from_pretrained(
+        name, config=config, revision=args.model_revision, **_loading_arguments(args)
+    )
+    if args.use_peft and is_trainable:
+        args.lora_task_type = "SEQ_CLS"
+        model = add_adapters(model, args)
+    disable_dropout(model)
+    return model
+
+
+def add_adapters(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
+    """Wrap the model with fresh LoRA adapters as `args` describes them (arXiv 2106.09685)."""
+    config = get_peft_config(args)
+    if args.lora_num_layers is not None:
+        layers = model.config.get_text_config().num_hidden_layers
+        if not 1 <= args.lora_num_layers <= layers:
+            raise ValueError(
+                f"lora_num_layers is {args.lora_num_layers}, but {args.model_name_or_path} has {layers} layers: "
+                f"give a number from 1 to {layers}, or leave it out to adapt them all."
+            )
+        config.layers_to_transform = list(range(layers - args.lora_num_layers, layers))
+    return get_peft_model(model, config)
+
+
+def _required(name: str | None) -> str:
+    if not name:
+        raise ValueError("No model was named: give --model_name_or_path, a folder or a model id of the Hub.")
+    return name
+
+
+def _is_adapter(name: str) -> bool:
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def _loading_arguments(args: ModelArguments) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {"dtype": args.dtype}
+    if args.attn_implementation is not None:
+        kwargs["attn_implementation"] = args.attn_implementation
+    quantization = get_quantization_config(args)
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+        kwargs["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    return kwargs
