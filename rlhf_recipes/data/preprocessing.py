@@ -31,8 +31,8 @@ def tidy_text(text: str) -> str:
 def normalize_text(text: str) -> str:
     """Reduce a text to the form in which two copies of it are equal. A key for comparing, not text to show.
 
-    HTML entities are decoded until none is left (`&amp;amp;` occurs in twice-scraped data), whitespace is tidied, case is
-    folded, and composed and decomposed accents are made one (Unicode NFC).
+    HTML entities are decoded until none is left (`&amp;amp;` occurs in twice-scraped data), whitespace is tidied, case
+    is folded, and composed and decomposed accents are made one (Unicode NFC).
 
     Args:
         text (`str`): Any text.
@@ -49,9 +49,9 @@ def normalize_text(text: str) -> str:
 def split_of(text: str, splits: Mapping[str, float] = SPLITS) -> str:
     """Say which split a text belongs to, from nothing but the text.
 
-    The SHA-256 of the normalized text is read as a number in [0, 1) and looked up in the cumulated shares. So a row stays
-    in its split when rows are shuffled, added or removed, in every process and on every machine, and a copy of a
-    training text can never turn up in the test set.
+    The SHA-256 of the normalized text is read as a number in [0, 1) and looked up in the cumulated shares. So a row
+    stays in its split when rows are shuffled, added or removed, in every process and on every machine, and a copy of
+    a training text can never turn up in the test set.
 
     Args:
         text (`str`): The text that identifies the row. Where several rows share a prompt, pass the prompt, so that all
@@ -81,7 +81,7 @@ def deduplicate(rows: Iterable[Row], key: str | Callable[[Row], str]) -> tuple[l
     """Keep the first row of every group whose key texts are equal after `normalize_text`.
 
     Args:
-        rows (`Iterable`): Rows (mappings). Which copy is first is up to the caller: sort by a stable id where that matters.
+        rows (`Iterable`): Rows (mappings). The caller's order decides which copy stays; sort by a stable id first.
         key (`str` or `Callable`): A column name, or a function of the row that gives the text to compare.
 
     Returns:

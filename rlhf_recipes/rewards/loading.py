@@ -1,0 +1,265 @@
+"""From the reward list of a YAML file or of flags to one `WeightedSum`.
+
+```yaml
+reward_funcs:
+  - runs/quickstart/reward                      # a model folder, or a model id of the Hub
+  - {func: EndsWithSentence, weight: 0.5}       # a name of rlhf_recipes.rewards
+  - {func: my_rewards.py:brevity, name: brevity, weight: 0.1, args: {limit: 40}}   # a name in a Python file
+  - my_package.rewards.politeness               # an import path; my_package.rewards:politeness is the same
+```
+
+Nothing has to be registered or decorated. A class is called once with `args` and must give a callable; a function gets
+`args` by keyword each time, before a column of the same name.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf_recipes.rewards.base import WeightedSum, reward_name
+
+SPEC_KEYS = ("func", "name", "weight", "args")
+IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
+
+
+class LoadedReward:
+    """A reward with a name of its own, with settings for a function, or from a Python file.
+
+    It pickles as what it was made from, so that a reward in a file that no other process can import arrives there.
+
+    Args:
+        func (`str` or callable):
+            The reward, or where it is (see this module).
+        name (`str`, *optional*):
+            What logs show. Default: the reward's own name.
+        args (`Mapping`, *optional*):
+            Settings.
+    """
+
+    def __init__(
+        self, func: str | Callable[..., Any], name: str | None = None, args: Mapping[str, Any] | None = None
+    ) -> None:
+        self._made_from = (func, name, args)
+        target, self.args = _resolve(func, args)
+        if inspect.isclass(target):
+            target, self.args = target(**self.args), {}
+        if not callable(target):
+            raise TypeError(f"A reward must be callable, but {func!r} is of type {type(target).__name__}.")
+        self.reward: Callable[..., Any] = target
+        self.__name__ = name or reward_name(target)
+
+    def __call__(self, **kwargs: Any) -> Any:
+        return self.reward(**{**kwargs, **self.args})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_from
+
+    def __repr__(self) -> str:
+        return f"LoadedReward({self.__name__!r}, {self.reward!r}, {self.args})"
+
+
+def load_rewards(
+    specs: Sequence[str | Mapping[str, Any] | Callable[..., Any]], weights: Sequence[float] | None = None
+) -> WeightedSum:
+    """Find the rewards that a configuration names and put them into one weighted sum.
+
+    Args:
+        specs (`Sequence`):
+            Rewards: a string, a dictionary with `func` and, where wanted, `name`, `weight` and `args`, or a callable.
+        weights (`Sequence[float]`, *optional*):
+            One for each reward, instead of those in the dictionaries. Default: 1.
+
+    Raises:
+        `FileNotFoundError`: if a file or model folder is not there.
+        `ValueError`: if a name, key, argument or weight is not what it can be; the message says what can.
+    """
+    if isinstance(specs, (str, Mapping)) or callable(specs):
+        raise TypeError(f"Rewards come as a list, but {specs!r} was given. Put it into brackets.")
+    dictionaries = [_as_dictionary(spec) for spec in specs]
+    own = [spec["func"] for spec in dictionaries if "weight" in spec]
+    if weights is not None and own:
+        raise ValueError(
+            f"The weight of {', '.join(map(str, own))} is given with the reward, and weights are given as a list too "
+            f"({list(weights)}). Give them in one place."
+        )
+    if weights is None:
+        weights = [_as_weight(spec) for spec in dictionaries]
+    return WeightedSum(
+        [load_reward(spec["func"], spec.get("name"), spec.get("args")) for spec in dictionaries], weights
+    )
+
+
+def load_reward(
+    func: str | Callable[..., Any], name: str | None = None, args: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Find one reward (see `load_rewards`); it is wrapped only where its name, settings or origin ask for that."""
+    if name is not None:
+        target, settings = _resolve(func, args)
+        if inspect.isclass(target) and "name" in inspect.signature(target).parameters and not _is_file(func):
+            made: Any = target(**{**settings, "name": name})
+            return made
+    loaded = LoadedReward(func, name, args)
+    return loaded if name is not None or loaded.args or _is_file(func) else loaded.reward
+
+
+def _as_dictionary(spec: Any) -> dict[str, Any]:
+    if isinstance(spec, str) or callable(spec):
+        return {"func": spec}
+    if not isinstance(spec, Mapping):
+        raise TypeError(f"A reward is a string or has the keys {', '.join(SPEC_KEYS)}, but {spec!r} was given.")
+    for key in spec:
+        if key not in SPEC_KEYS:
+            raise ValueError(
+                f"A reward has no key {key!r}{_nearest(key, SPEC_KEYS)}. Known: {', '.join(SPEC_KEYS)}. Its own "
+                "settings go under args."
+            )
+    if not spec.get("func"):
+        raise ValueError(f"The reward {dict(spec)} says no func, which is what names it.")
+    if not isinstance(spec.get("args") or {}, Mapping):
+        raise ValueError(f"The args of reward {spec['func']!r} must map names to values, but are {spec['args']!r}.")
+    return dict(spec)
+
+
+def _as_weight(spec: Mapping[str, Any]) -> float:
+    weight = spec.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise ValueError(
+            f"The weight of reward {spec['func']!r} is {weight!r}, of type {type(weight).__name__}, but must be a "
+            "number. (YAML reads 1e-1 as text; write 0.1.)"
+        )
+    return weight
+
+
+def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """The function or class that is meant, and its settings, checked."""
+    settings = dict(args or {})
+    if not isinstance(func, str):
+        target: Any = func
+    elif _is_file(func):
+        path, _, attribute = func.rpartition(":") if not func.endswith(".py") else (func, "", "")
+        target = _from_file(Path(path).expanduser(), attribute)
+    elif func in _rewards_here():
+        target = _rewards_here()[func]
+    elif IMPORT_PATH.fullmatch(func) and not Path(func).exists():
+        module_name, _, attribute = func.replace(":", ".").rpartition(".")
+        target = _from_module(module_name, attribute)
+    elif "/" in func or "\\" in func or Path(func).exists():
+        if "model" in settings:
+            raise ValueError(f"The reward {func!r} is a model, and its args name another, {settings['model']!r}.")
+        target, settings = _rewards_here()["LearnedReward"], {"model": func, **settings}
+    else:
+        here = list(_rewards_here())
+        raise ValueError(
+            f"There is no reward {func!r}{_nearest(func, here)}. A reward is a name of rlhf_recipes.rewards "
+            f"({', '.join(here)}), path/to/file.py:name, package.module.name, or a model folder or model id."
+        )
+    _check_args(target, settings)
+    return target, settings
+
+
+def _is_file(func: Any) -> bool:
+    return isinstance(func, str) and (func.endswith(".py") or ".py:" in func)
+
+
+def _rewards_here() -> dict[str, type]:
+    """The classes of `rlhf_recipes.rewards` whose instances take completions."""
+    rewards = importlib.import_module("rlhf_recipes.rewards")
+    exported = {name: getattr(rewards, name) for name in rewards.__all__}
+    return {
+        name: value
+        for name, value in exported.items()
+        if inspect.isclass(value)
+        and value.__module__ != WeightedSum.__module__
+        and "completions" in inspect.signature(value.__call__).parameters
+    }
+
+
+def _from_file(path: Path, attribute: str) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r} with rewards (looked for {path.absolute()}).")
+    # One module per file, however many of its functions are used: they may share what they load.
+    name = f"_rewards_in_{path.stem}_{abs(hash(str(path.resolve())))}"
+    module = sys.modules.get(name)
+    if module is None:
+        specification = importlib.util.spec_from_file_location(name, path)
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module  # dataclasses look their module up while it is being made
+        try:
+            specification.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            lines = [
+                frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+            ]
+            where = f"{path}, line {lines[-1]}" if lines else str(path)
+            raise ImportError(f"Cannot read the rewards in {where}: {type(error).__name__}: {error}.") from error
+    return _member(module, attribute, str(path))
+
+
+def _from_module(module_name: str, attribute: str) -> Any:
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise  # the module is there, and lacks something that it needs itself
+        raise ValueError(
+            f"There is no module {module_name!r} to take the reward {attribute!r} from ({error}). Install it, or name "
+            "the file: path/to/file.py:name."
+        ) from error
+    return _member(module, attribute, module_name)
+
+
+def _member(module: ModuleType, attribute: str, where: str) -> Any:
+    if attribute and hasattr(module, attribute):
+        return getattr(module, attribute)
+    there = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    ]
+    asked = (
+        f"There is no {attribute!r} in {where}{_nearest(attribute, there)}" if attribute else f"{where} needs a name"
+    )
+    raise ValueError(f"{asked}. It holds {', '.join(there) or 'no function or class'}. Write {where}:name.")
+
+
+def _check_args(target: Any, args: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(target).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if takes_any and inspect.isclass(target):
+        return
+    # A reward's **kwargs are there for columns; a setting that only they take would have no effect.
+    named = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in ("prompts", "completions", "completion_ids")
+    ]
+    for name in args:
+        if name not in named:
+            raise ValueError(
+                f"Reward {reward_name(target)!r} has no argument {name!r}{_nearest(name, named)}. "
+                f"It takes {', '.join(named) or 'none'}."
+            )
+    missing = [
+        name
+        for name in named
+        if inspect.isclass(target) and parameters[name].default is inspect.Parameter.empty and name not in args
+    ]
+    if missing:
+        raise ValueError(f"Reward {reward_name(target)!r} needs {', '.join(missing)}: give it under args.")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

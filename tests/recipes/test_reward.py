@@ -1,0 +1,226 @@
+"""`recipes/reward.py`, run in process on tiny models and data; what it leaves behind is looked at as a user would."""
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_recipes.rewards.learned import LearnedReward
+from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
+
+RECIPE = Path(__file__).parents[2] / "recipes/reward.py"
+VALUES = {"good": 2, "great": 3, "fine": 1, "bad": -2, "dull": -1, "awful": -3, "film": 0, "plot": 0, "cast": 0}
+FAST = ["--use_cpu", "--disable_tqdm", "true", "--learning_rate", "1e-2", "--num_train_epochs", "2"]
+LORA = ["--use_peft", "--lora_target_modules", "all-linear", "--lora_r", "4"]
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("reward_recipe", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(autouse=True)
+def no_probing(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An encoder with a head, and a decoder that is a language model, as they come from the Hub."""
+    folder = tmp_path_factory.mktemp("models")
+    bert, llama = tiny_tokenizer("bert"), tiny_tokenizer("llama", chat_template=True)
+    return {
+        "bert": str(save_tiny(folder / "bert", tiny_classifier(bert), bert)),
+        "llama": str(save_tiny(folder / "llama", tiny_causal_lm(llama), llama)),
+    }
+
+
+def write_split(folder, split, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def draw_rating(generator):
+    words = [generator.choice(list(VALUES)) for _ in range(5)]
+    score = max(-4, min(4, sum(VALUES[word] for word in words) / 2))
+    return {"completion": " ".join(words), "score": score, "votes": [max(-4, score - 1), score, min(4, score + 1)]}
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory):
+    folder, generator = tmp_path_factory.mktemp("data") / "ratings", random.Random(0)
+    for split, count in (("train", 160), ("validation", 24), ("test", 24)):
+        write_split(folder, split, [draw_rating(generator) for _ in range(count)])
+    return str(folder)
+
+
+def read(folder, name):
+    return json.loads((Path(folder) / name).read_text())
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_what_is_saved_gives_the_scores_that_were_measured(main, models, ratings, kind, lora, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--dataset_name", ratings, "--model_name_or_path", models[kind], "--output_dir", str(out), *FAST]
+    main([*flags, *(LORA if lora else [])])
+
+    metrics = read(out, "metrics.json")
+    assert {"pairwise_accuracy", "pairwise_accuracy_ci95", "pairs", "pearson", "single_rater_accuracy"} <= set(metrics)
+    assert {"vader_accuracy", "length_accuracy", "seconds", "peak_memory_gb", "threads"} <= set(metrics)
+    assert (metrics["train_pairs"], metrics["train_texts"]) == (80, 160)
+    assert (out / "adapter/adapter_config.json").exists() == lora
+
+    # By hand, with nothing of ours: one text at a time, so without padding.
+    model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [row["split"] for row in predictions] == ["validation"] * 24 + ["test"] * 24
+    end = tokenizer.eos_token if kind == "llama" else ""
+    with torch.no_grad():
+        logits = [
+            model(**tokenizer(row["text"] + end, return_tensors="pt")).logits.item() for row in predictions[20:28]
+        ]
+    assert logits == pytest.approx([row["logit"] for row in predictions[20:28]], abs=1e-5)
+    assert max(logits) - min(logits) > 1e-3
+
+    # Through the reward, calibrated.
+    settings = read(out, "reward_config.json")
+    assert settings["append_eos"] == (kind == "llama")
+    scores = LearnedReward(out)([""] * 8, [row["text"] for row in predictions[20:28]])
+    assert scores == pytest.approx([row["score"] for row in predictions[20:28]], abs=1e-5)
+
+
+def test_it_learns_and_repeats_itself(main, models, ratings, tmp_path):
+    flags = [
+        "--dataset_name",
+        ratings,
+        "--model_name_or_path",
+        models["bert"],
+        *FAST,
+        "--passes",
+        "8",
+        "--learning_rate",
+        "3e-3",
+    ]
+    main([*flags, "--output_dir", str(tmp_path / "first")])
+    metrics = read(tmp_path / "first", "metrics.json")
+    assert metrics["train_pairs"] == 640
+    assert metrics["pairwise_accuracy"] > 0.75
+    assert metrics["pearson"] > 0.6
+    assert read(tmp_path / "first", "reward_config.json")["calibration"]["low"] == -4.0
+    # The same again, from the file that it left.
+    main(["--config", str(tmp_path / "first/config.yaml"), "--output_dir", str(tmp_path / "second")])
+    assert (tmp_path / "first/predictions.jsonl").read_text() == (tmp_path / "second/predictions.jsonl").read_text()
+
+
+def test_pairs_of_plain_text_with_a_prompt(main, models, tmp_path):
+    for split, count in (("train", 16), ("test", 8)):
+        rows = [{"prompt": f"Film {row}: ", "chosen": "great plot", "rejected": "awful plot"} for row in range(count)]
+        write_split(tmp_path / "pairs", split, rows)
+    out = tmp_path / "out"
+    flags = ["--dataset_name", str(tmp_path / "pairs"), "--model_name_or_path", models["bert"], *FAST]
+    main([*flags, "--num_train_epochs", "6", "--output_dir", str(out)])
+    metrics = read(out, "metrics.json")
+    assert (metrics["pairs"], metrics["pairwise_accuracy"], metrics["vader_accuracy"]) == (8, 1.0, 1.0)
+    assert metrics["train_texts"] == 32
+    assert read(out, "reward_config.json")["calibration"] is None
+    assert not {"pearson", "single_rater_accuracy"} & set(metrics)
+
+
+def test_pairs_of_conversations(main, models, tmp_path):
+    def talk(answer):
+        return [{"role": "user", "content": "Is it good?"}, {"role": "assistant", "content": answer}]
+
+    for split, count in (("train", 16), ("test", 8)):
+        rows = [{"chosen": talk(f"yes, {row}"), "rejected": talk(f"no, {row}")} for row in range(count)]
+        write_split(tmp_path / "pairs", split, rows)
+    out = tmp_path / "out"
+    flags = ["--dataset_name", str(tmp_path / "pairs"), "--model_name_or_path", models["llama"], *FAST]
+    main([*flags, "--num_train_epochs", "6", "--eval_strategy", "epoch", "--output_dir", str(out)])
+    assert read(out, "metrics.json")["pairwise_accuracy"] == 1.0
+    reward = LearnedReward(out)
+    yes, no = reward([talk("")[:1]] * 2, [talk("yes, 3")[1:], talk("no, 3")[1:]])
+    assert yes > no
+
+
+def test_frozen_layers_stay_as_they_were(main, models, ratings, tmp_path):
+    flags = ["--dataset_name", ratings, "--model_name_or_path", models["bert"], "--output_dir", str(tmp_path / "out")]
+    main([*flags, *FAST, "--num_frozen_layers", "1", "--train_share", "0:0.6"])
+    before, after = (
+        AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+        for folder in (models["bert"], tmp_path / "out")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(name.startswith(("bert.embeddings.", "bert.encoder.layer.0.")) for name in changed)
+    assert read(tmp_path / "out", "metrics.json")["train_texts"] < 160
+
+
+def test_without_a_validation_split_scores_stay_logits(main, models, ratings, tmp_path, caplog):
+    flags = ["--dataset_name", ratings, "--model_name_or_path", models["bert"], "--output_dir", str(tmp_path / "out")]
+    main([*flags, *FAST, "--max_steps", "1", "--validation_split", "dev"])
+    assert "scores will not be calibrated" in caplog.text
+    assert "it has: " in caplog.text
+    assert read(tmp_path / "out", "reward_config.json")["calibration"] is None
+    assert "mae" not in read(tmp_path / "out", "metrics.json")
+
+
+def test_bad_input_is_refused_before_anything_is_trained(main, models, ratings, tmp_path):
+    def run(dataset=ratings, model="bert", out="out"):
+        name = models.get(model, model)
+        main(
+            ["--dataset_name", str(dataset), "--model_name_or_path", name, "--output_dir", str(tmp_path / out), *FAST]
+        )
+
+    with pytest.raises(FileNotFoundError, match="No dataset at"):
+        run(dataset="./nowhere")
+    with pytest.raises(FileNotFoundError, match="No model at"):
+        run(model="./nowhere")
+    write_split(tmp_path / "columns", "train", [{"review": "text", "stars": 1}])
+    with pytest.raises(ValueError, match="A reward model needs the columns .* The dataset has: review, stars"):
+        run(dataset=tmp_path / "columns")
+    write_split(tmp_path / "empty", "train", [])
+    with pytest.raises(ValueError, match="is empty|no rows"):
+        run(dataset=tmp_path / "empty")
+    write_split(tmp_path / "train_only", "train", [{"completion": "a", "score": 1}, {"completion": "b", "score": 2}])
+    with pytest.raises(ValueError, match="no split 'test'"):
+        run(dataset=tmp_path / "train_only")
+    for split in ("train", "test"):
+        write_split(tmp_path / "ties", split, [{"completion": "a", "score": 1}, {"completion": "b", "score": 1}])
+    with pytest.raises(ValueError, match="ties say nothing"):
+        run(dataset=tmp_path / "ties")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="thesis.txt"):
+        run(out="foreign")
+    assert (tmp_path / "foreign/thesis.txt").read_text() == "years of work"
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_the_recipe_can_be_read_in_one_sitting():
+    assert len(RECIPE.read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("name", ["quickstart_reward", "quickstart_judge"])
+def test_the_quickstart_files_are_understood(name):
+    text = (RECIPE.parent / f"configs/{name}.yaml").read_text()
+    for what in ("Hardware:", "Time:", "Expect:", "Before:"):
+        assert what in text
+    assert yaml.safe_load(text)["dataset_name"] == "starter/movie-ratings"
+
+
+def test_the_reward_model_and_the_judge_learn_from_different_rows():
+    shares = [
+        yaml.safe_load((RECIPE.parent / f"configs/quickstart_{name}.yaml").read_text())["train_share"]
+        for name in ("reward", "judge")
+    ]
+    assert shares[0].split(":")[1] == shares[1].split(":")[0]
