@@ -92,8 +92,9 @@ class RewardConfig(trl.RewardConfig):
     bf16: bool | None = field(  # type: ignore[assignment]  # TRL's own annotation
         default=None, metadata={"help": "Train in bfloat16 mixed precision. Default: yes where the GPU or CPU has it."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute activations a second time instead of keeping them: less memory."}
+    # None, because transformers warns of a new name even where it is False.
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Compute activations a second time instead of keeping them: less memory."}
     )
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."}

@@ -28,8 +28,13 @@ def main():
 
 
 @pytest.fixture(autouse=True)
-def no_probing(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+def one_thread(monkeypatch):
+    """Nothing is probed, and tiny models do not wait for threads that another program keeps busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

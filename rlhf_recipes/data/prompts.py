@@ -1,0 +1,96 @@
+"""From dataset rows to prompts: openings of texts, token ids, and what is done with prompts that are too long."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_recipes.data.formats import drop_blank, is_conversational, require_columns
+
+logger = logging.getLogger(__name__)
+
+# An opening must leave at least this many words to be continued.
+MIN_REST = 3
+
+
+@dataclass
+class PromptArguments:
+    """Where prompts come from.
+
+    Args:
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column with the prompts, text or messages.
+        prompt_words (`int`, *optional*):
+            Take the first words of each text as the prompt, for a policy that continues texts. What follows goes into
+            the column `reference`, and texts too short to be continued are left out.
+    """
+
+    help_title = "Prompts"
+
+    prompt_column: str = field(default="prompt", metadata={"help": "Column with the prompts, text or messages."})
+    prompt_words: int | None = field(
+        default=None,
+        metadata={"help": "Use the first N words of each text as the prompt; the rest becomes the column reference."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.prompt_words is not None and self.prompt_words < 1:
+            raise ValueError(f"prompt_words is {self.prompt_words}; give 1 or more, or leave it out for whole prompts.")
+
+
+def prepare_prompts(dataset: Dataset, args: PromptArguments) -> Dataset:
+    """A dataset with a column `prompt`, blank ones left out, and all other columns as they were.
+
+    Raises:
+        `ValueError`: if the column is missing (saying which exist), or no prompt is left.
+    """
+    require_columns(dataset, [args.prompt_column], "prompts")
+    dataset, _ = drop_blank(dataset, [args.prompt_column])
+    if args.prompt_column != "prompt":
+        if "prompt" in dataset.column_names:
+            dataset = dataset.remove_columns("prompt")
+        dataset = dataset.rename_column(args.prompt_column, "prompt")
+    return dataset if args.prompt_words is None else openings(dataset, args.prompt_words)
+
+
+def openings(dataset: Dataset, words: int) -> Dataset:
+    """Cut each text of the column `prompt` after its first words: the rest becomes the column `reference`."""
+    if is_conversational(dataset[0]["prompt"]):
+        raise ValueError("prompt_words cuts plain texts, but the prompts are conversations. Leave it out.")
+    long_enough = [i for i, text in enumerate(dataset["prompt"]) if len(text.split()) >= words + MIN_REST]
+    if not long_enough:
+        raise ValueError(f"No text has {words + MIN_REST} words or more, so none can be cut after prompt_words {words}.")
+    if len(long_enough) < len(dataset):
+        logger.info(
+            "%d of %d texts have fewer than %d words and are left out: too short for an opening of %d words.",
+            len(dataset) - len(long_enough), len(dataset), words + MIN_REST, words,
+        )  # fmt: skip
+    dataset = dataset.select(long_enough)
+
+    def cut(row: dict[str, Any]) -> dict[str, str]:
+        parts = row["prompt"].split()
+        return {"prompt": " ".join(parts[:words]), "reference": " " + " ".join(parts[words:])}
+
+    return dataset.map(cut, desc="Openings")
+
+
+def tokenize_prompts(
+    prompts: list[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
+) -> list[list[int]]:
+    """Token ids of each prompt; messages go through the chat template. A longer prompt loses its beginning."""
+    if is_conversational(prompts[0]):
+        ids = [
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            for messages in prompts
+        ]
+    else:
+        ids = tokenizer(prompts)["input_ids"]
+    too_long = sum(len(row) > max_prompt_length for row in ids)
+    if too_long:
+        logger.warning(
+            "%d of %d prompts are longer than max_prompt_length %d tokens and lose their beginning.",
+            too_long, len(ids), max_prompt_length,
+        )  # fmt: skip
+    return [list(row[-max_prompt_length:]) for row in ids]

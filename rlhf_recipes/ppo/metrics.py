@@ -1,0 +1,58 @@
+"""The glossary of what PPO logs: one definition for each name, and a meter that refuses any other.
+
+Means over tokens are over real tokens, means over episodes over all episodes of a rollout, on all processes. Names
+under `reward/` and `time/` are open: one for each reward and each stage.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+GLOSSARY: dict[str, str] = {
+    "episode": "Episodes collected so far.",
+    "objective/scores": "Weighted sum of the rewards, with the penalty for a missing end; mean over episodes.",
+    "objective/scores_std": "Standard deviation of the scores over the episodes of a rollout.",
+    "objective/kl": "Sum over tokens of the KL estimate against the reference, in nats; mean over episodes.",
+    "objective/non_score_reward": "Sum over tokens of -kl_coef * KL; mean over episodes.",
+    "objective/rlhf_reward": "objective/scores + objective/non_score_reward: what PPO maximizes.",
+    "objective/entropy": "Sum over tokens of -log pi(token), in nats; mean over episodes.",
+    "policy/entropy_avg": "Entropy of the policy's next-token distribution during the update, nats; mean over tokens.",
+    "policy/approxkl_avg": "(log pi_new - log pi_old)^2 / 2 during the update; mean over tokens.",
+    "policy/clipfrac_avg": "Share of tokens where clipping decided the policy loss.",
+    "policy/ratio": "pi_new / pi_old during the update; mean over tokens. Near 1 if steps are small.",
+    "loss/policy_avg": "Clipped policy loss; mean over tokens.",
+    "loss/value_avg": "Clipped value loss, half a squared error, before vf_coef; mean over tokens.",
+    "value/clipfrac_avg": "Share of tokens where clipping decided the value loss.",
+    "value/explained_variance": "1 - Var(returns - values) / Var(returns) on the rollout; 1 is a perfect critic.",
+    "value/mean": "Value that the critic gave; mean over tokens.",
+    "rollout/completion_length": "Real tokens in a completion, its end included; mean over episodes.",
+    "rollout/finished": "Share of completions that ended by themselves.",
+    "rollout/num_eos_tokens": "Completions of a rollout that ended by themselves.",
+}
+OPEN_PREFIXES = ("reward/", "time/")
+
+
+class Meter:
+    """Collects numbers between two logs: sums with weights, read out as weighted means.
+
+    Raises:
+        `KeyError`: on a name that the glossary does not define.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.weights: dict[str, float] = defaultdict(float)
+
+    def add(self, values: Mapping[str, float], weight: float = 1.0) -> None:
+        """Add values, each with that weight."""
+        for name, value in values.items():
+            if name not in GLOSSARY and not name.startswith(OPEN_PREFIXES):
+                raise KeyError(f"No metric {name!r} in the glossary of rlhf_recipes/ppo/metrics.py: define it there.")
+            self.sums[name] += float(value) * weight
+            self.weights[name] += weight
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading; the meter is empty afterwards."""
+        means = {name: self.sums[name] / self.weights[name] for name in self.sums if self.weights[name]}
+        self.sums.clear()
+        self.weights.clear()
+        return means

@@ -1,0 +1,50 @@
+"""What a person sees while PPO runs: one bar that counts rollouts, and one line of figures for each log."""
+
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from rlhf_recipes.ppo.config import BatchSizes
+
+# What a line shows, and under which short name.
+SHOWN = {
+    "objective/scores": "score",
+    "objective/kl": "KL",
+    "rollout/completion_length": "length",
+    "policy/entropy_avg": "entropy",
+    "loss/value_avg": "value loss",
+    "policy/clipfrac_avg": "clipped",
+}
+
+
+class RolloutProgress(TrainerCallback):
+    """A progress bar over rollouts, in place of the Trainer's own, which counts optimizer steps."""
+
+    def __init__(self, sizes: BatchSizes) -> None:
+        self.sizes = sizes
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            done = state.global_step // self.sizes.updates
+            self.bar = tqdm(total=self.sizes.iterations, initial=done, unit="rollout", desc="PPO", smoothing=0.1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None and state.global_step % self.sizes.updates == 0:
+            self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.bar is None or not logs:
+            return
+        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        figures = [f"{short} {logs[prefix + name]:.3g}" for name, short in SHOWN.items() if prefix + name in logs]
+        figures += [f"{n.split('/')[1]} {v:.3g}" for n, v in logs.items() if n.startswith(f"{prefix}reward/")]
+        if figures:
+            where = "evaluation" if prefix else f"episode {logs.get('episode', 0):g}"
+            self.bar.write(f"{where:>14}: " + ", ".join(figures))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
