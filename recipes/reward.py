@@ -34,6 +34,7 @@ from rlhf_recipes.reward_modeling.evaluation import load_validation, measure, su
 from rlhf_recipes.reward_modeling.trainer import (
     RewardConfig,
     choose_threads,
+    fit_precision,
     freeze_lower_layers,
     save_reward_model,
 )
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Model. The seed comes first, because a new head is drawn at random.
     set_seed(training_args.seed)
+    training_args = fit_precision(training_args, model_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
     model = load_reward_model(model_args, tokenizer)
     freeze_lower_layers(model, training_args.num_frozen_layers)

@@ -1,8 +1,20 @@
 """RLHF fine-tuning recipes on the Hugging Face stack: reward models, PPO and their relatives."""
 
 import os
+from typing import Any
 
 # Hugging Face libraries read this once, at their first import; a user who has set it keeps their choice.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
+
+__all__ = ["PPOConfig", "PPOTrainer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # At first use: `import rlhf_recipes` alone must stay cheap, and come before any Hugging Face import.
+    if name not in ("PPOConfig", "PPOTrainer"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rlhf_recipes import ppo
+
+    return getattr(ppo, name)

@@ -1,6 +1,7 @@
 """From dataset rows to prompts: openings of texts, token ids, and what is done with prompts that are too long."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,7 @@ def openings(dataset: Dataset, words: int) -> Dataset:
 
 
 def tokenize_prompts(
-    prompts: list[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
+    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
 ) -> list[list[int]]:
     """Token ids of each prompt; messages go through the chat template. A longer prompt loses its beginning."""
     if is_conversational(prompts[0]):
@@ -86,7 +87,7 @@ def tokenize_prompts(
             for messages in prompts
         ]
     else:
-        ids = tokenizer(prompts)["input_ids"]
+        ids = tokenizer(list(prompts))["input_ids"]
     too_long = sum(len(row) > max_prompt_length for row in ids)
     if too_long:
         logger.warning(

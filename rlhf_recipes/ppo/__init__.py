@@ -1,6 +1,13 @@
 """Proximal policy optimization for language models."""
 
-from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.trainer import PPOTrainer
+import importlib
+from typing import Any
 
 __all__ = ["PPOConfig", "PPOTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    # At first use, so that whoever needs only the arithmetic of functional.py imports nothing but torch.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{'config' if name == 'PPOConfig' else 'trainer'}"), name)

@@ -122,9 +122,6 @@ class PPOConfig(TrainingArguments):
     bf16: bool | None = field(  # type: ignore[assignment]  # None is a third answer: look at the machine
         default=None, metadata={"help": "bfloat16 mixed precision. Default: yes on a GPU that has it, no on a CPU."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute activations a second time instead of keeping them: less memory."}
-    )
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."}
     )

@@ -131,6 +131,15 @@ class RewardConfig(trl.RewardConfig):
             )
 
 
+def fit_precision(args: RewardConfig, model_args: ModelArguments) -> RewardConfig:
+    """Return arguments under which a quantized model can be trained: TRL keeps its adapters in bfloat16, which float32
+    activations do not fit, so that mixed precision is needed on every machine."""
+    if not (model_args.load_in_4bit or model_args.load_in_8bit) or args.bf16:
+        return args
+    logger.warning("A quantized model is trained in bf16, because its adapters are kept in bfloat16.")
+    return dataclasses.replace(args, bf16=True, fp16=False)
+
+
 def freeze_lower_layers(model: PreTrainedModel, count: int) -> None:
     """Freeze the embeddings and the lowest `count` layers; nothing if `count` is 0.
 

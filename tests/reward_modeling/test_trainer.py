@@ -8,7 +8,7 @@ from trl import RewardTrainer
 
 from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
-from rlhf_recipes.reward_modeling.trainer import RewardConfig, freeze_lower_layers, save_reward_model
+from rlhf_recipes.reward_modeling.trainer import RewardConfig, fit_precision, freeze_lower_layers, save_reward_model
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 ROWS = [
@@ -58,6 +58,13 @@ def test_bfloat16_is_used_where_the_processor_has_it(has, tmp_path, monkeypatch)
 def test_settings_out_of_range_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         RewardConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_a_quantized_model_is_trained_in_bfloat16(tmp_path):
+    plain = RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, passes=3)
+    assert fit_precision(plain, ModelArguments()) is plain
+    args = fit_precision(plain, ModelArguments(load_in_4bit=True, use_peft=True))
+    assert (args.bf16, args.passes, plain.bf16) == (True, 3, False)
 
 
 def test_batches_hold_texts_of_similar_length(tmp_path):

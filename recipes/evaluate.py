@@ -1,0 +1,117 @@
+"""Measure a policy on held-out prompts: every reward, KL to the reference, length, diversity.
+
+The policy that recipes/ppo.py has trained, on the starter kit:
+
+    python recipes/evaluate.py --config recipes/configs/quickstart_after.yaml
+
+Any model, on prompts of your own (a folder, a file or a Hub id with a column prompt):
+
+    python recipes/evaluate.py --dataset_name my-prompts --model_name_or_path Qwen/Qwen3-0.6B \
+        --reward_funcs runs/reward Vader --output_dir runs/evaluation
+
+It samples at the temperature given and from the whole vocabulary (top_p 1). The noise of prompt i depends on seed and i
+alone, so two policies meet the same prompts with the same luck. The output folder gets completions.jsonl (prompt,
+completion, every score) and metrics.json.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
+
+# isort: split
+from rlhf_recipes.arguments import RecipeParser, save_config
+from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
+from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
+from rlhf_recipes.evaluation import move_to_best_device, summarize, write_completions
+from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.roles import ActorCritic
+from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
+from rlhf_recipes.rewards import load_rewards
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured, and how completions are sampled."""
+
+    help_title = "Evaluation"
+
+    output_dir: str = field(metadata={"help": "Folder for completions.jsonl and metrics.json."})
+    reward_funcs: list[str | dict] = field(
+        metadata={"help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function."}
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of the sum called score. Default: 1 for all, or those in the YAML."}
+    )
+    ref_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "What KL is measured against. Default: the base below the adapters, or the model itself."},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling."})
+    max_prompt_length: int = field(default=512, metadata={"help": "Longer prompts lose their beginning."})
+    max_completion_length: int = field(default=53, metadata={"help": "Most new tokens in a completion."})
+    batch_size: int = field(default=64, metadata={"help": "Completions at a time; changes no result."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling noise."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write into a folder that holds other things. Nothing is deleted."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; sampling needs one above 0.")
+        for name in ("max_prompt_length", "max_completion_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start = time.perf_counter()
+    parser = RecipeParser((EvaluationArguments, DataArguments, PromptArguments, ModelArguments), __doc__)
+    args, data_args, prompt_args, model_args = parser.parse(argv)
+    output_dir = prepare_output_dir(args.output_dir, "evaluate", args.overwrite_output_dir)
+    save_config(output_dir / "config.yaml", args, data_args, prompt_args, model_args)
+
+    # Data.
+    rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
+    prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
+
+    # Models.
+    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left")
+    policy = load_policy(model_args, is_trainable=False)
+    if args.ref_model_name_or_path is None:
+        roles = ActorCritic(policy, reference_is_base=True)
+    else:
+        roles = ActorCritic(policy, load_policy(ModelArguments(args.ref_model_name_or_path), is_trainable=False))
+    move_to_best_device(roles).eval()
+    reward = load_rewards(args.reward_funcs, args.reward_weights)
+
+    # Sample and score.
+    completions = list(
+        write_completions(
+            roles,
+            tokenizer,
+            prompts,
+            reward,
+            max_prompt_length=args.max_prompt_length,
+            max_completion_length=args.max_completion_length,
+            temperature=args.temperature,
+            batch_size=args.batch_size,
+            seed=args.seed,
+        )
+    )
+
+    # Save.
+    figures = summarize(completions)
+    metrics = figures | {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
+    write_jsonl(output_dir / "completions.jsonl", completions)
+    write_json(output_dir / "metrics.json", metrics)
+    print("\n" + "\n".join(f"{name:>24}: {value:.4g}" for name, value in metrics.items()))
+    print(f"Saved in {output_dir}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rlhf_recipes").setLevel(logging.INFO)
+    main()

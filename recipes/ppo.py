@@ -1,0 +1,110 @@
+"""Tune a language model with PPO, so that its completions please a reward model and whatever else is weighed.
+
+On the starter kit, on a laptop's CPU (the reward model comes from recipes/reward.py):
+
+    python recipes/ppo.py --config recipes/configs/quickstart_ppo.yaml
+
+A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub id with a column prompt):
+
+    accelerate launch recipes/ppo.py --dataset_name my-prompts --model_name_or_path Qwen/Qwen3-0.6B --use_peft \
+        --reward_funcs runs/reward my_rewards.py:brevity --reward_weights 1 0.5 --output_dir runs/ppo
+
+The output folder gets the policy (its adapters, with --use_peft) and tokenizer, the critic in critic/, metrics.json,
+log_history.json (every logged figure) and config.yaml. recipes/evaluate.py measures it on held-out prompts.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
+
+# isort: split
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from rlhf_recipes.arguments import RecipeParser, save_config
+from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
+from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
+from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.ppo import PPOConfig, PPOTrainer
+from rlhf_recipes.rewards import load_rewards
+
+
+@dataclass
+class RewardArguments:
+    """What is rewarded."""
+
+    help_title = "Rewards"
+
+    reward_funcs: list[str | dict] = field(
+        metadata={"help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function."}
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight for each reward. Default: 1 for all, or those in the YAML."}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start = time.perf_counter()
+    parser = RecipeParser((RewardArguments, DataArguments, PromptArguments, PPOConfig, ModelArguments), __doc__)
+    reward_args, data_args, prompt_args, training_args, model_args = parser.parse(argv)
+    output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
+    save_config(output_dir / "config.yaml", reward_args, data_args, prompt_args, training_args, model_args)
+
+    # Data.
+    def prompts(split: str, count: int | None):
+        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
+        return sample_rows(prepare_prompts(rows, prompt_args), count)
+
+    train = prompts(data_args.dataset_train_split, data_args.max_train_samples)
+    evaluates = training_args.eval_strategy != "no"
+    held_out = prompts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
+
+    # Models.
+    set_seed(training_args.seed)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left")
+    policy = load_policy(model_args)
+    rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
+
+    # Trainer.
+    trainer = PPOTrainer(
+        args=training_args,
+        processing_class=tokenizer,
+        model=policy,
+        reward_funcs=rewards,
+        train_dataset=train,
+        eval_dataset=held_out,
+    )
+
+    # Train. "auto" goes on from the last checkpoint where there is one.
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint == "auto":
+        checkpoint = get_last_checkpoint(training_args.output_dir)
+    train_start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    # Save and push.
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        history = trainer.state.log_history
+        write_json(output_dir / "log_history.json", history)
+        last = next(entry for entry in reversed(history) if "objective/scores" in entry)
+        metrics = {name: value for name, value in last.items() if "/" in name} | {
+            "episodes": int(last["episode"]),
+            "train_seconds": round(time.perf_counter() - train_start, 1),
+            "seconds": round(time.perf_counter() - start, 1),
+            **peak_memory_gb(),
+        }
+        write_json(output_dir / "metrics.json", metrics)
+        print(f"\n{metrics['episodes']} episodes in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rlhf_recipes").setLevel(logging.INFO)
+    main()
