@@ -63,5 +63,6 @@ def cpu_has_bfloat16() -> bool:
 
     Others can compute in bfloat16 too, but only by way of float32, which takes longer than float32 alone.
     """
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
+    # Older releases of torch do not tell.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,35 @@
+# Two commands: `make quickstart` and `make test`. Both make .venv first if it is not there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where a GPU driver is found, 4-bit is worth having from the start.
+EXTRAS ?= dev
+
+.PHONY: quickstart test test-slow lint types install clean-runs help
+
+help:            ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+quickstart: $(VENV)/.installed  ## From human ratings to a tuned language model and a report, on this machine
+	$(BIN)/python -m rlhf_recipes.quickstart
+
+test: $(VENV)/.installed  ## Lint, format check, type check, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.installed  ## Tests that train on the starter kit, or take minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
+
+install: $(VENV)/.installed  ## Make .venv with the package and its pinned dependencies
+
+# torch goes first: where the index has a CPU build, the exact version in constraints.txt finds it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
