@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.formats import is_conversational
-from rlhf_recipes.data.prompts import tokenize_prompts
+from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo.functional import kl_per_token
 from rlhf_recipes.ppo.rollout import LocalGenerator, Rollout, sample, sampling_config, stable_key, token_lists
-from rlhf_recipes.rewards import WeightedSum, as_text
+from rlhf_recipes.rewards import WeightedSum
 
 Row = dict[str, Any]
 
@@ -37,8 +37,12 @@ def write_completions(
     Yields:
         `dict`: `prompt`, `completion`, `finished`, `tokens`, `kl` (nats, log policy - log reference summed over the
         tokens), `score` (weighted sum) and `scores` (each reward by name).
+
+    Raises:
+        `ValueError`: if a prompt has no token, or does not fit into the policy's context with its completion.
     """
     prompt_ids = tokenize_prompts(dataset["prompt"], tokenizer, max_prompt_length)
+    check_prompts(prompt_ids, roles.policy, max_completion_length)
     config = sampling_config(tokenizer, roles.policy, max_completion_length, temperature)
     device = roles.value_head.weight.device
     generator = LocalGenerator(roles.policy)
@@ -76,7 +80,10 @@ def _scored_rows(
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, float]:
-    """Flat figures of many completions: means, and distinct-1 and distinct-2 over all of them together."""
+    """Flat figures of many completions: means, and distinct-1 and distinct-2 over all of them together.
+
+    A reward's mean is over the rows to which it applies; one that applies to none has no figure.
+    """
     texts = [row["completion"] for row in rows]
     figures = {
         "prompts": len(rows),
@@ -88,12 +95,14 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
         "distinct_2": distinct_n(texts, 2),
     }
     for name in rows[0]["scores"]:
-        figures[f"reward/{name}"] = _mean([row["scores"][name] for row in rows if row["scores"][name] is not None])
+        applying = [row["scores"][name] for row in rows if row["scores"][name] is not None]
+        if applying:
+            figures[f"reward/{name}"] = _mean(applying)
     return figures
 
 
 def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+    return float(np.mean(values))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -108,7 +117,9 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def paired_gain(before: Sequence[float], after: Sequence[float], seed: int = 0, draws: int = 10_000) -> Mapping[str, Any]:
+def paired_gain(
+    before: Sequence[float], after: Sequence[float], seed: int = 0, draws: int = 10_000
+) -> Mapping[str, Any]:
     """Mean of `after - before` over prompts, with its 95% percentile bootstrap interval (prompts are resampled).
 
     Returns:
@@ -122,6 +133,9 @@ def paired_gain(before: Sequence[float], after: Sequence[float], seed: int = 0, 
     return {"gain": float(difference.mean()), "gain_ci95": [float(low), float(high)]}
 
 
-def move_to_best_device(model: torch.nn.Module) -> torch.nn.Module:
-    """Put a model on the GPU where there is one."""
-    return model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+def move_to_best_device(roles: ActorCritic) -> ActorCritic:
+    """Put policy, critic and reference on the GPU where there is one."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if roles.ref_model is not None:
+        roles.ref_model.to(device)  # no submodule of the roles, so it does not move with them
+    return roles.to(device)

@@ -38,7 +38,9 @@ class PromptArguments:
 
     def __post_init__(self) -> None:
         if self.prompt_words is not None and self.prompt_words < 1:
-            raise ValueError(f"prompt_words is {self.prompt_words}; give 1 or more, or leave it out for whole prompts.")
+            raise ValueError(
+                f"prompt_words is {self.prompt_words}; give 1 or more, or leave it out for whole prompts."
+            )
 
 
 def prepare_prompts(dataset: Dataset, args: PromptArguments) -> Dataset:
@@ -47,10 +49,13 @@ def prepare_prompts(dataset: Dataset, args: PromptArguments) -> Dataset:
     Raises:
         `ValueError`: if the column is missing (saying which exist), or no prompt is left.
     """
-    require_columns(dataset, [args.prompt_column], "prompts")
+    require_columns(dataset, [args.prompt_column], "A list of prompts")
     dataset, _ = drop_blank(dataset, [args.prompt_column])
     if args.prompt_column != "prompt":
         if "prompt" in dataset.column_names:
+            logger.warning(
+                "The prompts are those of %r; the dataset's own column 'prompt' is left out.", args.prompt_column
+            )
             dataset = dataset.remove_columns("prompt")
         dataset = dataset.rename_column(args.prompt_column, "prompt")
     return dataset if args.prompt_words is None else openings(dataset, args.prompt_words)
@@ -60,9 +65,13 @@ def openings(dataset: Dataset, words: int) -> Dataset:
     """Cut each text of the column `prompt` after its first words: the rest becomes the column `reference`."""
     if is_conversational(dataset[0]["prompt"]):
         raise ValueError("prompt_words cuts plain texts, but the prompts are conversations. Leave it out.")
+    if "reference" in dataset.column_names:
+        raise ValueError("The rest of each text would replace the dataset's column 'reference'. Rename that column.")
     long_enough = [i for i, text in enumerate(dataset["prompt"]) if len(text.split()) >= words + MIN_REST]
     if not long_enough:
-        raise ValueError(f"No text has {words + MIN_REST} words or more, so none can be cut after prompt_words {words}.")
+        raise ValueError(
+            f"No text has {words + MIN_REST} words or more, so none can be cut after prompt_words {words}."
+        )
     if len(long_enough) < len(dataset):
         logger.info(
             "%d of %d texts have fewer than %d words and are left out: too short for an opening of %d words.",
@@ -95,3 +104,21 @@ def tokenize_prompts(
             too_long, len(ids), max_prompt_length,
         )  # fmt: skip
     return [list(row[-max_prompt_length:]) for row in ids]
+
+
+def check_prompts(prompt_ids: Sequence[Sequence[int]], model: Any, max_completion_length: int) -> None:
+    """Make sure that each prompt has a token, and that it and its completion fit into the model's context.
+
+    Raises:
+        `ValueError`: if not, with the numbers that do not fit.
+    """
+    empty = [row for row, ids in enumerate(prompt_ids) if not ids]
+    if empty:
+        raise ValueError(f"Row {empty[0]} has a prompt without tokens ({len(empty)} such rows). Leave them out.")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(ids) for ids in prompt_ids)
+    if context is not None and longest + max_completion_length > context:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens; with max_completion_length {max_completion_length} that is more "
+            f"than the {context} tokens of the policy's context. Lower max_prompt_length or max_completion_length."
+        )
