@@ -1,4 +1,4 @@
-"""Measure a policy on held-out prompts: every reward, KL to the reference, length, diversity.
+r"""Measure a policy on held-out prompts: every reward, KL to the reference, length, diversity.
 
 The policy that recipes/ppo.py has trained, on the starter kit:
 
@@ -9,20 +9,21 @@ Any model, on prompts of your own (a folder, a file or a Hub id with a column pr
     python recipes/evaluate.py --dataset_name my-prompts --model_name_or_path Qwen/Qwen3-0.6B \
         --reward_funcs runs/reward Vader --output_dir runs/evaluation
 
-It samples at the temperature given and from the whole vocabulary (top_p 1). The noise of prompt i depends on seed and i
-alone, so two policies meet the same prompts with the same luck. The output folder gets completions.jsonl (prompt,
-completion, every score) and metrics.json.
+It samples at the temperature given and from the whole vocabulary (top_p 1). The noise of prompt i depends on seed and
+i alone, so two policies meet the same prompts with the same luck. The output folder gets completions.jsonl (prompt,
+completion, every score), metrics.json and config.yaml.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
 
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
+from rlhf_recipes.cli import run
 from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.evaluation import move_to_best_device, summarize, write_completions
@@ -30,6 +31,8 @@ from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_toke
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
 from rlhf_recipes.rewards import load_rewards
+
+logger = logging.getLogger("rlhf_recipes.recipes.evaluate")
 
 
 @dataclass
@@ -78,12 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
 
     # Models.
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left")
     policy = load_policy(model_args, is_trainable=False)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     if args.ref_model_name_or_path is None:
         roles = ActorCritic(policy, reference_is_base=True)
+        if roles.ref_model is policy:
+            logger.warning("KL is 0: without adapters and ref_model_name_or_path the policy is compared to itself.")
     else:
-        roles = ActorCritic(policy, load_policy(ModelArguments(args.ref_model_name_or_path), is_trainable=False))
+        ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
+        roles = ActorCritic(policy, load_policy(ref_args, is_trainable=False))
     move_to_best_device(roles).eval()
     reward = load_rewards(args.reward_funcs, args.reward_weights)
 
@@ -112,6 +118,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("rlhf_recipes").setLevel(logging.INFO)
-    main()
+    run(main)

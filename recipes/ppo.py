@@ -1,4 +1,4 @@
-"""Tune a language model with PPO, so that its completions please a reward model and whatever else is weighed.
+r"""Tune a language model with PPO, so that its completions please a reward model and whatever else is weighed.
 
 On the starter kit, on a laptop's CPU (the reward model comes from recipes/reward.py):
 
@@ -10,10 +10,10 @@ A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub
         --reward_funcs runs/reward my_rewards.py:brevity --reward_weights 1 0.5 --output_dir runs/ppo
 
 The output folder gets the policy (its adapters, with --use_peft) and tokenizer, the critic in critic/, metrics.json,
-log_history.json (every logged figure) and config.yaml. recipes/evaluate.py measures it on held-out prompts.
+log_history.json (every logged figure) and config.yaml. recipes/evaluate.py measures it on held-out prompts. A run that
+was interrupted goes on with --resume_from_checkpoint auto.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 
 # isort: split
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf_recipes.arguments import RecipeParser, save_config
+from rlhf_recipes.cli import find_checkpoint, run
 from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
@@ -49,10 +49,11 @@ class RewardArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((RewardArguments, DataArguments, PromptArguments, PPOConfig, ModelArguments), __doc__)
-    reward_args, data_args, prompt_args, training_args, model_args = parser.parse(argv)
+    parser = RecipeParser((PPOConfig, RewardArguments, ModelArguments, DataArguments, PromptArguments), __doc__)
+    training_args, reward_args, model_args, data_args, prompt_args = parser.parse(argv)
     output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
-    save_config(output_dir / "config.yaml", reward_args, data_args, prompt_args, training_args, model_args)
+    checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
+    save_config(output_dir / "config.yaml", training_args, reward_args, model_args, data_args, prompt_args)
 
     # Data.
     def prompts(split: str, count: int | None):
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Models.
     set_seed(training_args.seed)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left")
     policy = load_policy(model_args)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
 
     # Trainer.
@@ -79,10 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=held_out,
     )
 
-    # Train. "auto" goes on from the last checkpoint where there is one.
-    checkpoint = training_args.resume_from_checkpoint
-    if checkpoint == "auto":
-        checkpoint = get_last_checkpoint(training_args.output_dir)
+    # Train.
     train_start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -91,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         history = trainer.state.log_history
         write_json(output_dir / "log_history.json", history)
-        last = next(entry for entry in reversed(history) if "objective/scores" in entry)
+        last = next((entry for entry in reversed(history) if "objective/scores" in entry), {})
         metrics = {name: value for name, value in last.items() if "/" in name} | {
-            "episodes": int(last["episode"]),
+            "episodes": trainer.state.global_step // trainer.sizes.updates * trainer.sizes.rollout,
             "train_seconds": round(time.perf_counter() - train_start, 1),
             "seconds": round(time.perf_counter() - start, 1),
             **peak_memory_gb(),
@@ -105,6 +103,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("rlhf_recipes").setLevel(logging.INFO)
-    main()
+    run(main, to_go_on="Add --resume_from_checkpoint auto to go on from the last checkpoint, if one was saved.")

@@ -14,7 +14,6 @@ model with its head and tokenizer (adapters merged, and on their own in adapter/
 become ratings), metrics.json, predictions.jsonl and config.yaml.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -25,6 +24,7 @@ from transformers import set_seed
 from trl import RewardTrainer
 
 from rlhf_recipes.arguments import RecipeParser, save_config
+from rlhf_recipes.cli import run
 from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.data.formats import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
@@ -99,6 +99,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("rlhf_recipes").setLevel(logging.INFO)
-    main()
+    run(main)

@@ -1,4 +1,4 @@
-"""The whole loop on the starter kit, one stage after the other: `make quickstart`, or `python -m rlhf_recipes.quickstart`.
+"""The whole loop on the starter kit, one stage after the other: `make quickstart`.
 
     starter kit -> reward model -> judge -> measure the untrained policy -> PPO -> measure again -> report
 

@@ -33,7 +33,9 @@ class PromptArguments:
     prompt_column: str = field(default="prompt", metadata={"help": "Column with the prompts, text or messages."})
     prompt_words: int | None = field(
         default=None,
-        metadata={"help": "Use the first N words of each text as the prompt; the rest becomes the column reference."},
+        metadata={
+            "help": "The first N words of each text are its prompt, the rest is kept in reference. Default: all of it."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -119,6 +121,7 @@ def check_prompts(prompt_ids: Sequence[Sequence[int]], model: Any, max_completio
     longest = max(len(ids) for ids in prompt_ids)
     if context is not None and longest + max_completion_length > context:
         raise ValueError(
-            f"The longest prompt has {longest} tokens; with max_completion_length {max_completion_length} that is more "
-            f"than the {context} tokens of the policy's context. Lower max_prompt_length or max_completion_length."
+            f"The longest prompt has {longest} tokens; with max_completion_length {max_completion_length} that is "
+            f"more than the {context} tokens of the policy's context. Lower max_prompt_length or "
+            "max_completion_length."
         )

@@ -7,13 +7,16 @@ Three things go wrong in silence when models are loaded by hand, and are settled
 3. Dropout left on, so that a policy and its reference disagree before a single update.
 """
 
+import contextlib
+import dataclasses
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,8 @@ class ModelArguments(ModelConfig):
             Put LoRA adapters on the last `lora_num_layers` layers alone. The layers below stay as they were, and no
             gradient is computed for them. `None` means every layer.
     """
+
+    help_title = "Model"
 
     lora_num_layers: int | None = field(
         default=None,
@@ -64,9 +70,9 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
             tokenizer.pad_token = candidate
             return tokenizer
     raise ValueError(
-        f"The tokenizer of {tokenizer.name_or_path!r} pads with {tokenizer.pad_token!r}, and its end-of-sequence token "
-        f"is {tokenizer.eos_token!r}: padding must be another token, or the end of a text cannot be seen. None of "
-        f"{', '.join(PAD_CANDIDATES)} is free in its vocabulary. Add one with "
+        f"The tokenizer of {tokenizer.name_or_path!r} pads with {tokenizer.pad_token!r}, and its end-of-sequence "
+        f"token is {tokenizer.eos_token!r}: padding must be another token, or the end of a text cannot be seen. None "
+        f"of {', '.join(PAD_CANDIDATES)} is free in its vocabulary. Add one with "
         "`tokenizer.add_special_tokens({'pad_token': '<pad>'})`, resize the model's embeddings, and save both."
     )
 
@@ -132,23 +138,36 @@ def load_reward_model(
     The pad token is copied from the tokenizer, because a decoder's head reads the last token that is not padding.
     """
     name = check_model_path(_required(args.model_name_or_path))
-    config = AutoConfig.from_pretrained(
-        name, num_labels=num_labels, revision=args.model_revision
-    )
+    config = AutoConfig.from_pretrained(name, num_labels=num_labels, revision=args.model_revision)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForSequenceClassification.from_pretrained(
-        name, config=config, revision=args.model_revision, **_loading_arguments(args)
-    )
+    with _quiet_loading():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, revision=args.model_revision, output_loading_info=True, **_loading_arguments(args)
+        )
+    new = sorted(report["missing_keys"])
+    if new:
+        logger.info("New weights, drawn at random and to be trained: %s.", ", ".join(new))
     if args.use_peft and is_trainable:
-        args.lora_task_type = "SEQ_CLS"
-        model = add_adapters(model, args)
+        model = add_adapters(model, dataclasses.replace(args, lora_task_type="SEQ_CLS"))
     disable_dropout(model)
     return model
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Leave out transformers' table of new and unused weights: for a new head it is no news, yet reads as an error."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def add_adapters(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
     """Wrap the model with fresh LoRA adapters as `args` describes them (arXiv 2106.09685)."""
     config = get_peft_config(args)
+    assert isinstance(config, LoraConfig), "adapters without use_peft"
     if args.lora_num_layers is not None:
         layers = model.config.get_text_config().num_hidden_layers
         if not 1 <= args.lora_num_layers <= layers:

@@ -39,7 +39,7 @@ class ActorCritic(nn.Module):
         reference_is_base: bool = False,
     ) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy: Any = policy
         self.config = policy.config
         head = policy.get_output_embeddings()
         self.value_head = nn.Linear(self.config.get_text_config().hidden_size, 1, device=head.weight.device)
@@ -81,8 +81,8 @@ class ActorCritic(nn.Module):
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, temperature: float
     ) -> Tensor:
         """Log-probabilities under the reference, `(B, T)`."""
-        model = self.ref_model or self.policy
-        off = contextlib.nullcontext() if self.ref_model is not None else self.policy.disable_adapter()
+        model = self.policy if self.ref_model is None else self.ref_model
+        off: Any = contextlib.nullcontext() if self.ref_model is not None else self.policy.disable_adapter()
         with off:
             logits, _ = completion_logits(model, prompt_ids, prompt_mask, completion_ids, mask)
         return token_logprobs(logits, completion_ids, temperature)[0]
@@ -95,7 +95,7 @@ class ActorCritic(nn.Module):
         self.policy.gradient_checkpointing_disable()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save the policy (or its adapters) in `folder`, as any Hugging Face code loads it; the critic in `critic/`."""
+        """Save policy (or its adapters) in `folder`, for any Hugging Face code to load; the critic in `critic/`."""
         self.policy.save_pretrained(str(folder))
         (Path(folder) / CRITIC_FOLDER).mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.value_head.state_dict().items()}
@@ -115,9 +115,9 @@ class ActorCritic(nn.Module):
 def completion_logits(
     model: Any, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The logits that each completion token was drawn from, `(B, T, V)`, and the hidden states below them, `(B, T, H)`.
+    """The logits `(B, T, V)` that each completion token was drawn from, and the hidden states `(B, T, H)` below them.
 
-    Those of the prompt are never computed.
+    Logits of the prompt are never computed.
     """
     attention_mask = torch.cat([prompt_mask, mask], dim=1)
     hidden: list[Tensor] = []
@@ -146,5 +146,7 @@ def has_fresh_adapters(model: nn.Module) -> bool:
     """Whether the model has LoRA adapters that change nothing yet, so that "adapters off" is the model itself."""
     if not isinstance(model, PeftModel):
         return False
-    outer = [parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    outer = [
+        parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name
+    ]
     return bool(outer) and not any(parameter.any() for parameter in outer)

@@ -6,6 +6,7 @@ under `reward/` and `time/` are open: one for each reward and each stage.
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import SupportsFloat
 
 GLOSSARY: dict[str, str] = {
     "episode": "Episodes collected so far.",
@@ -42,7 +43,7 @@ class Meter:
         self.sums: dict[str, float] = defaultdict(float)
         self.weights: dict[str, float] = defaultdict(float)
 
-    def add(self, values: Mapping[str, float], weight: float = 1.0) -> None:
+    def add(self, values: Mapping[str, SupportsFloat], weight: float = 1.0) -> None:
         """Add values, each with that weight."""
         for name, value in values.items():
             if name not in GLOSSARY and not name.startswith(OPEN_PREFIXES):

@@ -56,9 +56,7 @@ class Rollout:
 class Generator(Protocol):
     """Who produces completions."""
 
-    def generate(
-        self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]
-    ) -> Tensor:
+    def generate(self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]) -> Tensor:
         """Completions `(B, T)`, padded on the right, for prompts `(B, P)`, padded on the left.
 
         Row i depends on its prompt and on `row_keys[i]` alone, never on the other rows.
@@ -95,9 +93,7 @@ class LocalGenerator:
         self.model = model
 
     @torch.no_grad()
-    def generate(
-        self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]
-    ) -> Tensor:
+    def generate(self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]) -> Tensor:
         # `generate` would leave out temperature without do_sample, and draw from the global generator with it.
         processors = LogitsProcessorList([TemperatureLogitsWarper(float(config.temperature))])
         processors.append(KeyedGumbel(row_keys, prompt_ids.device))

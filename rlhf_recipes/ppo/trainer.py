@@ -8,11 +8,11 @@ Differences from textbook PPO (arXiv 1707.06347), in the order in which they are
 4. Advantages are whitened over the whole rollout of all processes, not over a mini-batch.
 5. The losses are means over the tokens of an optimizer step, so micro-batches and processes do not change them.
 
-`Trainer` does the rest (checkpoints, schedules, clipping, logging, callbacks, launchers). It asks for the micro-batches
-of one optimizer step at a time, in `get_batch_samples`; there, every `num_ppo_epochs * num_mini_batches` steps, a new
-rollout is collected. Which prompts are taken, how mini-batches are shuffled and which noise draws the tokens are
-functions of (seed, episode) alone, so that `global_step` is the only cursor and a resumed run goes on as if it had never
-stopped.
+`Trainer` does the rest (checkpoints, schedules, clipping, logging, callbacks, launchers). It asks for the
+micro-batches of one optimizer step at a time, in `get_batch_samples`; there, every `num_ppo_epochs * num_mini_batches`
+steps, a new rollout is collected. Which prompts are taken, how mini-batches are shuffled and which noise draws the
+tokens are functions of (seed, episode) alone, so that `global_step` is the only cursor and a resumed run goes on as if
+it had never stopped.
 """
 
 import time
@@ -68,6 +68,12 @@ class PPOTrainer(CheckpointOfRoles):
         `ValueError`: if the pad token is the EOS token, the dataset is too small for one rollout or has no `prompt`,
             or prompt and completion together are longer than the policy's context.
     """
+
+    # Narrower than what Trainer allows, and checked in __init__.
+    model: Any
+    processing_class: Any
+    train_dataset: Any
+    eval_dataset: Any
 
     loss_is_scaled_for_ga = True  # the loss is divided by the tokens of the whole optimizer step
 
@@ -207,24 +213,25 @@ class PPOTrainer(CheckpointOfRoles):
 
     def credit(self, rollout: Rollout, meter: Meter) -> Rollout:
         """Say of every token how much better it was than expected: KL penalty, score, advantages."""
-        args, mask = self.settings, rollout.mask
+        args, mask, scores = self.settings, rollout.mask, rollout.scores
+        assert scores is not None, "score before credit"
         kl = F.kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator)
-        rewards = F.rewards_per_token(rollout.scores, kl, mask, args.kl_coef)
+        rewards = F.rewards_per_token(scores, kl, mask, args.kl_coef)
         if args.whiten_rewards:
             rewards = F.masked_whiten(rewards, mask, center=False)
         advantages, returns = F.generalized_advantages(rewards, rollout.values, mask, args.gamma, args.lam)
-        self._log_rollout(rollout, kl, returns, meter)
+        self._log_rollout(rollout, scores, kl, returns, meter)
         return replace(rollout, advantages=F.masked_whiten(advantages, mask), returns=returns)
 
-    def _log_rollout(self, rollout: Rollout, kl: Tensor, returns: Tensor, meter: Meter) -> None:
+    def _log_rollout(self, rollout: Rollout, scores: Tensor, kl: Tensor, returns: Tensor, meter: Meter) -> None:
         mask, count = rollout.mask, len(rollout)
         kl_sum = float(F.masked_sum(kl, mask) / count)
-        score = float(rollout.scores.mean())
+        score = float(scores.mean())
         penalty = -self.settings.kl_coef * kl_sum
         meter.add(
             {
                 "objective/scores": score,
-                "objective/scores_std": float(rollout.scores.std(correction=0)),
+                "objective/scores_std": float(scores.std(correction=0)),
                 "objective/kl": kl_sum,
                 "objective/non_score_reward": penalty,
                 "objective/rlhf_reward": score + penalty,
@@ -260,7 +267,7 @@ class PPOTrainer(CheckpointOfRoles):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Clipped policy loss plus `vf_coef` times clipped value loss: a mean over the tokens of the optimizer step."""
+        """Clipped policy loss plus `vf_coef` times clipped value loss: a mean over tokens of the optimizer step."""
         args, mask = self.settings, inputs["mask"]
         tokens = {name: inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
         out = model(**tokens, temperature=args.temperature)
@@ -315,7 +322,7 @@ class PPOTrainer(CheckpointOfRoles):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Sample one completion for each prompt of `eval_dataset`, and log the same figures with the prefix `eval_`."""
+        """Sample one completion for each prompt of `eval_dataset`; log the same figures with the prefix `eval_`."""
         if eval_dataset is not None:
             self.eval_dataset = eval_dataset
             self.prompts["eval"] = self._prompt_ids(
