@@ -3,10 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Where a GPU driver is found, 4-bit is worth having from the start.
+# Extras of pyproject.toml to install; `make install EXTRAS=dev,quantization` adds 4-bit.
 EXTRAS ?= dev
 
-.PHONY: quickstart test test-slow lint types install clean-runs help
+.PHONY: quickstart test test-slow install help
 
 help:            ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16

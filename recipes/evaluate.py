@@ -14,7 +14,6 @@ i alone, so two policies meet the same prompts with the same luck. The output fo
 completion, every score), metrics.json and config.yaml.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,8 +30,6 @@ from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_toke
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
 from rlhf_recipes.rewards import load_rewards
-
-logger = logging.getLogger("rlhf_recipes.recipes.evaluate")
 
 
 @dataclass
@@ -85,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     if args.ref_model_name_or_path is None:
         roles = ActorCritic(policy, reference_is_base=True)
-        if roles.ref_model is policy:
-            logger.warning("KL is 0: without adapters and ref_model_name_or_path the policy is compared to itself.")
     else:
         ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
         roles = ActorCritic(policy, load_policy(ref_args, is_trainable=False))

@@ -1,4 +1,4 @@
-"""Train a reward model on human feedback: ratings (pairs are drawn from them) or pairs.
+r"""Train a reward model on human feedback: ratings (pairs are drawn from them) or pairs.
 
 On the starter kit, on a laptop's CPU:
 

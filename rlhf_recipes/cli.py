@@ -1,8 +1,10 @@
 """What makes a recipe's `main` a command: one clear message instead of a traceback, and going on from a checkpoint."""
 
+import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,8 @@ def run(main: Callable[[], object], to_go_on: str = "The same command starts it 
         `SystemExit`: with code 1 after an error of `USER_ERRORS`, 130 after Ctrl-C. Where the environment variable
             `RLHF_RECIPES_DEBUG` is 1, errors pass through with their traceback.
     """
+    # Of one library to another, about names that it will rename one day: nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rlhf_recipes").setLevel(logging.INFO)
     try:
@@ -44,7 +48,9 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
 
     Args:
         output_dir (`str` or `Path`): The folder of the run.
-        asked (`str`, *optional*): A checkpoint, or `"auto"` for the last in the folder, if there is one.
+        asked (`str`, *optional*):
+            A checkpoint, or `"auto"` for the last in the folder, if there is one. One whose writing was cut off, so
+            that it has no `trainer_state.json`, which comes last, does not count.
 
     Returns:
         `str`: the checkpoint, or `None` for a run from the beginning.
@@ -54,9 +60,7 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
         `FileExistsError`: if none was named and an earlier run left some. Checkpoints are told apart by their step
             alone: the Trainer would keep the old ones, delete the new, and go on from the wrong one later.
     """
-    from transformers.trainer_utils import get_last_checkpoint  # seconds, which not every command needs
-
-    last = get_last_checkpoint(str(output_dir))
+    last = _last_checkpoint(Path(output_dir))
     if asked == "auto":
         return last
     if asked is None and last is not None:
@@ -67,3 +71,16 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
     if asked is not None and not Path(asked, "trainer_state.json").is_file():
         raise FileNotFoundError(f"{asked!r} is no checkpoint. The last in {str(output_dir)!r} is {last or 'none'}.")
     return asked
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json") if _is_json(file)]
+    numbered = [(int(name.name.rpartition("-")[2]), name) for name in complete if name.name[11:].isdecimal()]
+    return str(max(numbered)[1]) if numbered else None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError:
+        return False

@@ -20,7 +20,11 @@ class CheckpointOfRoles(Trainer):
         self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
         saved = Path(resume_from_checkpoint) / ROLLOUT_FILE
         # Written by ourselves when a checkpoint falls between two updates on the same rollout.
-        self.rollout = torch.load(saved, weights_only=False) if saved.is_file() else None
+        self.restore_rollout(torch.load(saved, map_location="cpu", weights_only=False) if saved.is_file() else None)
+
+    def restore_rollout(self, saved: Any) -> None:
+        """Go on with what was saved in the middle of a rollout; `None` where the checkpoint stands between two."""
+        raise NotImplementedError
 
     def _load_best_model(self) -> None:
         self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)

@@ -1,5 +1,6 @@
 """What a policy writes for held-out prompts, measured: scores, KL, diversity, and the difference between two runs."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo.functional import kl_per_token
 from rlhf_recipes.ppo.rollout import LocalGenerator, Rollout, sample, sampling_config, stable_key, token_lists
 from rlhf_recipes.rewards import WeightedSum
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -42,6 +45,8 @@ def write_completions(
         `ValueError`: if a prompt has no token, or does not fit into the policy's context with its completion.
     """
     prompt_ids = tokenize_prompts(dataset["prompt"], tokenizer, max_prompt_length)
+    if roles.ref_model is roles.policy:
+        logger.info("KL is 0: with neither adapters nor ref_model_name_or_path the policy is its own reference.")
     check_prompts(prompt_ids, roles.policy, max_completion_length)
     config = sampling_config(tokenizer, roles.policy, max_completion_length, temperature)
     device = roles.value_head.weight.device

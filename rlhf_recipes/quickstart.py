@@ -14,8 +14,11 @@ import json
 import os
 import platform
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,35 +69,57 @@ def fingerprint(stage: Stage, stamps: Mapping[str, str]) -> str:
 
 def is_done(stage: Stage, stamp: str) -> bool:
     """Whether the stage has ended with exactly these inputs."""
-    return _read_stamp(stage) == {"done": stamp} and (RUN_DIR / stage.name / "metrics.json").is_file()
+    return _read_stamp(stage).get("done") == stamp and (RUN_DIR / stage.name / "metrics.json").is_file()
 
 
 def run_stage(stage: Stage, stamp: str) -> None:
     """Run one stage to its end.
 
     Raises:
-        `SystemExit`: with the stage's own exit code, if it fails.
+        `SystemExit`: with the stage's own exit code, if it fails; 128 + n, as in a shell, if signal n has ended it.
     """
     command = [sys.executable, *stage.command[1:]]
-    if stage.resumes and _read_stamp(stage) == {"begun": stamp}:
+    earlier = _read_stamp(stage)
+    goes_on = stage.resumes and earlier.get("begun") == stamp
+    if goes_on:
         command += ["--resume_from_checkpoint", "auto"]
-    write_stamp(stage, {"begun": stamp})
-    code = subprocess.call(command)
-    if code:
-        print(f"\nThe stage '{stage.name}' failed (exit code {code}); its message stands above. To try it again:")
-        print(f"  {shlex.join(stage.command)}\n`make quickstart` goes on from here.")
+    else:
+        forget_checkpoints(stage)
+    spent = earlier.get("seconds", 0.0) if goes_on else 0.0
+    start = time.perf_counter()
+    write_stamp(stage, {"begun": stamp, "seconds": spent})
+    try:
+        code = subprocess.call(command)
+    finally:
+        # The clock of the whole process, imports included, and of its earlier parts; a recipe knows only its own.
+        spent += time.perf_counter() - start
+        write_stamp(stage, {"begun": stamp, "seconds": spent})
+    if code == 130:  # Ctrl-C, of which the stage has spoken itself
         raise SystemExit(code)
-    write_stamp(stage, {"done": stamp})
+    if code:
+        how = f"exit code {code}" if code > 0 else f"ended by signal {-code}"
+        how += "; perhaps memory ran out" if code == -signal.SIGKILL else ""
+        print(f"\nThe stage '{stage.name}' failed ({how}). Its message stands above. To try it again:")
+        print(f"  {shlex.join(stage.command)}\n`make quickstart` goes on from here.", flush=True)
+        raise SystemExit(code if code > 0 else 128 - code)
+    write_stamp(stage, {"done": stamp, "seconds": spent})
+    forget_checkpoints(stage)
 
 
-def write_stamp(stage: Stage, content: dict[str, str]) -> None:
+def forget_checkpoints(stage: Stage) -> None:
+    """Delete the checkpoints of a run that is done or had other inputs: the next could not tell them from its own."""
+    for folder in (RUN_DIR / stage.name).glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def write_stamp(stage: Stage, content: dict[str, Any]) -> None:
     # Beside the folder of the stage, not in it: a recipe refuses a folder that holds what it did not write.
     write_json(RUN_DIR / f".{stage.name}{STAMP}", content)
 
 
-def _read_stamp(stage: Stage) -> Any:
+def _read_stamp(stage: Stage) -> dict[str, Any]:
     file = RUN_DIR / f".{stage.name}{STAMP}"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def collect_metrics() -> dict[str, Any]:
@@ -102,6 +127,8 @@ def collect_metrics() -> dict[str, Any]:
     from rlhf_recipes.evaluation import paired_gain
 
     stages = {s.name: json.loads((RUN_DIR / s.name / "metrics.json").read_text(encoding="utf-8")) for s in STAGES}
+    # A stage run by hand has only its recipe's own clock.
+    seconds = {s.name: round(_read_stamp(s).get("seconds", stages[s.name]["seconds"]), 1) for s in STAGES}
     rows = {name: _completions(name) for name in ("before", "after")}
     if [row["prompt"] for row in rows["before"]] != [row["prompt"] for row in rows["after"]]:
         raise SystemExit("The two evaluations have different prompts. Make quickstart_{before,after}.yaml agree.")
@@ -113,25 +140,26 @@ def collect_metrics() -> dict[str, Any]:
         ppo |= {before: sum(old) / len(old), after: sum(new) / len(new)}
         ppo |= {f"{prefix}{name}": value for name, value in paired_gain(old, new).items()}
     return {
-        "reward_model": {key: stages["reward"][key] for key in keys},
+        "reward_model": {key: stages["reward"][key] for key in keys} | {"seconds": seconds["reward"]},
         "ppo": ppo
         | {
             "kl": stages["after"]["kl"],
             "distinct2_before": stages["before"]["distinct_2"],
             "distinct2_after": stages["after"]["distinct_2"],
             "episodes": stages["ppo"]["episodes"],
-            "seconds": stages["ppo"]["seconds"],
+            "seconds": seconds["ppo"],
             "peak_memory_gb": stages["ppo"]["peak_memory_gb"],
         },
         "peak_memory_gb": max(stage["peak_memory_gb"] for stage in stages.values()),
-        "total_seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
+        "total_seconds": round(sum(seconds.values()), 1),
         "commands": ["make quickstart", *(shlex.join(stage.command) for stage in STAGES)],
     }
 
 
 def _completions(name: str) -> list[dict[str, Any]]:
-    text = (RUN_DIR / name / "completions.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    # Line by line as the file has them: `splitlines` would also cut at U+2028, which JSON leaves as it is.
+    with (RUN_DIR / name / "completions.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def describe_environment() -> dict[str, Any]:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def read_jsonl(file):
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 @pytest.fixture(scope="module")

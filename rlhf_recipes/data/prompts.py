@@ -92,6 +92,7 @@ def tokenize_prompts(
     prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
 ) -> list[list[int]]:
     """Token ids of each prompt; messages go through the chat template. A longer prompt loses its beginning."""
+    ids: Any
     if is_conversational(prompts[0]):
         ids = [
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

@@ -107,6 +107,10 @@ def disable_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        # Many attentions keep theirs as a plain number, which no Dropout module shows (Llama: attention_dropout).
+        for name, value in vars(module).items():
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedModel | PeftModel:

@@ -16,7 +16,9 @@ NOT_USED = {
     "dataloader_num_workers": 0,
     "group_by_length": False,
     "label_smoothing_factor": 0.0,
+    "max_steps": -1,
     "neftune_noise_alpha": None,
+    "per_device_eval_batch_size": 8,
     "save_only_model": False,
     "torch_compile": False,
 }
@@ -143,6 +145,8 @@ class PPOConfig(TrainingArguments):
 
     def _check_ranges(self) -> None:
         at_least_one = (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
             "num_ppo_epochs",
             "num_mini_batches",
             "rollout_forward_batch_size",
@@ -159,6 +163,12 @@ class PPOConfig(TrainingArguments):
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
+        for name in ("kl_coef", "vf_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more.")
+        for name in ("cliprange", "cliprange_value"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0.")
         if self.kl_estimator not in KL_ESTIMATORS or self.kl_estimator == "k2":
             raise ValueError(
                 f"kl_estimator is {self.kl_estimator!r}; in the rewards it can be k1 or k3. (k2 is a biased estimate "
@@ -220,4 +230,6 @@ class PPOConfig(TrainingArguments):
                 setattr(args, name, count if 0 < count < 1 else int(count) * sizes.updates)
         # It would write loss 0.0 in the log while the weights turn into NaN; the trainer stops at NaN instead.
         args.logging_nan_inf_filter = False
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # every pass uses all of policy and critic
         return args

@@ -47,8 +47,9 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) 
     log_norm = logits.logsumexp(dim=-1)
     logprobs = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - log_norm
     with torch.no_grad():
-        # H = log Z - E[logit]; the expectation is taken without keeping the probabilities.
-        entropy = log_norm - (torch.exp(logits - log_norm.unsqueeze(-1)) * logits).sum(-1)
+        # Of normalized logits: log Z - E[logit] would lose the entropy in the rounding of large logits.
+        normalized = logits - log_norm.unsqueeze(-1)
+        entropy = -(torch.exp(normalized) * normalized).sum(-1)
     return logprobs, entropy
 
 

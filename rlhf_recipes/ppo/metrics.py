@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import SupportsFloat
 
 GLOSSARY: dict[str, str] = {
-    "episode": "Episodes collected so far.",
+    "episode": "Episodes collected so far, by all processes.",
     "objective/scores": "Weighted sum of the rewards, with the penalty for a missing end; mean over episodes.",
     "objective/scores_std": "Standard deviation of the scores over the episodes of a rollout.",
     "objective/kl": "Sum over tokens of the KL estimate against the reference, in nats; mean over episodes.",
@@ -49,6 +49,16 @@ class Meter:
             if name not in GLOSSARY and not name.startswith(OPEN_PREFIXES):
                 raise KeyError(f"No metric {name!r} in the glossary of rlhf_recipes/ppo/metrics.py: define it there.")
             self.sums[name] += float(value) * weight
+            self.weights[name] += weight
+
+    def state(self) -> dict[str, tuple[float, float]]:
+        """Sum and weight of each name, as [`Meter.merge`] takes them."""
+        return {name: (self.sums[name], self.weights[name]) for name in self.sums}
+
+    def merge(self, state: Mapping[str, tuple[float, float]]) -> None:
+        """Add what another meter has collected."""
+        for name, (total, weight) in state.items():
+            self.sums[name] += total
             self.weights[name] += weight
 
     def read(self) -> dict[str, float]:

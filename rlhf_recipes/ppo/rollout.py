@@ -1,11 +1,13 @@
 """Rollouts: what a policy wrote, and what policy, reference and critic said of every token."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation import TemperatureLogitsWarper
@@ -98,10 +100,30 @@ class LocalGenerator:
         processors = LogitsProcessorList([TemperatureLogitsWarper(float(config.temperature))])
         processors.append(KeyedGumbel(row_keys, prompt_ids.device))
         greedy = GenerationConfig(**{**config.to_dict(), "do_sample": False, "temperature": None})
-        output = self.model.generate(
-            input_ids=prompt_ids, attention_mask=mask, generation_config=greedy, logits_processor=processors
-        )
+        with without_defaults(self.model):
+            output = self.model.generate(
+                input_ids=prompt_ids, attention_mask=mask, generation_config=greedy, logits_processor=processors
+            )
         return output[:, prompt_ids.shape[1] :]
+
+
+@contextlib.contextmanager
+def without_defaults(model: Any) -> Iterator[None]:
+    """Put aside the generation defaults that a model brings along.
+
+    `generate` fills every option that a config leaves open from these (suppressed tokens, biases, penalties), and then
+    completions would come from another distribution than the one that log-probabilities are taken of.
+    """
+    # A PeftModel has defaults of its own, and hands them to the model below at every call.
+    holders = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    own = [holder.generation_config for holder in holders]
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, config in zip(holders, own, strict=True):
+            holder.generation_config = config
 
 
 def sampling_config(tokenizer: PreTrainedTokenizerBase, model: Any, max_new_tokens: int, temperature: float) -> Any:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
@@ -33,7 +33,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf_recipes.compat import ROLLOUT_FILE, CheckpointOfRoles
 from rlhf_recipes.data.formats import is_conversational, require_columns
-from rlhf_recipes.data.prompts import tokenize_prompts
+from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
 from rlhf_recipes.modeling.loading import disable_dropout
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional as F
@@ -110,7 +110,10 @@ class PPOTrainer(CheckpointOfRoles):
         disable_dropout(model)
         self.settings = args
         self.sampling = sampling_config(processing_class, model, args.max_completion_length, args.temperature)
+        if self.sampling.eos_token_id is None:
+            raise ValueError("Neither tokenizer nor model names an end-of-sequence token: no completion could end.")
         self.rollout: Rollout | None = None
+        self.update_start = time.perf_counter()
         self.meter, self.eval_meter = Meter(), Meter()
         super().__init__(
             model=ActorCritic(model, ref_model),
@@ -151,7 +154,6 @@ class PPOTrainer(CheckpointOfRoles):
         rollout = self.gather(self.score("train", rows, rollout, self.meter))
         rollout = self.credit(rollout, self.meter)
         self.meter.add({"time/sample": sampled - start, "time/score": time.perf_counter() - sampled})
-        self.meter.add({"episode": (iteration + 1) * sizes.rollout})
         return rollout
 
     def rows_of(self, iteration: int) -> list[int]:
@@ -163,13 +165,14 @@ class PPOTrainer(CheckpointOfRoles):
 
     def sample(self, split: str, rows: Sequence[int], keys: Sequence[int]) -> Rollout:
         """One completion for each row, with the log-probabilities and values of its tokens."""
+        was_training = self.model.training
         self.model.eval()
         prompts = [self.prompts[split][row] for row in rows]
         chunk, device = self.settings.rollout_forward_batch_size, self.args.device
         with self.compute_loss_context_manager():
             generator = LocalGenerator(self.roles.policy)
             rollout = sample(self.roles, generator, prompts, keys, self.sampling, device, chunk)
-        self.model.train()
+        self.model.train(was_training)
         return rollout
 
     def score(self, split: str, rows: Sequence[int], rollout: Rollout, meter: Meter) -> Rollout:
@@ -254,9 +257,14 @@ class PPOTrainer(CheckpointOfRoles):
             next(epoch_iterator)  # the clock, see get_train_dataloader
         sizes = self.sizes
         iteration, update = divmod(self.state.global_step, sizes.updates)
-        if self.rollout is None or update == 0:
+        if update == 0:
             self.rollout = self.collect(iteration)
             self.update_start = time.perf_counter()
+        elif self.rollout is None:
+            raise FileNotFoundError(
+                f"The checkpoint of step {self.state.global_step} lies between two updates on one rollout, but has no "
+                f"{ROLLOUT_FILE}: saving it was interrupted. Resume from an earlier one."
+            )
         epoch, mini = divmod(update, self.settings.num_mini_batches)
         order = _permutation(sizes.rollout, self.args.seed, "mini-batches", iteration, epoch)
         rows = order[mini * sizes.mini : (mini + 1) * sizes.mini]
@@ -309,15 +317,17 @@ class PPOTrainer(CheckpointOfRoles):
         if "loss" in logs:
             self.meter.add({"time/update": time.perf_counter() - self.update_start})
             self._join_processes(self.meter)
-            logs = {**logs, **self.meter.read()}
+            rollouts = -(-self.state.global_step // self.sizes.updates)  # the one in work is counted
+            logs = {**logs, "episode": rollouts * self.sizes.rollout, **self.meter.read()}
         super().log(logs, start_time)
 
     def _join_processes(self, meter: Meter) -> None:
+        """Add up what the processes have measured. A reward that applied to no row of one is missing there."""
         if self.sizes.world > 1:
-            names = sorted(meter.sums)  # the same on every process, because each runs the same rewards
-            numbers = torch.tensor([[meter.sums[n], meter.weights[n]] for n in names], device=self.args.device)
-            for name, (total, weight) in zip(names, self.accelerator.reduce(numbers).tolist(), strict=True):
-                meter.sums[name], meter.weights[name] = total, weight
+            everyone = gather_object([meter.state()])
+            meter.read()
+            for state in everyone:
+                meter.merge(state)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -328,10 +338,12 @@ class PPOTrainer(CheckpointOfRoles):
             self.prompts["eval"] = self._prompt_ids(
                 eval_dataset, self.processing_class, self.roles.policy, self.settings
             )
+        if "eval" not in self.prompts:
+            raise ValueError("There is nothing to evaluate on: give eval_dataset, here or to the trainer.")
         count = len(self.prompts["eval"])
         rows = list(range(count))[self.args.process_index :: self.sizes.world]
         # Every process needs as many rows as the others; those added at the end are counted twice.
-        rows += rows[:1] * (-(-count // self.sizes.world) - len(rows))
+        rows += [0] * (-(-count // self.sizes.world) - len(rows))
         rollout = self.sample("eval", rows, [stable_key(self.args.seed, "eval", row) for row in rows])
         rollout = self.gather(self.score("eval", rows, rollout, self.eval_meter))
         self.credit(rollout, self.eval_meter)
@@ -350,23 +362,22 @@ class PPOTrainer(CheckpointOfRoles):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
+    def restore_rollout(self, saved: Any) -> None:
+        self.rollout = None if saved is None else saved["rollout"]
+        self.meter.read()
+        for number, state in enumerate([] if saved is None else saved["meters"]):
+            if number % self.sizes.world == self.args.process_index:  # also where there are fewer processes now
+                self.meter.merge(state)
+
     @staticmethod
     def _prompt_ids(
         dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: Any, args: PPOConfig
     ) -> list[list[int]]:
+        if not len(dataset):
+            raise ValueError("The dataset is empty: PPO needs prompts.")
         require_columns(dataset, ["prompt"], "PPO")
         ids = tokenize_prompts(dataset["prompt"], tokenizer, args.max_prompt_length)
-        empty = [row for row, prompt in enumerate(ids) if not prompt]
-        if empty:
-            raise ValueError(f"Row {empty[0]} has a prompt without tokens ({len(empty)} such rows). Leave them out.")
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(len(prompt) for prompt in ids)
-        if context is not None and longest + args.max_completion_length > context:
-            raise ValueError(
-                f"The longest prompt has {longest} tokens; with max_completion_length {args.max_completion_length} "
-                f"that is more than the {context} tokens of the policy's context. Lower max_prompt_length or "
-                "max_completion_length."
-            )
+        check_prompts(ids, model, args.max_completion_length)
         return ids
 
 
@@ -377,9 +388,11 @@ class SaveRollout(TrainerCallback):
         self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.trainer.sizes.updates and state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            torch.save(self.trainer.rollout, folder / ROLLOUT_FILE)
+        if state.global_step % self.trainer.sizes.updates:
+            meters = gather_object([self.trainer.meter.state()])
+            if state.is_world_process_zero:
+                folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+                torch.save({"rollout": self.trainer.rollout, "meters": meters}, folder / ROLLOUT_FILE)
 
 
 def _permutation(count: int, *key: Any) -> Tensor:

@@ -63,7 +63,8 @@ def command(place, out, *more, model="policy", **changed):
 
 
 def completions(folder):
-    return [json.loads(line) for line in (Path(folder) / "completions.jsonl").read_text().splitlines()]
+    text = (Path(folder) / "completions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def test_every_completion_is_kept_with_every_score(main, place, tmp_path, capsys):

@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_recipes.cli import run
+from rlhf_recipes.cli import find_checkpoint, run
 from rlhf_recipes.rewards import RewardError
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
@@ -248,6 +248,31 @@ def test_auto_after_a_completed_run_changes_nothing(main, place, tmp_path):
         name: metrics[name] for name in metrics if "/" in name
     }
     assert again["episodes"] == 24
+
+
+@pytest.mark.parametrize("state", [None, '{"global_step": 1'], ids=["missing", "half written"])
+def test_a_checkpoint_whose_writing_was_cut_off_is_passed_over(main, place, tmp_path, state):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    main(flags(place, tmp_path / "out", *LORA, **saving))
+    whole = load_file(tmp_path / "out/adapter_model.safetensors")
+    cut = tmp_path / "out/checkpoint-12"
+    (cut / "trainer_state.json").unlink()
+    (cut / "optimizer.pt").write_bytes(b"half")
+    if state is not None:
+        (cut / "trainer_state.json").write_text(state)
+    assert find_checkpoint(tmp_path / "out", "auto") == str(tmp_path / "out/checkpoint-8")
+    main(flags(place, tmp_path / "out", *LORA, "--resume_from_checkpoint", "auto", **saving))
+    again = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert find_checkpoint(tmp_path / "out", "auto") == str(cut)
+
+
+def test_the_last_checkpoint_is_that_of_the_highest_number(tmp_path):
+    for name in ("checkpoint-8", "checkpoint-12", "checkpoint-best", "checkpoints"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text('{"global_step": 1}')
+    assert find_checkpoint(tmp_path, "auto") == str(tmp_path / "checkpoint-12")
+    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-8")) == str(tmp_path / "checkpoint-8")
 
 
 def test_auto_without_a_checkpoint_begins_at_the_beginning(main, place, tmp_path):

@@ -1,0 +1,215 @@
+"""The YAML files say what their recipes understand, and agree with each other; recipes can be read and imported."""
+
+import ast
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf_recipes.arguments import RecipeParser
+
+PROJECT = Path(__file__).parents[1]
+CONFIGS = sorted((PROJECT / "recipes/configs").glob("*.yaml"))
+RECIPES = sorted((PROJECT / "recipes").glob("*.py"))
+
+
+def name_of(file):
+    return file.stem
+
+
+def header_of(file):
+    """The comment at the top, without its marks."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    count = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:count])
+
+
+def commands_in(text):
+    """`(recipe, config)` of each command `recipes/NAME.py --config FILE`."""
+    return re.findall(r"(recipes/\w+\.py) --config (\S+\.yaml)", text)
+
+
+class Parsed(Exception):
+    """Carries the options out of a recipe's `main`, which would go on to load data and models."""
+
+
+def options_of(recipe, *arguments):
+    """What a recipe understands of a command line, all dataclasses in one dictionary."""
+    spec = importlib.util.spec_from_file_location(f"{recipe.stem}_for_its_options", recipe)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class OnlyParses(RecipeParser):
+        def parse(self, argv=None):
+            raise Parsed(super().parse(argv))
+
+    module.RecipeParser = OnlyParses
+    with pytest.raises(Parsed) as parsed:
+        module.main(list(map(str, arguments)))
+    options = {}
+    for group in parsed.value.args[0]:
+        options |= {field.name: getattr(group, field.name) for field in dataclasses.fields(group) if field.init}
+    return options
+
+
+@pytest.fixture(scope="module")
+def configs():
+    """The options of every YAML file, by the name of the file."""
+    return {file.stem: options_of(PROJECT / commands_in(header_of(file))[-1][0], "--config", file) for file in CONFIGS}
+
+
+def models_among(rewards):
+    return {reward["func"] for reward in rewards if "/" in reward["func"] and ".py" not in reward["func"]}
+
+
+# ---- each file
+
+
+def test_there_are_configs_and_recipes():
+    assert len(CONFIGS) >= 5
+    assert {recipe.stem for recipe in RECIPES} >= {"reward", "ppo", "evaluate"}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=name_of)
+def test_the_header_says_on_what_how_long_what_to_expect_and_what_comes_before(file):
+    header = header_of(file)
+    for what in ("Hardware:", "Time:", "Expect:", "Before:"):
+        assert re.search(rf"^{what} +\S", header, re.MULTILINE), f"{what} is missing in the header of {file.name}"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=name_of)
+def test_the_header_has_figures_and_no_gaps_to_fill(file):
+    assert "TBD" not in header_of(file)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=name_of)
+def test_the_header_ends_with_the_command_that_runs_the_file(file):
+    commands = commands_in(header_of(file))
+    assert commands, f"{file.name} says no command"
+    assert commands[-1][1] == f"recipes/configs/{file.name}"
+    for recipe, config in commands:
+        assert (PROJECT / recipe).is_file()
+        assert (PROJECT / config).is_file()
+
+
+def test_every_file_is_understood_by_its_recipe(configs):
+    assert set(configs) == {file.stem for file in CONFIGS}
+    for name, options in configs.items():
+        assert options["output_dir"], name
+        assert options["dataset_name"], name
+        assert options["model_name_or_path"], name
+
+
+def test_what_a_file_reads_is_made_by_what_its_header_says_comes_before(configs):
+    makers = {options["output_dir"]: f"{name}.yaml" for name, options in configs.items()}
+    for file in CONFIGS:
+        before = header_of(file).partition("Before:")[2]
+        options = configs[file.stem]
+        read = {options["dataset_name"], options["model_name_or_path"], options.get("ref_model_name_or_path")}
+        read |= models_among(options.get("reward_funcs") or [])
+        for path in read - {None}:
+            assert path.startswith(("starter/", "runs/")), f"{file.name} reads {path}"
+            maker = "rlhf_recipes.data.starter" if path.startswith("starter/") else makers[path]
+            assert maker in before, f"{file.name} reads {path}, and does not say that {maker} comes before"
+
+
+def test_no_two_runs_write_into_one_folder(configs):
+    folders = [options["output_dir"] for options in configs.values()]
+    assert len(set(folders)) == len(folders)
+
+
+# ---- the quickstart as a whole
+
+
+@pytest.fixture(scope="module")
+def stages(configs):
+    return {name.removeprefix("quickstart_"): o for name, o in configs.items() if name.startswith("quickstart_")}
+
+
+def test_the_policy_is_tuned_with_the_reward_model_and_without_the_judge(stages):
+    models = models_among(stages["ppo"]["reward_funcs"])
+    assert models == {stages["reward"]["output_dir"]}
+    for name in ("before", "after"):
+        assert models_among(stages[name]["reward_funcs"]) == models | {stages["judge"]["output_dir"]}
+
+
+def test_the_judge_has_another_backbone_and_other_rows(stages):
+    reward, judge = stages["reward"], stages["judge"]
+    assert judge["model_name_or_path"] != reward["model_name_or_path"]
+    (_, end), (start, _) = (map(float, stage["train_share"].split(":")) for stage in (reward, judge))
+    assert end <= start
+
+
+def test_before_and_after_differ_in_the_policy_alone(stages):
+    before, after = stages["before"], stages["after"]
+    differing = {name for name in before if before[name] != after[name]}
+    assert differing == {"model_name_or_path", "output_dir"}
+    assert before["model_name_or_path"] == stages["ppo"]["model_name_or_path"]
+    assert after["model_name_or_path"] == stages["ppo"]["output_dir"]
+    # KL is against the model below the adapters, or else it must be named.
+    assert stages["ppo"]["use_peft"] or after["ref_model_name_or_path"] == before["model_name_or_path"]
+
+
+def test_the_policy_is_measured_as_it_was_trained_on_rows_it_has_not_seen(stages):
+    ppo, after = stages["ppo"], stages["after"]
+    for name in ("dataset_name", "prompt_column", "prompt_words", "max_completion_length", "temperature"):
+        assert ppo[name] == after[name], name
+    assert ppo["dataset_train_split"] != after["dataset_test_split"]
+    assert after["max_eval_samples"] >= 128
+    assert after["temperature"] == 1.0
+
+
+def test_the_score_is_what_was_trained_for_and_the_others_only_watch(stages):
+    trained = {reward["name"]: reward["weight"] for reward in stages["ppo"]["reward_funcs"]}
+    measured = {reward["name"]: reward["weight"] for reward in stages["after"]["reward_funcs"]}
+    assert {name: weight for name, weight in measured.items() if weight} == trained
+    assert {name for name, weight in measured.items() if not weight} == {"judge", "vader"}
+
+
+def test_ppo_saves_often_enough_to_go_on(stages):
+    ppo = stages["ppo"]
+    rollouts = ppo["total_episodes"] / (ppo["per_device_train_batch_size"] * ppo["gradient_accumulation_steps"])
+    assert ppo["save_strategy"] == "steps"
+    assert 1 <= ppo["save_steps"] <= rollouts / 2
+
+
+# ---- the recipes
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_a_recipe_can_be_read_in_one_sitting(recipe):
+    assert len(recipe.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_nothing_runs_at_import(recipe):
+    """At the top level stand imports, classes, functions and constants, and the call of `main` behind its guard."""
+    docstring, *body = ast.parse(recipe.read_text(encoding="utf-8")).body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(docstring.value, ast.Constant)
+    *body, last = body
+    assert isinstance(last, ast.If)
+    assert ast.unparse(last.test) == "__name__ == '__main__'"
+    for node in body:
+        assert isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.Assign), (
+            f"{recipe.name}, line {node.lineno}: {ast.unparse(node)}"
+        )
+        if isinstance(node, ast.Assign):
+            assert not [part for part in ast.walk(node.value) if isinstance(part, ast.Call)], ast.unparse(node)
+    assert [node.args.args[0].arg for node in body if getattr(node, "name", "") == "main"] == ["argv"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_the_commands_in_a_docstring_can_be_pasted(recipe):
+    source = recipe.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(source))
+    # In an ordinary string a backslash at the end of a line swallows the line break.
+    assert docstring.count(" \\\n") == source.partition('"""\n\nimport')[0].count(" \\\n")
+    for script, config in commands_in(docstring):
+        assert (PROJECT / script).is_file()
+        assert (PROJECT / config).is_file()
+    for script, rest in re.findall(r"(recipes/\w+\.py) (--.*)", docstring.replace(" \\\n", " ")):
+        arguments = [str(PROJECT / word) if word.startswith("recipes/configs/") else word for word in rest.split()]
+        assert options_of(PROJECT / script, *arguments)["output_dir"]
