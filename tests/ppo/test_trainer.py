@@ -207,7 +207,6 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(tmp_path, reference_run):
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -509,7 +508,7 @@ def test_conversations_go_through_the_chat_template_and_come_back_as_messages(tm
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_it_learns_to_write_a_wanted_token(tmp_path, kind):
-    # One token in 400. Adapters cannot touch the output layer: they get a larger target, and wide enough weights there.
+    # One token in 400. Adapters cannot touch the output layer: they get a larger target, and wider weights there.
     wanted = set(TOKENIZER(" good")["input_ids"]) if kind == "full" else set(range(10, 40))
 
     def share(completion_ids, **kwargs):
