@@ -282,7 +282,8 @@ class PPOTrainer(CheckpointOfRoles):
         # Padding gets ratio 1 and error 0, so that what the models say of it can neither overflow nor count.
         logprobs = torch.where(mask.bool(), out["logprobs"], inputs["logprobs"])
         policy, ratio, clipped = F.policy_loss(logprobs, inputs["logprobs"], inputs["advantages"], args.cliprange)
-        value, value_clipped = F.value_loss(out["values"], inputs["values"], inputs["returns"], args.cliprange_value)
+        values = torch.where(mask.bool(), out["values"], inputs["values"])
+        value, value_clipped = F.value_loss(values, inputs["values"], inputs["returns"], args.cliprange_value)
         loss = F.masked_sum(policy + args.vf_coef * value, mask) * self.sizes.world / num_items_in_batch
         if not torch.isfinite(loss):
             raise FloatingPointError(

@@ -444,7 +444,7 @@ def test_the_logged_loss_is_policy_loss_plus_weighted_value_loss(tmp_path):
     run.train()
     for entry in logged(run):
         parts = entry["loss/policy_avg"] + 0.3 * entry["loss/value_avg"]
-        assert entry["loss"] == pytest.approx(parts, rel=0.2, abs=1e-3)
+        assert entry["loss"] == pytest.approx(parts, abs=1e-6)  # each step is over the same tokens
 
 
 def test_logging_every_second_rollout_counts_all_episodes(tmp_path):
@@ -534,7 +534,11 @@ def test_it_learns_to_write_a_wanted_token(tmp_path, kind):
 def test_a_high_price_of_kl_keeps_the_policy_near_the_reference(tmp_path):
     kl = {}
     for coef in (0.0, 1.0):
-        run = trainer(tmp_path / str(coef), kl_coef=coef, total_episodes=8 * 12, learning_rate=0.5, seed=3)
+        run = trainer(
+            tmp_path / str(coef), kl_coef=coef, seed=3, per_device_train_batch_size=16, total_episodes=16 * 15,
+            optim="adamw_torch", learning_rate=3e-3, lr_scheduler_type="constant",
+        )  # fmt: skip
         run.train()
-        kl[coef] = sum(abs(entry["objective/kl"]) for entry in logged(run)[-4:])
-    assert kl[1.0] < kl[0.0]
+        kl[coef] = sum(entry["objective/kl"] for entry in logged(run)[-4:]) / 4
+    assert kl[0.0] > 1
+    assert kl[1.0] < 0.7 * kl[0.0]  # 0.85 against 2.6 nats when this was written; SGD leaves it to chance
