@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rlhf_recipes.outputs import write_json
 
 RUN_DIR = Path("runs/quickstart")
@@ -63,7 +65,8 @@ STAGES = (
 def fingerprint(stage: Stage, stamps: Mapping[str, str]) -> str:
     """What the result of a stage depends on: its YAML, the versions in use, and the stages it reads from."""
     versions = [importlib.metadata.version(package) for package in (*PACKAGES, "rlhf-recipes")]
-    parts = [stage.config.read_text(encoding="utf-8"), *versions, *(stamps[name] for name in stage.needs)]
+    settings = json.dumps(yaml.safe_load(stage.config.read_text(encoding="utf-8")))  # a comment changes no result
+    parts = [settings, *versions, *(stamps[name] for name in stage.needs)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
