@@ -91,10 +91,10 @@ def _describe_measurement(run: Run) -> str:
     settings = run.settings.get("after/config.yaml", {})
     temperature, top_p = settings.get("temperature", 1), settings.get("top_p", 1)
     return (
-        "Every held-out prompt, none left out, with one completion before and one after PPO, sampled at temperature "
+        "Every prompt of the evaluation, each with one completion before and one after PPO, sampled at temperature "
         f"{temperature:g} and top_p {top_p:g}, with the same limit on length."
         if isinstance(temperature, int | float) and isinstance(top_p, int | float)
-        else "Every held-out prompt, none left out, with one completion before and one after PPO."
+        else "Every prompt of the evaluation, each with one completion before and one after PPO."
     )
 
 

@@ -150,7 +150,7 @@ def test_says_what_the_things_are(html: str) -> None:
         "calibrated to the human rating on the validation split",
         "another backbone",
         "trained on other rows",
-        "Every held-out prompt",
+        "Every prompt of the evaluation",
         "temperature 1 and top_p 1",
         "paired bootstrap over prompts",
         "nats per completion",
