@@ -1,5 +1,6 @@
 """What a person sees while PPO runs: one bar that counts rollouts, and one line of figures for each log."""
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -42,7 +43,8 @@ class RolloutProgress(TrainerCallback):
         figures += [f"{n.split('/')[1]} {v:.3g}" for n, v in logs.items() if n.startswith(f"{prefix}reward/")]
         if figures:
             where = "evaluation" if prefix else f"episode {logs.get('episode', 0):g}"
-            self.bar.write(f"{where:>14}: " + ", ".join(figures))
+            # To stderr, where the bar is: a pipe or a file would hold back stdout until the end.
+            self.bar.write(f"{where:>14}: " + ", ".join(figures), file=sys.stderr)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
