@@ -81,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = load_policy(model_args, is_trainable=False)
     tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     if args.ref_model_name_or_path is None:
-        roles = ActorCritic(policy, reference_is_base=True)
+        roles = ActorCritic(policy, reference_is_base=True, critic=False)
     else:
         ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
-        roles = ActorCritic(policy, load_policy(ref_args, is_trainable=False))
+        roles = ActorCritic(policy, load_policy(ref_args, is_trainable=False), critic=False)
     move_to_best_device(roles).eval()
     reward = load_rewards(args.reward_funcs, args.reward_weights)
 

@@ -16,7 +16,6 @@ was interrupted goes on with --resume_from_checkpoint auto.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
 
@@ -24,27 +23,16 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 from transformers import set_seed
 
 from rlhf_recipes.arguments import RecipeParser, save_config
-from rlhf_recipes.cli import find_checkpoint, run
+from rlhf_recipes.checkpoints import find_checkpoint
+from rlhf_recipes.cli import run
 from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.ppo import PPOConfig, PPOTrainer
+from rlhf_recipes.ppo.state import STATE_FILE
 from rlhf_recipes.rewards import load_rewards
-
-
-@dataclass
-class RewardArguments:
-    """What is rewarded."""
-
-    help_title = "Rewards"
-
-    reward_funcs: list[str | dict] = field(
-        metadata={"help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function."}
-    )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight for each reward. Default: 1 for all, or those in the YAML."}
-    )
+from rlhf_recipes.rewards.loading import RewardArguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = RecipeParser((PPOConfig, RewardArguments, ModelArguments, DataArguments, PromptArguments), __doc__)
     training_args, reward_args, model_args, data_args, prompt_args = parser.parse(argv)
     output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
-    checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
+    checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint, required=[STATE_FILE])
     save_config(output_dir / "config.yaml", training_args, reward_args, model_args, data_args, prompt_args)
 
     # Data.

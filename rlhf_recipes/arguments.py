@@ -520,6 +520,8 @@ def save_config(path: str | os.PathLike[str], *args_dataclasses: Any) -> None:
         defaults = _defaults(args)
         for name in _option_hints(type(args)):
             value = getattr(args, name)
+            if name in getattr(type(args), "old_names", ()):  # the value stands under its new name
+                continue
             if name != "local_rank" and not SECRETS.fullmatch(name) and not _equal(value, defaults[name]):
                 values[name] = _to_yaml(value, name)
     file = Path(path)

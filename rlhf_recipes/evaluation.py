@@ -14,7 +14,8 @@ from rlhf_recipes.data.formats import is_conversational
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo.functional import kl_per_token
-from rlhf_recipes.ppo.rollout import LocalGenerator, Rollout, sample, sampling_config, stable_key, token_lists
+from rlhf_recipes.ppo.generation import LocalGenerator, sampling_config, stable_key
+from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, sample, token_lists
 from rlhf_recipes.rewards import WeightedSum
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def write_completions(
 
     Yields:
         `dict`: `prompt`, `completion`, `finished`, `tokens`, `kl` (nats, log policy - log reference summed over the
-        tokens), `score` (weighted sum) and `scores` (each reward by name).
+        tokens), `score` (weighted sum) and `scores` (each reward by name, per-token rewards as their sum; potentials
+        are no rewards and are left out).
 
     Raises:
         `ValueError`: if a prompt has no token, or does not fit into the policy's context with its completion.
@@ -49,7 +51,7 @@ def write_completions(
         logger.info("KL is 0: with neither adapters nor ref_model_name_or_path the policy is its own reference.")
     check_prompts(prompt_ids, roles.policy, max_completion_length)
     config = sampling_config(tokenizer, roles.policy, max_completion_length, temperature)
-    device = roles.value_head.weight.device
+    device = roles.policy.device
     generator = LocalGenerator(roles.policy)
     with tqdm(total=len(dataset), unit="completion", desc="Evaluating") as bar:
         for start in range(0, len(dataset), batch_size):
@@ -69,8 +71,8 @@ def _scored_rows(
     completions: list[Any] = texts
     if is_conversational(prompts[0]):
         completions = [[{"role": "assistant", "content": text}] for text in texts]
-    parts = reward.parts(prompts, completions, completion_ids, **columns)
-    scores = reward.combine(parts)
+    parts = reward.parts(prompts, completions, completion_ids, **columns, prompt_ids=prompt_lists(rollout))
+    scores, by_reward = reward.totals(parts), reward.per_row(parts)
     kl = kl_per_token(rollout.logprobs, rollout.ref_logprobs).masked_fill(rollout.mask == 0, 0.0).sum(dim=1)
     for i, prompt in enumerate(prompts):
         yield {
@@ -80,7 +82,7 @@ def _scored_rows(
             "tokens": len(completion_ids[i]),
             "kl": round(float(kl[i]), 4),
             "score": scores[i],
-            "scores": {name: values[i] for name, values in parts.items()},
+            "scores": {name: values[i] for name, values in by_reward.items()},
         }
 
 

@@ -240,6 +240,20 @@ def test_conversations_reach_rewards_as_messages(roles, tokenizer):
     assert [row["prompt"] for row in rows] == talks
 
 
+def test_a_per_token_reward_is_shown_as_its_sum_and_a_potential_not_at_all(roles, tokenizer):
+    def halves(completion_ids, **kwargs):
+        return [[0.5] * len(ids) for ids in completion_ids]
+
+    def progress(completion_ids, **kwargs):
+        return [[100.0] * len(ids) for ids in completion_ids]
+
+    halves.per_token = progress.per_token = progress.potential = True
+    rows = measure(roles, tokenizer, reward=WeightedSum([echo, halves, progress], weights=[10.0, 4.0, 1.0]))
+    for number, row in enumerate(rows):
+        assert row["scores"] == {"echo": number, "halves": row["tokens"] / 2}
+        assert row["score"] == 10 * number + 2 * row["tokens"]
+
+
 def test_a_prompt_longer_than_the_context_is_refused_before_anything_is_sampled(tokenizer):
     roles = ActorCritic(tiny_causal_lm(tokenizer, max_position_embeddings=16), reference_is_base=True)
     with pytest.raises(ValueError, match=r"longest prompt has \d+ tokens.* max_completion_length 8 .*the 16 tokens"):

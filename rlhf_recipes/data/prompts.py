@@ -1,7 +1,7 @@
 """From dataset rows to prompts: openings of texts, token ids, and what is done with prompts that are too long."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +89,7 @@ def openings(dataset: Dataset, words: int) -> Dataset:
 
 
 def tokenize_prompts(
-    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
+    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
 ) -> list[list[int]]:
     """Token ids of each prompt; messages go through the chat template. A longer prompt loses its beginning."""
     ids: Any
@@ -100,6 +100,8 @@ def tokenize_prompts(
         ]
     else:
         ids = tokenizer(list(prompts))["input_ids"]
+    if max_prompt_length is None:
+        return [list(row) for row in ids]
     too_long = sum(len(row) > max_prompt_length for row in ids)
     if too_long:
         logger.warning(
@@ -107,6 +109,100 @@ def tokenize_prompts(
             too_long, len(ids), max_prompt_length,
         )  # fmt: skip
     return [list(row[-max_prompt_length:]) for row in ids]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts that are ready for a policy: the rows that were kept, with a column `prompt`, and their token ids."""
+
+    dataset: Dataset
+    ids: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode_prompts(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int,
+    overlong: str = "cut",
+    data_collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]] | None = None,
+) -> Prompts:
+    """Rows with a column `prompt` (text or messages) or `input_ids` to [`Prompts`].
+
+    Args:
+        max_prompt_length (`int`): Tokens of a prompt.
+        overlong (`str`): `"cut"` takes the beginning of longer prompts away, `"drop"` leaves them out.
+        data_collator (callable, *optional*):
+            Has the last word on a prompt's ids: it is given each row with its `input_ids` in a list of one, and its
+            `input_ids` (less what its `attention_mask` hides) are taken.
+
+    Raises:
+        `ValueError`: if the dataset is empty, has neither column, or no prompt is short enough.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"PPO needs a datasets.Dataset with a length, but was given a {type(dataset).__name__}.")
+    if not len(dataset):
+        raise ValueError("The dataset is empty: PPO needs prompts.")
+    if "tools" in dataset.column_names:
+        logger.warning("The dataset's column 'tools' is given to the rewards; the chat template does not get it.")
+    if "prompt" in dataset.column_names:
+        ids = tokenize_prompts(dataset["prompt"], tokenizer)
+    elif "input_ids" in dataset.column_names:
+        ids = _without_padding(dataset)
+        dataset = dataset.remove_columns(
+            [name for name in ("input_ids", "attention_mask") if name in dataset.features]
+        )
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        dataset = dataset.add_column("prompt", texts) if dataset.column_names else Dataset.from_dict({"prompt": texts})
+    else:
+        raise ValueError(
+            f"PPO needs a column 'prompt' (text or messages) or 'input_ids', but the dataset has "
+            f"{', '.join(dataset.column_names)}. Rename the right one."
+        )
+    if data_collator is not None:
+        ids = [_collated(row, row_ids, data_collator) for row, row_ids in zip(dataset, ids, strict=True)]
+    return Prompts(*_fitting(dataset, ids, max_prompt_length, overlong))
+
+
+def _fitting(
+    dataset: Dataset, ids: list[list[int]], max_prompt_length: int, overlong: str
+) -> tuple[Dataset, list[list[int]]]:
+    kept = [row for row, row_ids in enumerate(ids) if len(row_ids) <= max_prompt_length]
+    too_long = len(ids) - len(kept)
+    if not too_long:
+        return dataset, ids
+    logger.warning(
+        "%d of %d prompts are longer than max_prompt_length %d tokens and %s.",
+        *(too_long, len(ids), max_prompt_length),
+        "lose their beginning" if overlong == "cut" else "are left out",
+    )
+    if overlong == "cut":
+        return dataset, [row_ids[-max_prompt_length:] for row_ids in ids]
+    if not kept:
+        raise ValueError(
+            f"All {len(ids)} prompts are longer than max_prompt_length {max_prompt_length} tokens, and "
+            "overlong_prompts is 'drop'. Raise max_prompt_length, or give overlong_prompts 'cut'."
+        )
+    return dataset.select(kept), [ids[row] for row in kept]
+
+
+def _without_padding(dataset: Dataset) -> list[list[int]]:
+    ids = [list(row) for row in dataset["input_ids"]]
+    if "attention_mask" not in dataset.column_names:
+        return ids
+    masks = dataset["attention_mask"]
+    return [[token for token, real in zip(*pair, strict=True) if real] for pair in zip(ids, masks, strict=True)]
+
+
+def _collated(row: dict[str, Any], ids: list[int], data_collator: Callable[..., Mapping[str, Any]]) -> list[int]:
+    # Those of transformers make tensors of all columns, and fail on texts.
+    own = type(data_collator).__module__.startswith("transformers.")
+    made = data_collator([{"input_ids": ids} if own else {**row, "input_ids": ids}])
+    row_ids = [int(token) for token in made["input_ids"][0]]
+    mask = made.get("attention_mask")
+    return row_ids if mask is None else [t for t, real in zip(row_ids, mask[0], strict=True) if int(real)]
 
 
 def check_prompts(prompt_ids: Sequence[Sequence[int]], model: Any, max_completion_length: int) -> None:

@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
+from rlhf_recipes.modeling.critics import CRITIC_FOLDER, ValueHead, _without_prefix, load_into
 from rlhf_recipes.ppo.functional import token_logprobs
-
-CRITIC_FOLDER = "critic"
-CRITIC_FILE = "value_head.safetensors"
 
 
 class ActorCritic(nn.Module):
-    """The policy, and a critic that reads what the policy's language-model head reads.
-
-    The critic is one linear layer on the last hidden states: v_t is read at the position that predicts token t, before
-    that token is chosen. It starts at 0.
+    """The policy and its critic: v_t is read at the position that predicts token t, before that token is chosen.
 
     Args:
         policy (`PreTrainedModel` or `PeftModel`): a causal language model, dropout off.
@@ -30,6 +26,11 @@ class ActorCritic(nn.Module):
             of the policy as it now is otherwise.
         reference_is_base (`bool`):
             For measuring only: the reference is the base below trained adapters, or the policy itself without any.
+        critic (`nn.Module`, *optional*):
+            As from [`~rlhf_recipes.modeling.critics.build_critic`]. By default a [`ValueHead`] is made; `False` is for
+            none, and then all values are 0.
+        ref_adapter (`str`, *optional*): The policy's adapter that is the reference.
+        logits_chunk_size (`int`, *optional*): Tokens whose logits may exist at a time; `None` for all.
     """
 
     def __init__(
@@ -37,17 +38,22 @@ class ActorCritic(nn.Module):
         policy: PreTrainedModel | PeftModel,
         ref_model: nn.Module | None = None,
         reference_is_base: bool = False,
+        critic: nn.Module | None | bool = None,
+        ref_adapter: str | None = None,
+        logits_chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         self.policy: Any = policy
         self.config = policy.config
-        head = policy.get_output_embeddings()
-        self.value_head = nn.Linear(self.config.get_text_config().hidden_size, 1, device=head.weight.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.critic: Any = ValueHead(policy) if critic is None else (critic or None)
+        self.ref_adapter = ref_adapter
+        self.adapter = policy.active_adapter if isinstance(policy, PeftModel) else None
+        self.logits_chunk_size = logits_chunk_size
+        if ref_adapter is not None and ref_adapter not in getattr(policy, "peft_config", {}):
+            raise ValueError(f"The policy has no adapter {ref_adapter!r}, which ref_adapter_name names as reference.")
         if reference_is_base:
             ref_model = None if isinstance(policy, PeftModel) else policy
-        elif ref_model is None and not has_fresh_adapters(policy):
+        elif ref_model is None and ref_adapter is None and not has_fresh_adapters(policy):
             # With adapters that have learned something, "adapters off" would be the model before that (trl#1340).
             ref_model = copy.deepcopy(policy)
         if ref_model is not None:
@@ -56,60 +62,178 @@ class ActorCritic(nn.Module):
 
     @property
     def ref_model(self) -> Any:
-        """The model that stands for the reference, or `None` where it is the policy with its adapters off."""
+        """The model that stands for the reference, or `None` where the policy does, with other adapters or none."""
         return self._outside["reference"]
 
     def forward(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, temperature: float
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        mask: Tensor,
+        temperature: float,
+        entropy_grad: bool = False,
+        critic_alone: bool = False,
+        demonstrations: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Log-probability, entropy and value for each token of the completions.
 
         Args:
             prompt_ids (`(B, P)`), prompt_mask (`(B, P)`): prompts, padded on the left.
             completion_ids (`(B, T)`), mask (`(B, T)`): completions, padded on the right.
+            entropy_grad (`bool`): let gradients through the entropies.
+            critic_alone (`bool`): let no gradient of the values into the policy.
+            demonstrations (`tuple`, *optional*): token ids and mask of texts `(D, L)` to imitate, padded on the right.
 
         Returns:
-            `dict[str, Tensor]`: `logprobs`, `entropy`, `values`, each `(B, T)`; padding holds numbers of no meaning.
+            `dict[str, Tensor]`: `logprobs`, `entropy`, `values`, each `(B, T)`, padding holds numbers of no meaning;
+            and `demonstration_logprobs` `(D, L - 1)`, of the tokens after the first, where demonstrations were given.
         """
-        logits, hidden = completion_logits(self.policy, prompt_ids, prompt_mask, completion_ids, mask)
-        logprobs, entropy = token_logprobs(logits, completion_ids, temperature)
-        values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
-        return {"logprobs": logprobs, "entropy": entropy, "values": values}
+        logprobs, entropy, hidden = completion_logprobs(
+            self.policy,
+            prompt_ids,
+            prompt_mask,
+            completion_ids,
+            mask,
+            temperature,
+            self.logits_chunk_size,
+            entropy_grad,
+        )
+        out = {"logprobs": logprobs, "entropy": entropy}
+        if self.critic is None:
+            out["values"] = torch.zeros_like(logprobs)
+        elif self.critic.reads_policy:
+            out["values"] = self.critic(hidden.detach() if critic_alone else hidden)
+        else:
+            inputs = _inputs(prompt_ids, prompt_mask, completion_ids, mask)
+            out["values"] = self.critic(**inputs)[:, prompt_ids.shape[1] - 1 : -1]
+        if demonstrations is not None:
+            ids, texts_mask = demonstrations
+            out["demonstration_logprobs"], _, _ = completion_logprobs(
+                self.policy, ids[:, :1], texts_mask[:, :1], ids[:, 1:], texts_mask[:, 1:], 1.0, self.logits_chunk_size
+            )
+        return out
 
     @torch.no_grad()
     def reference_logprobs(
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, temperature: float
     ) -> Tensor:
         """Log-probabilities under the reference, `(B, T)`."""
-        model = self.policy if self.ref_model is None else self.ref_model
-        off: Any = contextlib.nullcontext() if self.ref_model is not None else self.policy.disable_adapter()
-        with off:
-            logits, _ = completion_logits(model, prompt_ids, prompt_mask, completion_ids, mask)
-        return token_logprobs(logits, completion_ids, temperature)[0]
+        tokens = (prompt_ids, prompt_mask, completion_ids, mask, temperature, self.logits_chunk_size)
+        with self.as_reference() as model:
+            return completion_logprobs(model, *tokens)[0]
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Any:
+        """The model that is the reference, within this context alone."""
+        if self.ref_model is not None:
+            yield self.ref_model
+        elif self.ref_adapter is not None:
+            self.policy.set_adapter(self.ref_adapter)
+            try:
+                yield self.policy
+            finally:
+                self.policy.set_adapter(self.adapter)
+                # peft switches gradients with the adapter; what was frozen and what was not comes back with it.
+        else:
+            with self.policy.disable_adapter():
+                yield self.policy
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        self.policy.gradient_checkpointing_enable(**kwargs)
-        self.policy.enable_input_require_grads()  # else no gradient reaches adapters above a frozen embedding
+        for model in self._models():
+            model.gradient_checkpointing_enable(**kwargs)
+            model.enable_input_require_grads()  # else no gradient reaches adapters above a frozen embedding
 
     def gradient_checkpointing_disable(self) -> None:
-        self.policy.gradient_checkpointing_disable()
+        for model in self._models():
+            model.gradient_checkpointing_disable()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Save policy (or its adapters) in `folder`, for any Hugging Face code to load; the critic in `critic/`."""
-        self.policy.save_pretrained(str(folder))
-        (Path(folder) / CRITIC_FOLDER).mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.value_head.state_dict().items()}
-        save_file(weights, Path(folder) / CRITIC_FOLDER / CRITIC_FILE)
+    def _models(self) -> list[Any]:
+        own = self.critic is not None and not self.critic.reads_policy
+        return [self.policy, self.critic.model] if own else [self.policy]
+
+    def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save policy (or its adapters) in `folder`, for any Hugging Face code to load; the critic in `critic/`.
+
+        Args:
+            state_dict (`dict`, *optional*): The weights of this module, where they had to be gathered from processes.
+        """
+        kwargs = {} if state_dict is None else {"state_dict": _without_prefix(state_dict, "policy.")}
+        self.policy.save_pretrained(str(folder), **kwargs)
+        if self.critic is not None:
+            own = None if state_dict is None else _without_prefix(state_dict, "critic.")
+            self.critic.save_pretrained(Path(folder) / CRITIC_FOLDER, own)
 
     def load_weights(self, folder: str | Path) -> None:
         """Take over the weights of policy and critic that `save_pretrained` wrote; the reference stays as it is."""
-        folder = Path(folder)
-        if isinstance(self.policy, PeftModel):
-            set_peft_model_state_dict(self.policy, load_file(folder / "adapter_model.safetensors"))
-        else:
-            saved = type(self.policy).from_pretrained(folder, dtype=self.policy.dtype)
-            self.policy.load_state_dict(saved.state_dict())
-        self.value_head.load_state_dict(load_file(folder / CRITIC_FOLDER / CRITIC_FILE))
+        load_into(self.policy, Path(folder))
+        if self.critic is not None:
+            self.critic.load_weights(Path(folder) / CRITIC_FOLDER)
+
+
+def _inputs(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    attention_mask = torch.cat([prompt_mask, mask], dim=1)
+    return {
+        # A pad token may have been added to the tokenizer alone: 0 is an id that every model has, and nobody sees it.
+        "input_ids": torch.cat([prompt_ids, completion_ids], dim=1).masked_fill(attention_mask == 0, 0),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),  # padding on the left must not shift a text
+    }
+
+
+def completion_logprobs(
+    model: Any,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    completion_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    chunk: int | None = None,
+    entropy_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and entropies `(B, T)` of completion tokens, and the hidden states `(B, T, H)` below them.
+
+    Logits of the prompt are never computed, and of the completions no more than `chunk` tokens at a time.
+    """
+    if chunk is None or completion_ids.numel() <= chunk:
+        logits, hidden = completion_logits(model, prompt_ids, prompt_mask, completion_ids, mask)
+        return *token_logprobs(logits, completion_ids, temperature, entropy_grad), hidden
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    states = inner.base_model(**_inputs(prompt_ids, prompt_mask, completion_ids, mask), use_cache=False)
+    hidden = states.last_hidden_state[:, prompt_ids.shape[1] - 1 : -1].contiguous()
+
+    def of_chunk(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(logits_of_hidden(inner, rows, states), ids, temperature, entropy_grad)
+
+    parts = []
+    for rows, ids in zip(hidden.flatten(0, 1).split(chunk), completion_ids.flatten().split(chunk), strict=True):
+        # Kept for the backward pass, the logits of all chunks would be there at once: they are computed again.
+        again = torch.is_grad_enabled() and rows.requires_grad
+        parts.append(checkpoint(of_chunk, rows, ids, use_reentrant=False) if again else of_chunk(rows, ids))
+    logprobs, entropy = (torch.cat(part).view_as(completion_ids) for part in zip(*parts, strict=True))
+    return logprobs, entropy, hidden
+
+
+def logits_of_hidden(model: PreTrainedModel, hidden: Tensor, said_by_body: ModelOutput) -> Tensor:
+    """From hidden states `(N, H)` to logits `(N, V)`, exactly as the model itself goes there.
+
+    Some models scale or bound their logits after the last layer (Gemma, Granite, Cohere). So it is the model's own
+    forward that runs, with the states at hand in place of what its body would compute.
+    """
+    body = model.base_model
+
+    def states_at_hand(*args: Any, **kwargs: Any) -> ModelOutput:
+        return type(said_by_body)(**{**said_by_body, "last_hidden_state": hidden.unsqueeze(0)})
+
+    own = body.__dict__.get("forward")  # where a launcher has wrapped it
+    body.forward = states_at_hand
+    try:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return model(input_ids=ids, use_cache=False).logits.squeeze(0)
+    finally:
+        del body.forward
+        if own is not None:
+            body.forward = own
 
 
 def completion_logits(
@@ -119,7 +243,6 @@ def completion_logits(
 
     Logits of the prompt are never computed.
     """
-    attention_mask = torch.cat([prompt_mask, mask], dim=1)
     hidden: list[Tensor] = []
 
     def read_input(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -131,9 +254,7 @@ def completion_logits(
     hook = model.get_output_embeddings().register_forward_pre_hook(read_input)
     try:
         logits = model(
-            input_ids=torch.cat([prompt_ids, completion_ids], dim=1),
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),  # padding on the left must not shift a text
+            **_inputs(prompt_ids, prompt_mask, completion_ids, mask),
             logits_to_keep=completion_ids.shape[1] + 1,
             use_cache=False,
         ).logits

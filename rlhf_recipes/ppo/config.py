@@ -1,13 +1,15 @@
-"""`PPOConfig`: the settings of PPO, and the one place where batch sizes are worked out."""
+"""`PPOConfig`: the settings of PPO. `batches.py` works out its batch sizes, `renamed.py` takes its old spellings."""
 
 import copy
-import math
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
+from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
+from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
 
 # Options of the Trainer that the PPO loop would ignore. What would be ignored is refused.
 NOT_USED = {
@@ -18,36 +20,25 @@ NOT_USED = {
     "label_smoothing_factor": 0.0,
     "max_steps": -1,
     "neftune_noise_alpha": None,
-    "per_device_eval_batch_size": 8,
     "save_only_model": False,
     "torch_compile": False,
 }
+CRITICS = ("head", "policy", "reward_model", "none")
 
 
-@dataclass(frozen=True)
-class BatchSizes:
-    """How the episodes of one rollout are divided. All counts but `world` and `iterations` are of episodes.
-
-    rollout -> num_mini_batches mini-batches, one optimizer step each -> micro-batches on every process.
-    """
-
-    world: int  # processes
-    rollout: int  # episodes collected by all processes before an update
-    local_rollout: int  # episodes collected by one process
-    mini: int  # episodes of one optimizer step, over all processes
-    micro: int  # episodes of one forward and backward pass of one process
-    accumulation: int  # micro-batches of one process in one optimizer step
-    updates: int  # optimizer steps for each rollout
-    iterations: int  # rollouts of the whole run
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": text, **metadata})
 
 
+@accept_old_names
 @dataclass
 class PPOConfig(TrainingArguments):
     """Settings of [`PPOTrainer`]: those of TRL 1.12 under their names, on those of `transformers.TrainingArguments`.
 
     One rollout is `per_device_train_batch_size * gradient_accumulation_steps` episodes on each process, as in TRL.
     `logging_steps`, `save_steps` and `eval_steps` count rollouts; `global_step` and the learning-rate schedule count
-    optimizer steps, of which a rollout has `num_ppo_epochs * num_mini_batches`.
+    optimizer steps, of which a rollout has `num_ppo_epochs * num_mini_batches`. docs/migrating_from_trl.md sets TRL's
+    meaning beside this one.
 
     Args:
         total_episodes (`int`, *optional*):
@@ -57,123 +48,225 @@ class PPOConfig(TrainingArguments):
             How often each rollout is gone over.
         num_mini_batches (`int`, *optional*, defaults to 1):
             Optimizer steps for each pass over a rollout.
+        num_generations (`int`, *optional*, defaults to 1):
+            Completions of each prompt in a rollout.
         rollout_forward_batch_size (`int`, *optional*, defaults to 64):
             Episodes of one process that are sampled and scored at a time; it bounds memory and changes no result.
-        max_prompt_length (`int`, *optional*, defaults to 512):
-            Longer prompts lose their beginning; how many is logged.
+        logits_chunk_size (`int`, *optional*, defaults to 2048):
+            Tokens of a micro-batch whose logits exist at a time; it bounds memory and changes no result.
+        max_prompt_length (`int`, *optional*, defaults to 512), overlong_prompts (`str`, defaults to `"cut"`):
+            Longer prompts lose their beginning (`"cut"`) or are left out (`"drop"`). Either way they are counted.
         max_completion_length (`int`, *optional*, defaults to 53):
-            Most new tokens. A completion that reaches it without an end is cut there.
+            Most new tokens. A completion that reaches it without an end is cut there (it is truncated).
         temperature (`float`, *optional*, defaults to 0.7):
             Of sampling, and of every log-probability: the policy that is trained is the one that is sampled.
+        top_k, top_p, min_p, repetition_penalty, min_new_tokens, generation_kwargs:
+            As in `transformers.GenerationConfig`. They make the sampled distribution another one than the policy's;
+            a warning says what that does to the KL.
+        stop_token (`str`, *optional*), stop_token_id (`list[int]`), stop_strings (`list[str]`):
+            What ends a completion besides the tokenizer's and the model's end-of-sequence tokens. `stop_token="none"`
+            takes these away; every completion then has its full length unless something else is named.
         missing_eos_penalty (`float`, *optional*):
             Subtracted from the score of a completion that did not end by itself.
+        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
+            Leave truncated completions out of the losses (and of whitening).
+        use_score_scaling, use_score_norm, score_clip:
+            Divide scores by the standard deviation of all scores so far; subtract their mean too; clip them to
+            `[-score_clip, score_clip]` afterwards.
         kl_coef (`float`, *optional*, defaults to 0.05):
-            Weight of the KL penalty in the rewards, against the reference.
-        kl_estimator (`str`, *optional*, defaults to `"k1"`):
-            `"k1"`, or `"k3"`; see [`~rlhf_recipes.ppo.functional.kl_per_token`].
-        cliprange (`float`, *optional*, defaults to 0.2), cliprange_value (`float`, *optional*, defaults to 0.2):
-            How far the probability ratio, and a value, may move away from the rollout's.
-        vf_coef (`float`, *optional*, defaults to 0.1):
-            Weight of the value loss.
+            Weight of the KL penalty against the reference.
+        use_kl_loss (`bool`, *optional*, defaults to `False`), kl_estimator (`str`, *optional*, defaults to `"k1"`):
+            Whether the penalty is part of the loss and not of the rewards; and its estimator. In the rewards `"k1"`
+            has the gradient of the KL, `"k2"` and `"k3"` do not. In the loss `"k2"` has it, `"k3"` that of the other
+            direction, and `"k1"` none at all, so that it is refused there.
+        kl_target (`float`, *optional*), kl_horizon (`int`, *optional*, defaults to 10000):
+            Adapt `kl_coef` after every rollout so that the KL approaches `kl_target` nats per completion, with a time
+            constant of `kl_horizon` episodes (arXiv 1909.08593, §2.2).
         gamma (`float`, *optional*, defaults to 1.0), lam (`float`, *optional*, defaults to 0.95):
             Discount, and the lambda of generalized advantage estimation.
-        whiten_rewards (`bool`, *optional*, defaults to `False`):
-            Scale the rewards of a rollout to unit variance, over all processes.
+        lam_value (`float`, *optional*), lam_length_alpha (`float`, *optional*):
+            A lambda of its own for the critic's targets; and `lam = 1 - 1/(lam_length_alpha * length)` for the
+            advantages (arXiv 2504.05118).
+        whiten_rewards (`bool`, *optional*, defaults to `False`), whiten_advantages (`bool`, defaults to `True`):
+            Scale to unit variance over the rollout of all processes; advantages are centred too.
+        critic (`str`, *optional*, defaults to `"head"`):
+            `"head"`, one layer on the policy's body; `"policy"` or `"reward_model"`, a copy of it with a head;
+            `"none"`; or the folder or id of a model. A `value_model` given to the trainer comes first.
+        critic_warmup (`int`, *optional*, defaults to 0):
+            Rollouts at the beginning in which the critic alone learns.
+        vf_coef (`float`, *optional*, defaults to 0.1), cliprange_value (`float`, *optional*, defaults to 0.2):
+            Weight of the value loss; how far a value may move away from the rollout's (`None`: any distance).
+        cliprange (`float`, *optional*, defaults to 0.2), cliprange_high (`float`, *optional*):
+            How far the probability ratio may move from 1 (`None`: any distance), and upwards where that differs.
+        dual_clip (`float`, *optional*):
+            Bound `dual_clip * |A|` on the loss of a token with negative advantage A (arXiv 1912.09729); above 1.
+        entropy_coef (`float`, *optional*, defaults to 0):
+            Weight of the entropy bonus, per token.
+        target_kl (`float`, *optional*):
+            Leave out the rest of a rollout's updates once `policy/approxkl_avg` of one is above this.
+        imitation_coef (`float`, *optional*, defaults to 0):
+            Weight of the supervised loss on the trainer's `imitation_dataset`.
 
     Raises:
         `ValueError`: if sizes do not divide, a number is out of range, or an option is given that PPO does not use.
     """
 
     help_title = "PPO"
+    old_names: ClassVar[tuple[str, ...]] = tuple(TRL_1_12)
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the run: the model, its checkpoints and figures."}
+    output_dir: str | None = _option(None, "Folder of the run: the model, its checkpoints and figures.")
+    # Batches.
+    total_episodes: int | None = _option(
+        None, "Episodes of the whole run. Default: num_train_epochs passes over the prompts."
     )
-    total_episodes: int | None = field(
-        default=None,
-        metadata={"help": "Episodes of the whole run. Default: num_train_epochs passes over the prompts."},
+    num_ppo_epochs: int = _option(4, "How often each rollout is gone over.")
+    num_mini_batches: int = _option(1, "Optimizer steps for each pass over a rollout.")
+    num_generations: int = _option(1, "Completions of each prompt in a rollout.")
+    rollout_forward_batch_size: int = _option(
+        64, "Episodes sampled and scored at a time on each device; bounds memory."
     )
-    num_ppo_epochs: int = field(default=4, metadata={"help": "How often each rollout is gone over."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps for each pass over a rollout."})
-    rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Episodes sampled and scored at a time on each device; bounds memory."}
+    logits_chunk_size: int = _option(2048, "Tokens whose logits exist at a time; bounds memory.")
+    # Prompts and sampling.
+    max_prompt_length: int = _option(512, "Longer prompts are cut on the left, or dropped.")
+    overlong_prompts: str = _option("cut", "What happens to prompts that are too long.", choices=["cut", "drop"])
+    max_completion_length: int = _option(53, "Most new tokens in a completion.")
+    temperature: float = _option(0.7, "Temperature of sampling and of log-probabilities.")
+    top_k: int | None = _option(None, "Sample from the K likeliest tokens only. Default: from all.")
+    top_p: float = _option(1.0, "Sample from the likeliest tokens that have this much probability together.")
+    min_p: float | None = _option(None, "Leave out tokens below this share of the likeliest one's probability.")
+    repetition_penalty: float = _option(1.0, "Above 1, tokens that were there before become less likely.")
+    min_new_tokens: int | None = _option(None, "No end before that many new tokens. Default: any length.")
+    stop_token: str | None = _option(
+        None,
+        "none: the end-of-sequence token ends nothing. Default, and eos: it ends a completion.",
+        choices=["eos", "none"],
     )
-    max_prompt_length: int = field(default=512, metadata={"help": "Longer prompts lose their beginning."})
-    max_completion_length: int = field(default=53, metadata={"help": "Most new tokens in a completion."})
-    temperature: float = field(default=0.7, metadata={"help": "Temperature of sampling and of log-probabilities."})
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of a completion that did not end by itself."}
+    stop_token_id: list[int] | None = _option(None, "Further token ids that end a completion.")
+    stop_strings: list[str] | None = _option(None, "Texts that end a completion, and stay in it.")
+    generation_kwargs: dict | None = _option(None, "Any other option of transformers' GenerationConfig, as a mapping.")
+    model_init_kwargs: dict | None = _option(None, "For from_pretrained, where the model is given by its name.")
+    # Scores and KL.
+    missing_eos_penalty: float | None = _option(
+        None, "Subtracted from the score of a completion that did not end by itself."
     )
-    kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty against the reference."})
-    kl_estimator: str = field(
-        default="k1", metadata={"help": "How KL is estimated from samples.", "choices": ["k1", "k3"]}
+    mask_truncated_completions: bool = _option(False, "Leave truncated completions out of the losses.")
+    use_score_scaling: bool = _option(False, "Divide scores by the standard deviation of all scores so far.")
+    use_score_norm: bool = _option(False, "With use_score_scaling: subtract the mean of all scores so far, too.")
+    score_clip: float | None = _option(None, "Clip scores to this distance from 0, after scaling. Default: no clip.")
+    kl_coef: float = _option(0.05, "Weight of the KL penalty against the reference.")
+    kl_estimator: str = _option("k1", "How KL is estimated from samples.", choices=list(KL_ESTIMATORS))
+    use_kl_loss: bool = _option(False, "Put the KL penalty into the loss (k2, k3) and not into the rewards.")
+    kl_target: float | None = _option(None, "Adapt kl_coef towards this KL, in nats. Default: kl_coef stays.")
+    kl_horizon: int = _option(10_000, "Episodes that the adaptation of kl_coef takes.")
+    # Credit.
+    gamma: float = _option(1.0, "Discount of later rewards.")
+    lam: float = _option(0.95, "Lambda of generalized advantage estimation.")
+    lam_value: float | None = _option(None, "Lambda of the critic's targets. Default: lam.")
+    lam_length_alpha: float | None = _option(
+        None, "Take 1 - 1/(alpha * length) as lambda of the advantages. Default: lam."
     )
-    cliprange: float = field(default=0.2, metadata={"help": "How far a probability ratio may move from 1."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "How far a value may move in one rollout."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of generalized advantage estimation."})
-    whiten_rewards: bool = field(default=False, metadata={"help": "Scale a rollout's rewards to unit variance."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things. Nothing is deleted."}
+    whiten_rewards: bool = _option(False, "Scale a rollout's rewards to unit variance.")
+    whiten_advantages: bool = _option(True, "Scale a rollout's advantages to mean 0 and unit variance.")
+    # Critic and update.
+    critic: str = _option("head", "head, policy, reward_model, none, or a model's folder or id.")
+    critic_warmup: int = _option(0, "Rollouts at the beginning in which only the critic learns.")
+    vf_coef: float = _option(0.1, "Weight of the value loss.")
+    cliprange_value: float | None = _option(0.2, "How far a value may move in one rollout; none for any distance.")
+    cliprange: float | None = _option(0.2, "How far a probability ratio may move from 1; none for any distance.")
+    cliprange_high: float | None = _option(None, "The same upwards. Default: cliprange.")
+    dual_clip: float | None = _option(None, "Bound on the ratio where the advantage is negative. Default: none.")
+    entropy_coef: float = _option(0.0, "Weight of the entropy bonus.")
+    target_kl: float | None = _option(None, "Stop the updates on a rollout above this approximate KL. Default: never.")
+    imitation_coef: float = _option(0.0, "Weight of the supervised loss on demonstrations.")
+    # Completions to look at.
+    num_sample_generations: int = _option(10, "Tables of completions on evaluation prompts in the whole run.")
+    num_completions_to_print: int = _option(5, "Rows of such a table on the screen; 0 for none.")
+    # Names of TRL 1.12.
+    response_length: int | None = _option(None, "Old name of max_completion_length.")
+    local_rollout_forward_batch_size: int | None = _option(None, "Old name of rollout_forward_batch_size.")
+    dataset_num_proc: int | None = _option(None, "For a script's own preprocessing; the trainer tokenizes by itself.")
+    sft_model_path: str = _option("EleutherAI/pythia-160m", "For scripts that load the policy from it.")
+    reward_model_path: str = _option("EleutherAI/pythia-160m", "For scripts that load the reward model from it.")
+    model_adapter_name: str | None = _option(None, "Name of the adapter that is trained. Default: default.")
+    ref_adapter_name: str | None = _option(None, "Name of the adapter that is the reference. Default: none.")
+    ds3_gather_for_generation: bool = _option(True, "ZeRO-3: gather the weights while completions are sampled.")
+
+    # Options of the Trainer, with other defaults or another unit.
+    overwrite_output_dir: bool = _option(False, "Write into a folder that holds other things. Nothing is deleted.")
+    learning_rate: float = _option(3e-6, "Peak learning rate of AdamW.")
+    logging_steps: float = _option(1, "Log after every that many rollouts.")
+    save_steps: float = _option(50, "Save after every that many rollouts.")
+    eval_steps: float | None = _option(None, "Evaluate after every that many rollouts.")
+    per_device_eval_batch_size: int = _option(64, "Prompts on each device at a time while evaluating.")
+    bf16: bool | None = _option(  # type: ignore[assignment]  # None is a third answer: look at the machine
+        None, "bfloat16 mixed precision. Default: yes on a GPU that has it, no on a CPU."
     )
-    learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of AdamW."})
-    logging_steps: float = field(default=1, metadata={"help": "Log after every that many rollouts."})
-    save_steps: float = field(default=50, metadata={"help": "Save after every that many rollouts."})
-    eval_steps: float | None = field(default=None, metadata={"help": "Evaluate after every that many rollouts."})
-    bf16: bool | None = field(  # type: ignore[assignment]  # None is a third answer: look at the machine
-        default=None, metadata={"help": "bfloat16 mixed precision. Default: yes on a GPU that has it, no on a CPU."}
+    report_to: None | str | list[str] = _option(
+        "none", "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."
     )
-    report_to: None | str | list[str] = field(
-        default="none", metadata={"help": "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: rewards are given all columns of the dataset."}
-    )
+    remove_unused_columns: bool = _option(False, "Must stay off: rewards are given all columns of the dataset.")
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        if isinstance(self.stop_token_id, int):
+            self.stop_token_id = [self.stop_token_id]
         super().__post_init__()
         self._check_ranges()
+        self._check_kl()
         for name, default in NOT_USED.items():
             if getattr(self, name, default) not in (default, None):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but PPO makes no use of it. Leave it out.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay off: rewards are given all columns of the dataset.")
+        if self.target_kl is not None and self.fp16:
+            raise ValueError("target_kl does not work with fp16, whose loss scaling must see every step. Use bf16.")
         self.batch_sizes()  # refuses what does not divide before a model is loaded
 
     def _check_ranges(self) -> None:
-        at_least_one = (
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "num_ppo_epochs",
-            "num_mini_batches",
-            "rollout_forward_batch_size",
-            "max_prompt_length",
-            "max_completion_length",
+        def check(names: str, fits: Any, wanted: str) -> None:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ValueError(f"{name} is {value!r}; give {wanted}.")
+
+        counts = (
+            "per_device_train_batch_size gradient_accumulation_steps num_ppo_epochs num_mini_batches num_generations "
+            "rollout_forward_batch_size logits_chunk_size max_prompt_length max_completion_length kl_horizon "
+            "total_episodes per_device_eval_batch_size"
         )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        if self.total_episodes is not None and self.total_episodes < 1:
-            raise ValueError(f"total_episodes is {self.total_episodes}; give 1 or more, or leave it out.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; sampling needs one above 0.")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
-        for name in ("kl_coef", "vf_coef"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more.")
-        for name in ("cliprange", "cliprange_value"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        if self.kl_estimator not in KL_ESTIMATORS or self.kl_estimator == "k2":
+        check(counts, lambda x: x >= 1, "1 or more")
+        check("gamma lam lam_value", lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        check("kl_coef vf_coef entropy_coef imitation_coef critic_warmup", lambda x: x >= 0, "0 or more")
+        check("top_k min_new_tokens num_sample_generations num_completions_to_print", lambda x: x >= 0, "0 or more")
+        above_zero = (
+            "temperature cliprange cliprange_high cliprange_value kl_target target_kl score_clip lam_length_alpha "
+            "repetition_penalty"
+        )
+        check(above_zero, lambda x: x > 0, "a number above 0")
+        check("dual_clip", lambda x: x > 1, "a number above 1")
+        check("top_p", lambda x: 0 < x <= 1, "a number above 0, and at most 1")
+        check("min_p", lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        check("missing_eos_penalty", lambda x: x >= 0, "0 or more: it is subtracted")
+        check("overlong_prompts", lambda x: x in ("cut", "drop"), "'cut' or 'drop'")
+        check("stop_token", lambda x: x in ("eos", "none"), "'eos' or 'none'")
+        check("kl_estimator", lambda x: x in KL_ESTIMATORS, " or ".join(KL_ESTIMATORS))
+        if self.min_new_tokens and self.min_new_tokens > self.max_completion_length:
             raise ValueError(
-                f"kl_estimator is {self.kl_estimator!r}; in the rewards it can be k1 or k3. (k2 is a biased estimate "
-                "of the KL.)"
+                f"min_new_tokens is {self.min_new_tokens}, more than max_completion_length "
+                f"{self.max_completion_length}."
             )
+        if self.use_score_norm and not self.use_score_scaling:
+            raise ValueError("use_score_norm needs use_score_scaling: scores are centred and scaled by one history.")
+
+    def _check_kl(self) -> None:
+        if self.use_kl_loss and self.kl_estimator == "k1":
+            raise ValueError(
+                "kl_estimator 'k1' in the loss has no gradient in expectation, so it would not hold the policy near "
+                "its reference. Give kl_estimator 'k2', whose gradient is that of the KL, or leave use_kl_loss out."
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target adapts kl_coef by factors, so kl_coef cannot start at 0.")
 
     def batch_sizes(self, num_prompts: int | None = None, world_size: int | None = None) -> BatchSizes:
         """Work out the batch sizes.
@@ -183,40 +276,26 @@ class PPOConfig(TrainingArguments):
             world_size (`int`, *optional*): Processes; taken from the launcher when left out.
 
         Raises:
-            `ValueError`: if a rollout does not divide into mini-batches, or these into micro-batches, with both
-                numbers and what would fit.
+            `ValueError`: if sizes do not divide (see [`~rlhf_recipes.ppo.batches.divide`]).
         """
-        world = world_size or self.world_size
-        local = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        if local % self.num_mini_batches:
-            raise ValueError(
-                f"A rollout has {local} episodes on each process (per_device_train_batch_size "
-                f"{self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps})"
-                f", which num_mini_batches {self.num_mini_batches} does not divide. Change one of them, for example "
-                f"to num_mini_batches {math.gcd(local, self.num_mini_batches)}."
-            )
-        local_mini = local // self.num_mini_batches
-        micro = min(self.per_device_train_batch_size, local_mini)
-        if local_mini % micro:
-            raise ValueError(
-                f"A mini-batch has {local_mini} episodes on each process ({local} / num_mini_batches "
-                f"{self.num_mini_batches}), which per_device_train_batch_size {micro} does not divide. Change one of "
-                f"them, for example to per_device_train_batch_size {math.gcd(local_mini, micro)}."
-            )
-        rollout = local * world
-        episodes = self.total_episodes
-        if episodes is None:
-            episodes = math.ceil(self.num_train_epochs * (num_prompts or rollout))
-        return BatchSizes(
-            world=world,
-            rollout=rollout,
-            local_rollout=local,
-            mini=local_mini * world,
-            micro=micro,
-            accumulation=local_mini // micro,
-            updates=self.num_ppo_epochs * self.num_mini_batches,
-            iterations=math.ceil(episodes / rollout),
+        return divide(
+            per_device=self.per_device_train_batch_size,
+            accumulation=self.gradient_accumulation_steps,
+            num_mini_batches=self.num_mini_batches,
+            num_ppo_epochs=self.num_ppo_epochs,
+            num_generations=self.num_generations,
+            episodes=self.total_episodes,
+            passes=self.num_train_epochs,
+            num_prompts=num_prompts,
+            world=world_size or self.world_size,
         )
+
+    # What TRL worked out and stored.
+    batch_size = property(lambda self: self.batch_sizes().rollout)
+    local_batch_size = property(lambda self: self.batch_sizes().local_rollout)
+    mini_batch_size = property(lambda self: self.batch_sizes().mini)
+    local_mini_batch_size = property(lambda self: self.batch_sizes().mini // self.batch_sizes().world)
+    micro_batch_size = property(lambda self: self.per_device_train_batch_size * self.world_size)
 
     def for_trainer(self, sizes: BatchSizes) -> "PPOConfig":
         """A copy in the units of `transformers.Trainer`, which counts optimizer steps; this object stays as it is."""

@@ -13,14 +13,19 @@ GLOSSARY: dict[str, str] = {
     "objective/scores": "Weighted sum of the rewards, with the penalty for a missing end; mean over episodes.",
     "objective/scores_std": "Standard deviation of the scores over the episodes of a rollout.",
     "objective/kl": "Sum over tokens of the KL estimate against the reference, in nats; mean over episodes.",
+    "objective/kl_coef": "Weight of the KL penalty in this rollout.",
     "objective/non_score_reward": "Sum over tokens of -kl_coef * KL; mean over episodes.",
     "objective/rlhf_reward": "objective/scores + objective/non_score_reward: what PPO maximizes.",
     "objective/entropy": "Sum over tokens of -log pi(token), in nats; mean over episodes.",
     "policy/entropy_avg": "Entropy of the policy's next-token distribution during the update, nats; mean over tokens.",
     "policy/approxkl_avg": "(log pi_new - log pi_old)^2 / 2 during the update; mean over tokens.",
     "policy/clipfrac_avg": "Share of tokens where clipping decided the policy loss.",
+    "policy/ratio_var": "Variance of pi_new / pi_old during the update; over tokens.",
     "policy/ratio": "pi_new / pi_old during the update; mean over tokens. Near 1 if steps are small.",
     "loss/policy_avg": "Clipped policy loss; mean over tokens.",
+    "policy/updates_made": "Share of the planned optimizer steps that were made; below 1 where target_kl ended them.",
+    "loss/kl_avg": "KL term of the loss, before kl_coef; mean over tokens. Only with use_kl_loss.",
+    "loss/imitation_avg": "Negative log-probability of demonstrations; mean over tokens. Only with imitation_coef.",
     "loss/value_avg": "Clipped value loss, half a squared error, before vf_coef; mean over tokens.",
     "value/clipfrac_avg": "Share of tokens where clipping decided the value loss.",
     "value/explained_variance": "1 - Var(returns - values) / Var(returns) on the rollout; 1 is a perfect critic.",
@@ -28,6 +33,9 @@ GLOSSARY: dict[str, str] = {
     "rollout/completion_length": "Real tokens in a completion, its end included; mean over episodes.",
     "rollout/finished": "Share of completions that ended by themselves.",
     "rollout/num_eos_tokens": "Completions of a rollout that ended by themselves.",
+    "rollout/distinct_1": "Different words divided by all words, over all completions. Only while evaluating.",
+    "rollout/distinct_2": "Different word pairs divided by all of them, over all completions. Only while evaluating.",
+    "loss": "What is minimized: policy, value, KL, entropy and imitation terms; mean over optimizer steps.",
 }
 OPEN_PREFIXES = ("reward/", "time/")
 
@@ -60,6 +68,10 @@ class Meter:
         for name, (total, weight) in state.items():
             self.sums[name] += total
             self.weights[name] += weight
+
+    def mean(self, name: str) -> float:
+        """The mean of one name so far; 0 where nothing was added."""
+        return self.sums[name] / self.weights[name] if self.weights.get(name) else 0.0
 
     def read(self) -> dict[str, float]:
         """The means since the last reading; the meter is empty afterwards."""

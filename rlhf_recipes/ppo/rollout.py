@@ -1,18 +1,15 @@
 """Rollouts: what a policy wrote, and what policy, reference and critic said of every token."""
 
-import contextlib
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
-from transformers.generation import TemperatureLogitsWarper
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf_recipes.modeling.roles import ActorCritic
+from rlhf_recipes.ppo.generation import Generator, completion_mask
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,10 @@ class Rollout:
     ref_logprobs: Tensor  # (B, T)  log pi_ref(a_t | s_t)
     values: Tensor  # (B, T)  V(s_t)
     finished: Tensor  # (B,)  True where the completion ended by itself
-    scores: Tensor | None = None  # (B,)
+    scores: Tensor | None = None  # (B,)  what is paid with the last token
+    token_rewards: Tensor | None = None  # (B, T)  what is paid with each token
+    potentials: Tensor | None = None  # (B, T)  Phi(s_t), for shaping
+    loss_mask: Tensor | None = None  # (B, T)  mask without the completions that the losses leave out
     advantages: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
 
@@ -55,109 +55,16 @@ class Rollout:
         return replace(self, **{name: function(name, tensor) for name, tensor in self.tensors().items()})
 
 
-class Generator(Protocol):
-    """Who produces completions."""
-
-    def generate(self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]) -> Tensor:
-        """Completions `(B, T)`, padded on the right, for prompts `(B, P)`, padded on the left.
-
-        Row i depends on its prompt and on `row_keys[i]` alone, never on the other rows.
-        """
-
-
-def stable_key(*parts: Any) -> int:
-    """A number of 63 bits that depends on the parts alone: the same in every process and on every machine."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-class KeyedGumbel(LogitsProcessor):
-    """Turns the most likely token into a sampled one: argmax(logits + Gumbel noise) is a draw from softmax(logits).
-
-    Each row has a noise stream of its own, so that neither the split into batches nor the number of processes changes
-    a completion, as a global generator would.
-    """
-
-    def __init__(self, row_keys: Sequence[int], device: torch.device) -> None:
-        self.streams = [torch.Generator(device).manual_seed(key) for key in row_keys]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, stream in zip(noise, self.streams, strict=True):
-            row.exponential_(generator=stream)
-        return scores.float() - noise.log()  # -log of an exponential variable is a Gumbel one
-
-
-class LocalGenerator:
-    """Completions from a model in this process, by its own `generate`, with keyed noise (see [`Generator`])."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    @torch.no_grad()
-    def generate(self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]) -> Tensor:
-        # `generate` would leave out temperature without do_sample, and draw from the global generator with it.
-        processors = LogitsProcessorList([TemperatureLogitsWarper(float(config.temperature))])
-        processors.append(KeyedGumbel(row_keys, prompt_ids.device))
-        greedy = GenerationConfig(**{**config.to_dict(), "do_sample": False, "temperature": None})
-        with without_defaults(self.model):
-            output = self.model.generate(
-                input_ids=prompt_ids, attention_mask=mask, generation_config=greedy, logits_processor=processors
-            )
-        return output[:, prompt_ids.shape[1] :]
-
-
-@contextlib.contextmanager
-def without_defaults(model: Any) -> Iterator[None]:
-    """Put aside the generation defaults that a model brings along.
-
-    `generate` fills every option that a config leaves open from these (suppressed tokens, biases, penalties), and then
-    completions would come from another distribution than the one that log-probabilities are taken of.
-    """
-    # A PeftModel has defaults of its own, and hands them to the model below at every call.
-    holders = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
-    own = [holder.generation_config for holder in holders]
-    for holder in holders:
-        holder.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        for holder, config in zip(holders, own, strict=True):
-            holder.generation_config = config
-
-
-def sampling_config(tokenizer: PreTrainedTokenizerBase, model: Any, max_new_tokens: int, temperature: float) -> Any:
-    """Sample from the policy's own distribution: temperature alone, whatever defaults the model brings along."""
-    own = getattr(model, "generation_config", None)
-    eos = getattr(own, "eos_token_id", None)
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        eos_token_id=tokenizer.eos_token_id if eos is None else eos,
-        pad_token_id=tokenizer.pad_token_id,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        num_beams=1,
-        use_cache=True,
-    )
-
-
-def completion_mask(completion_ids: Tensor, eos_token_id: int | Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Which tokens count: all up to and with the first end-of-sequence token.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: the mask `(B, T)`, and `(B,)` whether there is such a token.
-    """
-    ends = torch.isin(completion_ids, torch.as_tensor(eos_token_id, device=completion_ids.device))
-    after_end = ends.cumsum(dim=1) - ends.long()
-    return (after_end == 0).long(), ends.any(dim=1)
-
-
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, length: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask, `(B, length)`, the padding on the left."""
     ids = [[pad_token_id] * (length - len(row)) + list(row) for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids), torch.tensor(mask)
+
+
+def pad_right(rows: Sequence[Sequence[Any]], fill: Any, length: int, **kwargs: Any) -> Tensor:
+    """A tensor `(B, length)` of rows, the padding on the right."""
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], **kwargs)
 
 
 def sample(
@@ -168,11 +75,12 @@ def sample(
     config: GenerationConfig,
     device: torch.device,
     chunk: int = 64,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Rollout:
     """Write one completion for each prompt, and read off what policy, reference and critic say of it.
 
     At most `chunk` rows are in work at a time, so that logits exist for no more than these. The result has
-    T = `max_new_tokens`.
+    T = `max_new_tokens`. The tokenizer is needed where completions stop at strings.
     """
     width, length = max(len(prompt) for prompt in prompts), int(config.max_new_tokens)
     pad = int(config.pad_token_id)
@@ -182,7 +90,7 @@ def sample(
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
         written = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
         completion_ids = torch.nn.functional.pad(written, (0, length - written.shape[1]), value=pad)
-        mask, finished = completion_mask(completion_ids, config.eos_token_id)
+        mask, finished = completion_mask(completion_ids, config.eos_token_id, config.stop_strings, tokenizer)
         mask[:, written.shape[1] :] = 0
         completion_ids = completion_ids.masked_fill(mask == 0, pad)
         tokens = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids, "mask": mask}
@@ -201,3 +109,9 @@ def token_lists(rollout: Rollout) -> list[list[int]]:
     """The completions as lists of token ids without padding, the end-of-sequence token kept."""
     lengths = rollout.mask.sum(dim=1).tolist()
     return [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
+
+
+def prompt_lists(rollout: Rollout) -> list[list[int]]:
+    """The prompts as lists of token ids without padding."""
+    lengths = rollout.prompt_mask.sum(dim=1).tolist()
+    return [row[len(row) - n :] for row, n in zip(rollout.prompt_ids.tolist(), lengths, strict=True)]

@@ -2,9 +2,10 @@
 
 Differences from textbook PPO (arXiv 1707.06347), in the order in which they are met:
 
-1. An episode is one completion, an action one token; the score comes once, with the last token.
+1. An episode is one completion, an action one token; the score comes once, with the last token, unless a reward pays
+   per token.
 2. A penalty for moving away from a reference model is part of the reward of every token (arXiv 1909.08593).
-3. The critic is a linear layer on the policy's own hidden states.
+3. The critic is a linear layer on the policy's own hidden states, unless another is asked for.
 4. Advantages are whitened over the whole rollout of all processes, not over a mini-batch.
 5. The losses are means over the tokens of an optimizer step, so micro-batches and processes do not change them.
 
@@ -24,29 +25,48 @@ from typing import Any
 import torch
 from accelerate.utils import gather, gather_object
 from datasets import Dataset
-from peft import PeftModel
-from torch import Tensor
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rlhf_recipes.compat import ROLLOUT_FILE, CheckpointOfRoles
-from rlhf_recipes.data.formats import is_conversational, require_columns
-from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
-from rlhf_recipes.modeling.loading import disable_dropout
+from rlhf_recipes.checkpoints import find_checkpoint
+from rlhf_recipes.compat import CheckpointOfRoles
+from rlhf_recipes.data.formats import is_conversational
+from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
+from rlhf_recipes.modeling.critics import build_critic
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional as F
+from rlhf_recipes.ppo import held_out
+from rlhf_recipes.ppo.callbacks import AfterEachStep
 from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.metrics import Meter
-from rlhf_recipes.ppo.progress import RolloutProgress
-from rlhf_recipes.ppo.rollout import (
+from rlhf_recipes.ppo.credit import Credit
+from rlhf_recipes.ppo.generation import (
+    Generator,
     LocalGenerator,
-    Rollout,
-    sample,
     sampling_config,
     stable_key,
-    token_lists,
+    warn_of_distortions,
+)
+from rlhf_recipes.ppo.interrupt import SaveOnInterrupt
+from rlhf_recipes.ppo.metrics import Meter
+from rlhf_recipes.ppo.progress import RolloutProgress
+from rlhf_recipes.ppo.rollout import Rollout, pad_right, prompt_lists, sample, token_lists
+from rlhf_recipes.ppo.setup import (
+    encode_demonstrations,
+    load_model,
+    pad_demonstrations,
+    resolve_policy,
+    resolve_reward,
+    resolve_tokenizer,
+)
+from rlhf_recipes.ppo.state import (
+    STATE_FILE,
+    decisive_settings,
+    load_state,
+    refuse_other_settings,
+    save_state,
 )
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
 
@@ -54,19 +74,34 @@ from rlhf_recipes.rewards import RewardFunction, WeightedSum
 class PPOTrainer(CheckpointOfRoles):
     """Tune a causal language model so that its completions score high, and stay near a reference.
 
+    The first twelve arguments are those of TRL 1.12's `PPOTrainer`, in its order. `reward_funcs`, `reward_weights` and
+    `reward_processing_classes` are those of its `GRPOTrainer`.
+
     Args:
         args ([`PPOConfig`]): The settings. The object itself is not changed.
-        processing_class (`PreTrainedTokenizerBase`): The policy's tokenizer; its pad token must not be its EOS.
-        model (`PreTrainedModel` or `PeftModel`): The policy.
-        ref_model (`PreTrainedModel`, *optional*): The reference; see [`ActorCritic`] for what it is without one.
-        reward_funcs (`WeightedSum`, a reward or a list of them): see `rlhf_recipes.rewards.base`.
-        reward_weights (`list[float]`, *optional*): One for each reward of a list; 1 for all by default.
-        train_dataset (`Dataset`): A column `prompt`, text or messages. All other columns go to the rewards.
-        eval_dataset (`Dataset`, *optional*): The same, for `evaluate`.
+        processing_class (`PreTrainedTokenizerBase`): The policy's tokenizer. Default: that of `model`'s folder.
+        model (`str`, `PreTrainedModel` or `PeftModel`): The policy, or its folder or id.
+        ref_model (`str` or `PreTrainedModel`, *optional*): The reference; see [`ActorCritic`] for what it is without.
+        reward_model (`PreTrainedModel`, `str` or callable, *optional*):
+            A decoder with a scalar head that shares the policy's tokenizer; or the folder or id of any reward model.
+        train_dataset (`Dataset`):
+            A column `prompt` (text or messages), or `input_ids`. All other columns go to the rewards.
+        value_model (`PreTrainedModel` or `str`, *optional*): The critic; by default what `args.critic` says.
+        data_collator (callable, *optional*): See [`~rlhf_recipes.data.prompts.encode_prompts`].
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): The same as `train_dataset`, for `evaluate`.
+        optimizers, callbacks: As in `transformers.Trainer`.
+        peft_config (`PeftConfig`, *optional*): Adapters for the policy, and for a critic of its own.
+        reward_funcs (`WeightedSum`, a reward or a list of them): See `rlhf_recipes.rewards.base`; a model, folder, id
+            or mapping is loaded.
+        reward_weights (`list[float]`, *optional*): One for each reward; 1 for all by default.
+        reward_processing_classes (*optional*): Tokenizers of those `reward_funcs` that are models.
+        imitation_dataset (`Dataset`, *optional*): Demonstrations for `args.imitation_coef`.
+        generator ([`~rlhf_recipes.ppo.generation.Generator`], *optional*): Who writes completions; by default the
+            policy in this process.
 
     Raises:
-        `ValueError`: if the pad token is the EOS token, the dataset is too small for one rollout or has no `prompt`,
-            or prompt and completion together are longer than the policy's context.
+        `ValueError`: if the dataset is too small for one rollout or has no prompts, prompt and completion together are
+            longer than the policy's context, nothing is rewarded, or parts do not fit together.
     """
 
     # Narrower than what Trainer allows, and checked in __init__.
@@ -79,61 +114,120 @@ class PPOTrainer(CheckpointOfRoles):
 
     def __init__(
         self,
-        args: PPOConfig,
-        processing_class: PreTrainedTokenizerBase,
-        model: PreTrainedModel | PeftModel,
-        *,
-        ref_model: PreTrainedModel | None = None,
-        reward_funcs: WeightedSum | RewardFunction | Sequence[RewardFunction],
-        reward_weights: Sequence[float] | None = None,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
-        callbacks: list[TrainerCallback] | None = None,
+        args: PPOConfig | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        model: str | PreTrainedModel | PeftModel | None = None,
+        ref_model: str | PreTrainedModel | None = None,
+        reward_model: Any = None,
+        train_dataset: Dataset | None = None,
+        value_model: nn.Module | str | None = None,
+        data_collator: Any = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        reward_funcs: WeightedSum | RewardFunction | Sequence[Any] | None = None,
+        reward_weights: Sequence[float] | None = None,
+        reward_processing_classes: Any = None,
+        imitation_dataset: Dataset | None = None,
+        generator: Generator | None = None,
     ) -> None:
-        if processing_class.pad_token_id is None or processing_class.pad_token_id == processing_class.eos_token_id:
-            raise ValueError(
-                f"The tokenizer pads with {processing_class.pad_token!r}, its end-of-sequence token, so the end of a "
-                "completion could not be told from padding. Load it with rlhf_recipes.modeling.loading.load_tokenizer."
-            )
-        self.reward = _one_reward(reward_funcs, reward_weights)
-        self.sizes = args.batch_sizes(num_prompts=len(train_dataset))
-        self.prompts = {"train": self._prompt_ids(train_dataset, processing_class, model, args)}
-        if eval_dataset is not None:
-            self.prompts["eval"] = self._prompt_ids(eval_dataset, processing_class, model, args)
-        if len(train_dataset) < self.sizes.rollout:
-            raise ValueError(
-                f"The dataset has {len(train_dataset)} prompts, but one rollout takes {self.sizes.rollout} "
-                f"({self.sizes.local_rollout} on each of {self.sizes.world} processes). Give more prompts or a "
-                "smaller per_device_train_batch_size or gradient_accumulation_steps."
-            )
-        disable_dropout(model)
+        args = PPOConfig(output_dir="ppo") if args is None else args
+        if not isinstance(args, TrainingArguments):
+            raise TypeError(f"args is {type(args).__name__}, but must be a PPOConfig. Name the arguments: model=..., ")
+        if train_dataset is None:
+            raise ValueError("train_dataset is missing: PPO needs prompts.")
+        if ref_model is not None and ref_model is model:
+            raise ValueError("model and ref_model are one object: the reference would move with the policy. Leave "
+                             "ref_model out, and a copy is made where one is needed.")  # fmt: skip
+        tokenizer = resolve_tokenizer(processing_class, model)
+        policy = resolve_policy(model, args, peft_config)
+        reference: Any = load_model(ref_model, args) if isinstance(ref_model, str) else ref_model
         self.settings = args
-        self.sampling = sampling_config(processing_class, model, args.max_completion_length, args.temperature)
-        if self.sampling.eos_token_id is None:
-            raise ValueError("Neither tokenizer nor model names an end-of-sequence token: no completion could end.")
+        self.reward = resolve_reward(reward_model, reward_funcs, reward_weights, reward_processing_classes, tokenizer)
+        self._set_up_data(tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
+        critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
+        if critic is None and args.critic_warmup:
+            raise ValueError("critic_warmup needs a critic, but critic is 'none'.")
+        self.credit = Credit(args, has_critic=critic is not None)
+        self.generator = generator
         self.rollout: Rollout | None = None
-        self.update_start = time.perf_counter()
-        self.meter, self.eval_meter = Meter(), Meter()
+        self.episodes_before = 0  # of the run that this one goes on from
+        self.stopped = False  # whether target_kl ended the updates on this rollout
+        self.update_start = self.start = time.perf_counter()
+        self.meter, self.eval_meter, self.step_meter = Meter(), Meter(), Meter()
+        self.interrupt = SaveOnInterrupt(self)
         super().__init__(
-            model=ActorCritic(model, ref_model),
+            model=ActorCritic(
+                policy,
+                reference,
+                critic=critic or False,
+                ref_adapter=args.ref_adapter_name,
+                logits_chunk_size=args.logits_chunk_size,
+            ),
             args=args.for_trainer(self.sizes),
-            train_dataset=train_dataset,
+            train_dataset=self.prompts["train"].dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=[SaveRollout(self), *(callbacks or [])],
+            processing_class=tokenizer,
+            callbacks=[AfterEachStep(self), self.interrupt, *(callbacks or [])],
             optimizers=optimizers,
         )
+        self._check_launch()
+        for other in (self.roles.ref_model, reward_model):
+            if isinstance(other, nn.Module):
+                other.to(self.args.device)
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(RolloutProgress(self.sizes))
+
+    def _set_up_data(
+        self, tokenizer: Any, policy: Any, train: Dataset, held_out: Any, demonstrations: Any, collator: Any
+    ) -> None:
+        args = self.settings
+
+        def encoded(dataset: Dataset) -> Prompts:
+            prompts = encode_prompts(dataset, tokenizer, args.max_prompt_length, args.overlong_prompts, collator)
+            check_prompts(prompts.ids, policy, args.max_completion_length)
+            return prompts
+
+        self.encoded = encoded
+        named = held_out if isinstance(held_out, dict) else {"": held_out}
+        self.prompts = {"train": encoded(train)}
+        self.prompts |= {f"eval/{name}": encoded(rows) for name, rows in named.items() if rows is not None}
+        count = len(self.prompts["train"])
+        self.sizes = args.batch_sizes(num_prompts=count)
+        if count < self.sizes.prompts:
+            raise ValueError(
+                f"The dataset has {count} prompts, but one rollout takes {self.sizes.prompts} "
+                f"({self.sizes.local_rollout // self.sizes.siblings} on each of {self.sizes.world} processes). Give "
+                "more prompts or a smaller per_device_train_batch_size or gradient_accumulation_steps."
+            )
+        if args.imitation_coef and demonstrations is None:
+            raise ValueError("imitation_coef is above 0, but there is nothing to imitate: give imitation_dataset.")
+        longest = args.max_prompt_length + args.max_completion_length
+        self.demonstrations = encode_demonstrations(demonstrations, tokenizer, longest) if demonstrations else []
+        options = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repetition_penalty",
+                                                          "min_new_tokens", "stop_strings")}  # fmt: skip
+        self.sampling = sampling_config(
+            tokenizer, policy, args.max_completion_length, args.temperature, args.stop_token, args.stop_token_id,
+            **options, **(args.generation_kwargs or {}),
+        )  # fmt: skip
+        if self.sampling.eos_token_id is None and args.stop_token != "none" and not args.stop_strings:
+            raise ValueError(
+                "Neither tokenizer nor model names an end-of-sequence token: no completion could end. Name one with "
+                "stop_token_id, or say that this is meant with stop_token='none'."
+            )
+        warn_of_distortions(self.sampling)
+
+    def _check_launch(self) -> None:
         if self.args.n_gpu > 1:
             raise ValueError(
                 "Several GPUs are visible to one process. Start with `accelerate launch`, or make one visible with "
                 "CUDA_VISIBLE_DEVICES."
             )
-        if self.roles.ref_model is not None:
-            self.roles.ref_model.to(self.args.device)
-        self.remove_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(RolloutProgress(self.sizes))
+        if self.is_deepspeed_enabled and self.settings.target_kl is not None:
+            raise ValueError("target_kl leaves out optimizer steps, which DeepSpeed does not allow. Leave it out.")
 
     @property
     def roles(self) -> ActorCritic:
@@ -149,55 +243,80 @@ class PPOTrainer(CheckpointOfRoles):
         mine = slice(rank * sizes.local_rollout, (rank + 1) * sizes.local_rollout)
         rows = self.rows_of(iteration)[mine]
         episodes = range(iteration * sizes.rollout, (iteration + 1) * sizes.rollout)[mine]
+        meter = Meter()  # handed over at the end, so that an interrupted rollout leaves no trace
+        self.interrupt.collecting = True
         rollout = self.sample("train", rows, [stable_key(self.args.seed, "train", e) for e in episodes])
         sampled = time.perf_counter()
-        rollout = self.gather(self.score("train", rows, rollout, self.meter))
-        rollout = self.credit(rollout, self.meter)
-        self.meter.add({"time/sample": sampled - start, "time/score": time.perf_counter() - sampled})
+        rollout, _ = self.score("train", rows, rollout, meter)
+        rollout = self.gather(rollout)
+        self.interrupt.collecting = False
+        rollout, figures = self.credit.assign(rollout)
+        meter.add(figures | {"time/sample": sampled - start, "time/score": time.perf_counter() - sampled})
+        self.meter.merge(meter.state())
         return rollout
 
     def rows_of(self, iteration: int) -> list[int]:
-        """Rows of the dataset that an iteration takes: each pass goes over all prompts in an order of its own."""
-        per_pass = len(self.train_dataset) // self.sizes.rollout
-        number, index = divmod(iteration, per_pass)
-        order = _permutation(len(self.train_dataset), self.args.seed, "prompts", number)
-        return order[index * self.sizes.rollout : (index + 1) * self.sizes.rollout].tolist()
+        """Rows of the dataset that an iteration takes, each `num_generations` times in a row.
 
-    def sample(self, split: str, rows: Sequence[int], keys: Sequence[int]) -> Rollout:
+        Each pass goes over all prompts in an order of its own.
+        """
+        count, taken = len(self.prompts["train"]), self.sizes.prompts
+        number, index = divmod(iteration, count // taken)
+        order = _permutation(count, self.args.seed, "prompts", number)
+        return order[index * taken : (index + 1) * taken].repeat_interleave(self.sizes.siblings).tolist()
+
+    def sample(self, split: str, rows: Sequence[int], keys: Sequence[int], chunk: int | None = None) -> Rollout:
         """One completion for each row, with the log-probabilities and values of its tokens."""
         was_training = self.model.training
         self.model.eval()
-        prompts = [self.prompts[split][row] for row in rows]
-        chunk, device = self.settings.rollout_forward_batch_size, self.args.device
+        prompts = [self.prompts[split].ids[row] for row in rows]
+        chunk = chunk or self.settings.rollout_forward_batch_size
+        generator = self.generator or LocalGenerator(self.roles.policy, self.processing_class)
         with self.compute_loss_context_manager():
-            generator = LocalGenerator(self.roles.policy)
-            rollout = sample(self.roles, generator, prompts, keys, self.sampling, device, chunk)
+            rollout = sample(
+                self.roles, generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class
+            )
         self.model.train(was_training)
         return rollout
 
-    def score(self, split: str, rows: Sequence[int], rollout: Rollout, meter: Meter) -> Rollout:
-        """Add the score of each completion: the weighted rewards, less the penalty for a missing end."""
-        dataset = self.train_dataset if split == "train" else self.eval_dataset
-        columns = dataset[list(rows)]
+    def score(
+        self, split: str, rows: Sequence[int], rollout: Rollout, meter: Meter
+    ) -> tuple[Rollout, list[dict[str, Any]]]:
+        """Add the score of each completion: the weighted rewards, less the penalty for a missing end.
+
+        Returns:
+            `tuple`: the rollout, and for each completion what a table shows of it.
+        """
+        columns = self.prompts[split].dataset[list(rows)]
         prompts = columns.pop("prompt")
-        completion_ids = token_lists(rollout)
-        completions: list[Any] = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        ids = token_lists(rollout)
+        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        completions: list[Any] = texts
         if is_conversational(prompts[0]):
-            completions = [[{"role": "assistant", "content": text}] for text in completions]
+            completions = [[{"role": "assistant", "content": text}] for text in texts]
+        extra: dict[str, list] = {}
 
         def log_metric(name: str, value: float) -> None:
             meter.add({f"reward/{name}": value})
 
-        columns |= {"trainer_state": self.state, "log_metric": log_metric}
-        parts = self.reward.parts(prompts, completions, completion_ids, **columns)
-        for name, values in parts.items():
+        columns |= {"trainer_state": self.state, "log_metric": log_metric, "log_extra": extra.__setitem__}
+        parts = self.reward.parts(prompts, completions, ids, **columns, prompt_ids=prompt_lists(rollout))
+        parts_shown = self.reward.per_row(parts)
+        for name, values in parts_shown.items():
             applying = [value for value in values if value is not None]
             if applying:
                 meter.add({f"reward/{name}": sum(applying) / len(applying)}, weight=len(applying))
-        scores = torch.tensor(self.reward.combine(parts), device=rollout.mask.device)
+        device, width = rollout.mask.device, rollout.mask.shape[1]
+        scores = torch.tensor(self.reward.combine(parts), device=device)
         if self.settings.missing_eos_penalty is not None:
             scores = scores - self.settings.missing_eos_penalty * (~rollout.finished)
-        return replace(rollout, scores=scores)
+        per_token = {"token_rewards": self.reward.combine_tokens(parts, ids),
+                     "potentials": self.reward.combine_potentials(parts, ids)}  # fmt: skip
+        tensors = {k: pad_right(v, 0.0, width, device=device) for k, v in per_token.items() if v is not None}
+        rollout = replace(rollout, scores=scores, **tensors)
+        shown = zip(prompts, texts, scores.tolist(), *parts_shown.values(), *extra.values(), strict=True)
+        names = ["prompt", "completion", "score", *parts_shown, *extra]
+        return rollout, [dict(zip(names, row, strict=True)) for row in shown]
 
     def gather(self, rollout: Rollout) -> Rollout:
         """The rollouts of all processes as one, so that everything after it is over all of them."""
@@ -214,39 +333,6 @@ class PPOTrainer(CheckpointOfRoles):
 
         return rollout.map(joined)
 
-    def credit(self, rollout: Rollout, meter: Meter) -> Rollout:
-        """Say of every token how much better it was than expected: KL penalty, score, advantages."""
-        args, mask, scores = self.settings, rollout.mask, rollout.scores
-        assert scores is not None, "score before credit"
-        kl = F.kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator)
-        rewards = F.rewards_per_token(scores, kl, mask, args.kl_coef)
-        if args.whiten_rewards:
-            rewards = F.masked_whiten(rewards, mask, center=False)
-        advantages, returns = F.generalized_advantages(rewards, rollout.values, mask, args.gamma, args.lam)
-        self._log_rollout(rollout, scores, kl, returns, meter)
-        return replace(rollout, advantages=F.masked_whiten(advantages, mask), returns=returns)
-
-    def _log_rollout(self, rollout: Rollout, scores: Tensor, kl: Tensor, returns: Tensor, meter: Meter) -> None:
-        mask, count = rollout.mask, len(rollout)
-        kl_sum = float(F.masked_sum(kl, mask) / count)
-        score = float(scores.mean())
-        penalty = -self.settings.kl_coef * kl_sum
-        meter.add(
-            {
-                "objective/scores": score,
-                "objective/scores_std": float(scores.std(correction=0)),
-                "objective/kl": kl_sum,
-                "objective/non_score_reward": penalty,
-                "objective/rlhf_reward": score + penalty,
-                "objective/entropy": float(F.masked_sum(-rollout.logprobs, mask) / count),
-                "value/explained_variance": float(F.explained_variance(rollout.values, returns, mask)),
-                "value/mean": float(F.masked_mean(rollout.values, mask)),
-                "rollout/completion_length": float(mask.sum() / count),
-                "rollout/finished": float(rollout.finished.float().mean()),
-                "rollout/num_eos_tokens": float(rollout.finished.sum()),
-            }
-        )
-
     # ---- the update, one optimizer step at a time
 
     def get_batch_samples(
@@ -258,59 +344,199 @@ class PPOTrainer(CheckpointOfRoles):
         sizes = self.sizes
         iteration, update = divmod(self.state.global_step, sizes.updates)
         if update == 0:
-            self.rollout = self.collect(iteration)
+            self.rollout, self.stopped = self.collect(iteration), False
             self.update_start = time.perf_counter()
-        elif self.rollout is None:
-            raise FileNotFoundError(
-                f"The checkpoint of step {self.state.global_step} lies between two updates on one rollout, but has no "
-                f"{ROLLOUT_FILE}: saving it was interrupted. Resume from an earlier one."
-            )
+        assert self.rollout is not None, "a rollout, collected or restored"
+        if self.stopped:
+            return [{"left_out": torch.ones(1)}] * num_batches, 1
         epoch, mini = divmod(update, self.settings.num_mini_batches)
         order = _permutation(sizes.rollout, self.args.seed, "mini-batches", iteration, epoch)
         rows = order[mini * sizes.mini : (mini + 1) * sizes.mini]
-        tokens = int(self.rollout.mask[rows.to(self.rollout.mask.device)].sum())
+        device = self.rollout.mask.device
+        assert self.rollout.loss_mask is not None
+        tokens = int(self.rollout.loss_mask[rows.to(device)].sum())
         mine = rows[self.args.process_index :: sizes.world]
-        return [self.rollout[part] for part in mine.to(self.rollout.mask.device).split(sizes.micro)], tokens
+        batches = [self.rollout[part] for part in mine.to(device).split(sizes.micro)]
+        if self.settings.imitation_coef:
+            self._add_demonstrations(batches)
+        return batches, max(tokens, 1)
+
+    def _add_demonstrations(self, batches: list[dict[str, Tensor]]) -> None:
+        """As many demonstrations for an optimizer step as it has episodes, in an order of their own."""
+        sizes, count = self.sizes, len(self.demonstrations)
+        first = self.state.global_step * sizes.mini
+        passes = range(first // count, (first + sizes.mini - 1) // count + 1)
+        orders = {number: _permutation(count, self.args.seed, "imitation", number).tolist() for number in passes}
+        rows = [self.demonstrations[orders[n // count][n % count]] for n in range(first, first + sizes.mini)]
+        tokens = sum(len(ids) - skipped for ids, skipped in rows)
+        mine = rows[self.args.process_index :: sizes.world]
+        for number, batch in enumerate(batches):
+            part = mine[number * sizes.micro : (number + 1) * sizes.micro]
+            batch |= pad_demonstrations(part, self.processing_class.pad_token_id, batch["mask"].device)
+            batch["demo_tokens"] = torch.tensor(tokens)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Clipped policy loss plus `vf_coef` times clipped value loss: a mean over tokens of the optimizer step."""
-        args, mask = self.settings, inputs["mask"]
+        """Clipped policy loss plus `vf_coef` times clipped value loss: a mean over tokens of the optimizer step.
+
+        On top come, where asked for, a KL term, an entropy bonus and an imitation term.
+        """
+        if "left_out" in inputs:  # no gradient reaches any weight, and the optimizer leaves them all alone
+            return torch.zeros((), device=self.args.device, requires_grad=True)
+        args, mask = self.settings, inputs["loss_mask"]
+        critic_alone = self.state.global_step < args.critic_warmup * self.sizes.updates
         tokens = {name: inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
-        out = model(**tokens, temperature=args.temperature)
+        demonstrations = (inputs["demo_ids"], inputs["demo_mask"]) if "demo_ids" in inputs else None
+        out = model(
+            **tokens,
+            temperature=args.temperature,
+            entropy_grad=args.entropy_coef > 0,
+            critic_alone=critic_alone,
+            demonstrations=demonstrations,
+        )
         # Padding gets ratio 1 and error 0, so that what the models say of it can neither overflow nor count.
-        logprobs = torch.where(mask.bool(), out["logprobs"], inputs["logprobs"])
-        policy, ratio, clipped = F.policy_loss(logprobs, inputs["logprobs"], inputs["advantages"], args.cliprange)
-        values = torch.where(mask.bool(), out["values"], inputs["values"])
+        real = mask.bool()
+        logprobs = torch.where(real, out["logprobs"], inputs["logprobs"])
+        policy, ratio, clipped = F.policy_loss(
+            logprobs, inputs["logprobs"], inputs["advantages"], args.cliprange, args.cliprange_high, args.dual_clip
+        )
+        values = torch.where(real, out["values"], inputs["values"])
         value, value_clipped = F.value_loss(values, inputs["values"], inputs["returns"], args.cliprange_value)
-        loss = F.masked_sum(policy + args.vf_coef * value, mask) * self.sizes.world / num_items_in_batch
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step}. The weights are as they were before "
-                "this step. Lower learning_rate, or look at the rewards of this rollout."
-            )
+        terms = {"loss/policy_avg": policy}
+        of_policy = policy - args.entropy_coef * out["entropy"]
+        if args.use_kl_loss:
+            terms["loss/kl_avg"] = F.kl_loss(logprobs, inputs["ref_logprobs"], ratio, args.kl_estimator)
+            of_policy = of_policy + self.credit.kl.value * terms["loss/kl_avg"]
+        if self.credit.has_critic:
+            terms |= {"loss/value_avg": value, "value/clipfrac_avg": value_clipped}
+        per_token = (0.0 if critic_alone else 1.0) * of_policy
+        per_token = per_token + args.vf_coef * value if self.credit.has_critic else per_token
+        loss = F.masked_sum(per_token, mask) / num_items_in_batch
+        if demonstrations is not None:
+            loss = loss + self._imitation_loss(out["demonstration_logprobs"], inputs)
+        loss = loss * self.sizes.world  # launchers take the mean over processes
+        self._stop_at_nan(loss, inputs)
         with torch.no_grad():
-            per_token = {
-                "loss/policy_avg": policy,
-                "loss/value_avg": value,
+            terms |= {
                 "policy/approxkl_avg": 0.5 * (logprobs - inputs["logprobs"]) ** 2,
                 "policy/clipfrac_avg": clipped,
                 "policy/entropy_avg": out["entropy"],
                 "policy/ratio": ratio,
-                "value/clipfrac_avg": value_clipped,
             }
-            self.meter.add({name: F.masked_mean(x, mask) for name, x in per_token.items()}, weight=float(mask.sum()))
+            self._measure({name: x.detach() for name, x in terms.items()}, mask, loss)
         return (loss, out) if return_outputs else loss
 
+    def _imitation_loss(self, logprobs: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Negative log-likelihood of demonstrations: the "ptx" term of InstructGPT (arXiv 2203.02155, eq. 2)."""
+        imitated = inputs["demo_imitated"][:, 1:]
+        total = -F.masked_sum(logprobs, imitated)
+        count = int(imitated.sum())
+        self.step_meter.add({"loss/imitation_avg": total.detach() / max(count, 1)}, weight=count)
+        return self.settings.imitation_coef * total / inputs["demo_tokens"]
+
+    def _measure(self, per_token: dict[str, Tensor], mask: Tensor, loss: Tensor) -> None:
+        count = float(mask.sum())
+        self.step_meter.add({"loss": loss * self.sizes.accumulation})  # a step is the sum of its micro-batches
+        if count:
+            means = {name: F.masked_mean(x, mask) for name, x in per_token.items()}
+            squares = F.masked_mean(per_token["policy/ratio"] ** 2, mask)
+            self.step_meter.add(means | {"policy/ratio_var": squares}, weight=count)
+
+    def _stop_at_nan(self, loss: Tensor, inputs: dict[str, Tensor]) -> None:
+        """Stop all processes before the weights are changed, and leave behind what is needed to understand it."""
+        finite = torch.isfinite(loss.detach()).float()
+        if self.sizes.world > 1:
+            finite = self.accelerator.reduce(finite.reshape(1), reduction="sum") / self.sizes.world
+        if finite == 1.0:
+            return
+        step = self.state.global_step
+        folder = Path(str(self.args.output_dir)) / f"nan-step-{step}"
+        self.save_model(str(folder), _internal_call=True)
+        batch = folder / f"batch-of-process-{self.args.process_index}.pt"
+        torch.save({name: tensor.detach().cpu() for name, tensor in inputs.items()}, batch)
+        scores = inputs["scores"]
+        raise FloatingPointError(
+            f"The loss is {loss.item()} at step {step}. The weights are as they were before this step; they and the "
+            f"batch are saved in {folder} (scores of the batch from {scores.min():.4g} to {scores.max():.4g}). Lower "
+            "learning_rate, or look at the rewards of this rollout."
+        )
+
+    def after_step(self) -> None:
+        """What an optimizer step tells: its figures, and whether the next one on this rollout still takes place."""
+        self.meter.add({"policy/updates_made": float(not self.stopped)})
+        if self.stopped:
+            return
+        if self.settings.target_kl is not None:
+            self._join_processes(self.step_meter)  # all processes must come to the same answer
+            self.stopped = self.step_meter.mean("policy/approxkl_avg") > self.settings.target_kl
+        self.meter.merge(self.step_meter.state())
+        self.step_meter.read()
+
     # ---- what Trainer asks for
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the beginning or on from a checkpoint (`True`: from the last whole one in `output_dir`).
+
+        Raises:
+            `FileNotFoundError`: if there is no checkpoint to go on from.
+            `ValueError`: if the checkpoint belongs to a run with other settings; each one is named.
+            `FloatingPointError`: if the loss becomes NaN or infinite.
+        """
+        if resume_from_checkpoint is True:
+            folder = str(self.args.output_dir)
+            resume_from_checkpoint = find_checkpoint(folder, "auto", required=[STATE_FILE])
+            if resume_from_checkpoint is None:
+                raise FileNotFoundError(f"There is no checkpoint in {folder!r} to go on from.")
+        if resume_from_checkpoint:
+            state = load_state(resume_from_checkpoint)
+            refuse_other_settings(resume_from_checkpoint, state["settings"], self._decisive_settings())
+            self.load_state_dict(state)
+            self.episodes_before = state["episodes"]
+        self.start = time.perf_counter()
+        try:
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        except KeyboardInterrupt:
+            if self.interrupt.collecting:  # no weight has changed since the last step
+                self.interrupt.collecting = False
+                self.save_checkpoint_now()
+            raise
+        finally:
+            self.interrupt.restore()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights, optimizer and schedule. Every process must call it."""
+        between = self.state.global_step % self.sizes.updates == 0
+        return {
+            "settings": self._decisive_settings(),
+            "credit": self.credit.state_dict(),
+            "meters": gather_object([self.meter.state()]) if self.sizes.world > 1 else [self.meter.state()],
+            "stopped": self.stopped,
+            "episodes": self.state.global_step // self.sizes.updates * self.sizes.rollout,
+            # Elsewhere a new rollout comes anyway.
+            "rollout": None if between or self.rollout is None else self.rollout.tensors(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.credit.load_state_dict(state["credit"])
+        self.stopped = state["stopped"]
+        tensors = state["rollout"]
+        self.rollout = None if tensors is None else Rollout(**tensors).map(lambda _, t: t.to(self.args.device))
+        self.meter.read()
+        for number, of_process in enumerate(state["meters"]):
+            if number % self.sizes.world == self.args.process_index:  # also where there are fewer processes now
+                self.meter.merge(of_process)
+
+    def _decisive_settings(self) -> dict[str, Any]:
+        return decisive_settings(self.settings, self.sizes, repr(self.reward), len(self.prompts["train"]))
 
     def get_train_dataloader(self) -> DataLoader:
         """A clock: one tick for each micro-batch of a pass over the prompts. The data itself comes from `collect`.
 
         It is not prepared by accelerate, which would fetch one batch ahead and so collect a rollout too early.
         """
-        rollouts = len(self.train_dataset) // self.sizes.rollout
+        rollouts = len(self.prompts["train"]) // self.sizes.prompts
         ticks = rollouts * self.sizes.updates * self.sizes.accumulation
         return DataLoader(range(ticks), batch_size=1)  # type: ignore[arg-type]  # a range is all that a clock needs
 
@@ -319,7 +545,12 @@ class PPOTrainer(CheckpointOfRoles):
             self.meter.add({"time/update": time.perf_counter() - self.update_start})
             self._join_processes(self.meter)
             rollouts = -(-self.state.global_step // self.sizes.updates)  # the one in work is counted
-            logs = {**logs, "episode": rollouts * self.sizes.rollout, **self.meter.read()}
+            figures = self.meter.read()
+            if "policy/ratio" in figures:  # so far it is the mean of squares
+                figures["policy/ratio_var"] -= figures["policy/ratio"] ** 2
+            done = rollouts * self.sizes.rollout - self.episodes_before
+            figures["time/episodes_per_second"] = done / (time.perf_counter() - self.start)
+            logs = {**logs, "episode": rollouts * self.sizes.rollout, **figures}
         super().log(logs, start_time)
 
     def _join_processes(self, meter: Meter) -> None:
@@ -333,26 +564,15 @@ class PPOTrainer(CheckpointOfRoles):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Sample one completion for each prompt of `eval_dataset`; log the same figures with the prefix `eval_`."""
-        if eval_dataset is not None:
-            self.eval_dataset = eval_dataset
-            self.prompts["eval"] = self._prompt_ids(
-                eval_dataset, self.processing_class, self.roles.policy, self.settings
-            )
-        if "eval" not in self.prompts:
-            raise ValueError("There is nothing to evaluate on: give eval_dataset, here or to the trainer.")
-        count = len(self.prompts["eval"])
-        rows = list(range(count))[self.args.process_index :: self.sizes.world]
-        # Every process needs as many rows as the others; those added at the end are counted twice.
-        rows += [0] * (-(-count // self.sizes.world) - len(rows))
-        rollout = self.sample("eval", rows, [stable_key(self.args.seed, "eval", row) for row in rows])
-        rollout = self.gather(self.score("eval", rows, rollout, self.eval_meter))
-        self.credit(rollout, self.eval_meter)
-        self._join_processes(self.eval_meter)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.eval_meter.read().items()}
+        """Sample one completion for each held-out prompt; log the same figures with the prefix `eval_`."""
+        metrics = held_out.evaluate(self, eval_dataset, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+        """Write, score and show completions of held-out prompts, as TRL's does; see [`held_out`]."""
+        return held_out.generate_completions(self, sampling)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy (or its adapters) and the tokenizer at the root, the critic in `critic/`."""
@@ -360,49 +580,13 @@ class PPOTrainer(CheckpointOfRoles):
         if self.args.should_save:
             self.roles.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
-        if self.args.push_to_hub and not _internal_call:
+        if _internal_call:  # within a checkpoint, before trainer_state.json says that it is whole
+            state = self.state_dict()
+            if self.args.should_save:
+                save_state(folder, state)
+        elif self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save")
-
-    def restore_rollout(self, saved: Any) -> None:
-        self.rollout = None if saved is None else saved["rollout"]
-        self.meter.read()
-        for number, state in enumerate([] if saved is None else saved["meters"]):
-            if number % self.sizes.world == self.args.process_index:  # also where there are fewer processes now
-                self.meter.merge(state)
-
-    @staticmethod
-    def _prompt_ids(
-        dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: Any, args: PPOConfig
-    ) -> list[list[int]]:
-        if not len(dataset):
-            raise ValueError("The dataset is empty: PPO needs prompts.")
-        require_columns(dataset, ["prompt"], "PPO")
-        ids = tokenize_prompts(dataset["prompt"], tokenizer, args.max_prompt_length)
-        check_prompts(ids, model, args.max_completion_length)
-        return ids
-
-
-class SaveRollout(TrainerCallback):
-    """Puts the rollout into a checkpoint that falls between two updates on it; elsewhere a new one comes anyway."""
-
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer = trainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.trainer.sizes.updates:
-            meters = gather_object([self.trainer.meter.state()])
-            if state.is_world_process_zero:
-                folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-                torch.save({"rollout": self.trainer.rollout, "meters": meters}, folder / ROLLOUT_FILE)
 
 
 def _permutation(count: int, *key: Any) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(stable_key(*key)))
-
-
-def _one_reward(reward_funcs: Any, weights: Sequence[float] | None) -> WeightedSum:
-    if isinstance(reward_funcs, WeightedSum):
-        if weights is not None:
-            raise ValueError("reward_weights were given, but reward_funcs is a WeightedSum, which has its own.")
-        return reward_funcs
-    return WeightedSum(reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs], weights)

@@ -14,6 +14,15 @@ synchronous reward written for them works here.
 - `None` means "does not apply to this row": the other rewards are summed, and a row without any is an error.
 - A value depends on its own row. Statistics over the batch belong to the trainer.
 
+Three attributes of the callable, all `False` unless set, say that it is more than that:
+
+- `per_token = True`: for each row it returns `None` or a list of numbers, one for each id in `completion_ids[row]`.
+  TRL's trainers take such a reward inside a `WeightedSum`, which adds its numbers up.
+- `potential = True`, with `per_token`: number t is the potential Phi(s_t) of the state before token t, that is of the
+  prompt and the tokens before t. The trainer makes shaping rewards of them with its own gamma.
+- `wants_prompt_ids = True`: it is given `prompt_ids`, B lists of token ids without padding, where the trainer has
+  them. No other reward is.
+
 Settings go into a small picklable object with `__call__` and `__name__`; the name is what logs and tables show.
 """
 
@@ -21,11 +30,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from rlhf_recipes.rewards.checks import RewardError, checked_call, checked_weights, reward_name
+from rlhf_recipes.rewards.checks import (
+    RewardError,
+    checked_call,
+    checked_weights,
+    is_per_token,
+    is_potential,
+    reward_name,
+)
 
 Messages: TypeAlias = list[dict[str, Any]]
 Text: TypeAlias = str | Messages
 Series: TypeAlias = list[float | None]  # (B,)  one reward for each row
+TokenSeries: TypeAlias = list[list[float] | None]  # (B, tokens of the row)  one reward for each token
+Parts: TypeAlias = dict[str, Any]  # by reward, a Series, or a TokenSeries of one that is per token
 
 
 class RewardFunction(Protocol):
@@ -33,7 +51,7 @@ class RewardFunction(Protocol):
 
     def __call__(
         self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
-    ) -> Sequence[float | None]: ...
+    ) -> Sequence[float | None] | Sequence[Sequence[float] | None]: ...
 
 
 def as_text(value: Text) -> str:
@@ -54,14 +72,20 @@ def compute_rewards(
     completions: Sequence[Text],
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Any],
-) -> dict[str, Series]:
+) -> Parts:
     """Call each reward as TRL's trainers do, by keyword, and check what comes back.
 
+    Args:
+        columns (`Mapping`):
+            What else the rewards are given. `prompt_ids` among them goes to rewards with `wants_prompt_ids` alone.
+
     Returns:
-        `dict[str, list[float | None]]`: for each reward, by name and in the order given, its B values.
+        `dict[str, list]`: for each reward, by name and in the order given, its B values: `float | None`, or
+        `list[float] | None` of a reward with `per_token`.
 
     Raises:
-        `RewardError`: if a reward raises, or does not return B finite numbers or `None`.
+        `RewardError`: if a reward raises, or does not return B finite numbers or `None`, or of a per-token reward
+            B lists of as many as there are tokens or `None`.
         `ValueError`: if two rewards have the same name, or a column has that of an argument.
     """
     batch: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
@@ -69,7 +93,11 @@ def compute_rewards(
     if taken:
         raise ValueError(f"The dataset's column {taken[0]!r} has the name of what every reward is given; rename it.")
     batch.update(columns)
-    return {name: checked_call(func, name, batch) for name, func in _by_name(reward_funcs).items()}
+    without_ids = {key: value for key, value in batch.items() if key != "prompt_ids"}
+    return {
+        name: checked_call(func, name, batch if getattr(func, "wants_prompt_ids", False) else without_ids)
+        for name, func in _by_name(reward_funcs).items()
+    }
 
 
 class WeightedSum:
@@ -81,10 +109,11 @@ class WeightedSum:
         weights (`Sequence[float]`, *optional*):
             One for each reward; 1 for all when left out. A negative weight makes a penalty.
         name (`str`, *optional*, defaults to `"weighted_sum"`):
-            Its own name, for when it is part of another sum.
+            Its own name, for when it is part of another sum. A sum with per-token rewards cannot be.
 
-    A trainer that logs each part calls `parts` and hands the result to `combine`. Called as a reward it does both, and
-    logs the mean of each part by `log_metric` where the trainer has it, as TRL's have.
+    A trainer that logs each part calls `parts` and hands the result to `combine`, `combine_tokens` and
+    `combine_potentials`. Called as a reward it gives one number for each row, and logs the mean of each part by
+    `log_metric` where the trainer has it, as TRL's have.
 
     Example:
 
@@ -106,10 +135,16 @@ class WeightedSum:
         named = _by_name(reward_funcs)
         if not named:
             raise ValueError("No reward was given: a weighted sum needs one at least.")
+        for own_name, func in named.items():
+            _check_not_nested(own_name, func)
         self.reward_funcs = tuple(reward_funcs)
         self.names = tuple(named)
         self.weights = checked_weights(weights, self.names)
         self.__name__ = name
+        self.wants_prompt_ids = any(getattr(func, "wants_prompt_ids", False) for func in reward_funcs)
+        per_token = [name for name, func in named.items() if is_per_token(func)]
+        self.potential_names = tuple(name for name in per_token if is_potential(named[name]))
+        self.token_names = tuple(name for name in per_token if name not in self.potential_names)
 
     def parts(
         self,
@@ -117,26 +152,55 @@ class WeightedSum:
         completions: Sequence[Text],
         completion_ids: Sequence[Sequence[int]],
         **columns: Any,
-    ) -> dict[str, Series]:
+    ) -> Parts:
         """The values of each reward by name, before weighting (see `compute_rewards`)."""
         return compute_rewards(self.reward_funcs, prompts, completions, completion_ids, columns)
 
-    def combine(self, parts: Mapping[str, Sequence[float | None]]) -> list[float]:
-        """The score of each row: the weighted sum of what applies to it. `(B,)`
+    def combine(self, parts: Mapping[str, Sequence[Any]]) -> list[float]:
+        """The score of each row: the weighted sum of the per-sequence rewards that apply to it. `(B,)`
+
+        It is 0 for a row to which none of them applies, but a per-token reward or a potential does.
 
         Raises:
-            `RewardError`: if no reward applies to some row.
+            `RewardError`: if no reward of any kind applies to some row.
         """
-        scores = []
-        for row, values in enumerate(zip(*(parts[name] for name in self.names), strict=True)):
-            applying = [weight * v for weight, v in zip(self.weights, values, strict=True) if v is not None]
-            if not applying:
-                raise RewardError(
-                    f"Row {row} has no reward: each of {', '.join(self.names)} returned None for it, which means "
-                    "'does not apply'. Add a reward that applies to every row, or drop such rows from the dataset."
-                )
-            scores.append(math.fsum(applying))
-        return scores
+        apart = self.token_names + self.potential_names
+        return self._sum_rows(parts, {name: parts[name] for name in self.names if name not in apart})
+
+    def totals(self, parts: Mapping[str, Sequence[Any]]) -> list[float]:
+        """As `combine`, with the per-token rewards weighted in, each as its sum over the tokens of the row. `(B,)`"""
+        return self._sum_rows(parts, self.per_row(parts))
+
+    def per_row(self, parts: Mapping[str, Sequence[Any]]) -> dict[str, Series]:
+        """One number for each row from every reward but the potentials: per-token rewards as their sums. Unweighted.
+
+        Potentials are left out because no sum of theirs is a reward.
+        """
+        return {
+            name: [v if v is None or name not in self.token_names else math.fsum(v) for v in parts[name]]
+            for name in self.names
+            if name not in self.potential_names
+        }
+
+    def combine_tokens(
+        self, parts: Mapping[str, Sequence[Any]], completion_ids: Sequence[Sequence[int]]
+    ) -> list[list[float]] | None:
+        """Weighted sum of the per-token rewards, without potentials; `None` if there is no such reward.
+
+        Returns:
+            `list[list[float]]`: one number for each token of each row; zeros where no such reward applies.
+        """
+        return self._sum_tokens(parts, completion_ids, self.token_names)
+
+    def combine_potentials(
+        self, parts: Mapping[str, Sequence[Any]], completion_ids: Sequence[Sequence[int]]
+    ) -> list[list[float]] | None:
+        """Weighted sum of the potentials, Phi(s_t) at t; `None` if there is no such reward.
+
+        Returns:
+            `list[list[float]]`: one number for each token of each row; zeros where no such reward applies.
+        """
+        return self._sum_tokens(parts, completion_ids, self.potential_names)
 
     def __call__(
         self,
@@ -145,13 +209,45 @@ class WeightedSum:
         completion_ids: Sequence[Sequence[int]],
         **columns: Any,
     ) -> list[float]:
+        """One number for each row, as TRL's `GRPOTrainer` and `RLOOTrainer` want it.
+
+        Per-token rewards are summed over the tokens of the row and weighted in. Potentials are left out: over a whole
+        completion their shaping telescopes to -Phi(s_0), a constant of the prompt, so that they add nothing that a
+        policy can change.
+        """
         parts = self.parts(prompts, completions, completion_ids, **columns)
         if columns.get("log_metric") is not None:
-            for name, values in parts.items():
+            for name, values in self.per_row(parts).items():
                 applying = [value for value in values if value is not None]
                 if applying:
                     columns["log_metric"](f"rewards/{self.__name__}/{name}", math.fsum(applying) / len(applying))
-        return self.combine(parts)
+        return self.totals(parts)
+
+    def _sum_rows(self, parts: Mapping[str, Sequence[Any]], series: Mapping[str, Sequence[Any]]) -> list[float]:
+        """Weighted sum of `series`, row by row. `parts` are all of them, to tell a row without any."""
+        weight_of = dict(zip(self.names, self.weights, strict=True))
+        scores = []
+        for row, values in enumerate(zip(*(parts[name] for name in self.names), strict=True)):
+            if all(value is None for value in values):
+                raise RewardError(
+                    f"Row {row} has no reward: each of {', '.join(self.names)} returned None for it, which means "
+                    "'does not apply'. Add a reward that applies to every row, or drop such rows from the dataset."
+                )
+            applying = [weight_of[name] * own[row] for name, own in series.items() if own[row] is not None]
+            scores.append(math.fsum(applying))
+        return scores
+
+    def _sum_tokens(
+        self, parts: Mapping[str, Sequence[Any]], completion_ids: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> list[list[float]] | None:
+        if not names:
+            return None
+        weight_of = dict(zip(self.names, self.weights, strict=True))
+        rows = []
+        for row, ids in enumerate(completion_ids):
+            applying = [(weight_of[name], parts[name][row]) for name in names if parts[name][row] is not None]
+            rows.append([math.fsum(weight * values[t] for weight, values in applying) for t in range(len(ids))])
+        return rows
 
     def __repr__(self) -> str:
         terms = ", ".join(f"{weight:g} * {name}" for name, weight in zip(self.names, self.weights, strict=True))
@@ -166,5 +262,20 @@ def _by_name(reward_funcs: Sequence[RewardFunction]) -> dict[str, RewardFunction
         name = reward_name(func)
         if name in named:
             raise ValueError(f"Two rewards are named {name!r}, so their logs would mix. Give them names of their own.")
+        if is_potential(func) and not is_per_token(func):
+            raise ValueError(
+                f"Reward {name!r} has potential = True but not per_token = True. A potential is one number for each "
+                "token; set both."
+            )
         named[name] = func
     return named
+
+
+def _check_not_nested(name: str, func: Any) -> None:
+    inner = getattr(func, "reward", func)  # a LoadedReward holds what it has loaded
+    if isinstance(inner, WeightedSum) and (inner.token_names or inner.potential_names):
+        raise ValueError(
+            f"The weighted sum {name!r} contains the per-token rewards "
+            f"{', '.join(inner.token_names + inner.potential_names)}, so it cannot be part of another sum, where only "
+            "their sums would be left. Put its rewards into the outer sum, with the product of the weights."
+        )

@@ -9,6 +9,9 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# What a reward may say of itself, see `base.py`. A wrapper around a reward has to say the same.
+REWARD_ATTRIBUTES = ("per_token", "potential", "wants_prompt_ids")
+
 
 class RewardError(RuntimeError):
     """A reward raised, or returned something that is no reward. The message names it and, where known, the row."""
@@ -34,11 +37,23 @@ def checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> tu
     return tuple(float(weight) for weight in weights)
 
 
-def checked_call(func: Callable[..., Any], name: str, batch: dict[str, Any]) -> list[float | None]:
+def is_per_token(func: Any) -> bool:
+    """Whether a reward gives one number for each token of a completion (`per_token = True`)."""
+    return bool(getattr(func, "per_token", False))
+
+
+def is_potential(func: Any) -> bool:
+    """Whether the numbers of a per-token reward are potentials, which the trainer shapes (`potential = True`)."""
+    return bool(getattr(func, "potential", False))
+
+
+def checked_call(func: Callable[..., Any], name: str, batch: dict[str, Any]) -> list[Any]:
     """Call a reward on a batch and return its B values as Python floats or `None`.
 
+    Of a per-token reward each value is `None` or a list with one float for each token of its completion.
+
     Raises:
-        `RewardError`: if it raises, or returns anything but B finite numbers or `None`.
+        `RewardError`: if it raises, or returns anything but B such values.
     """
     try:
         values = func(**batch)
@@ -51,23 +66,52 @@ def checked_call(func: Callable[..., Any], name: str, batch: dict[str, Any]) -> 
         ) from error
     if hasattr(values, "tolist"):  # numpy arrays and tensors
         values = values.tolist()
+    wanted = "list of numbers" if is_per_token(func) else "number"
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise RewardError(
             f"Reward {name!r} returned {_short(values)} ({type(values).__name__}); it must return a list with one "
-            "number or None for each completion."
+            f"{wanted} or None for each completion."
         )
     size = len(batch["completions"])
     if len(values) != size:
         raise RewardError(
-            f"Reward {name!r} returned {len(values)} values for {size} completions; it must return one number or "
+            f"Reward {name!r} returned {len(values)} values for {size} completions; it must return one {wanted} or "
             "None for each."
         )
-    return [_checked_value(value, name, row, batch) for row, value in enumerate(values)]
+    check = _checked_tokens if is_per_token(func) else _checked_value
+    return [check(value, name, row, batch) for row, value in enumerate(values)]
+
+
+def _checked_tokens(values: Any, name: str, row: int, batch: dict[str, Any]) -> list[float] | None:
+    if values is None:
+        return None
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    wanted = len(batch["completion_ids"][row])
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise RewardError(
+            f"Reward {name!r} is per token and returned {_short(values)} ({type(values).__name__}), for "
+            f"{_describe(row, batch)}. It must be a list of {wanted} numbers, one for each token, or None where "
+            "it does not apply."
+        )
+    if len(values) != wanted:
+        raise RewardError(
+            f"Reward {name!r} is per token and returned {len(values)} numbers for the {wanted} tokens of "
+            f"{_describe(row, batch)}. It must return one for each id in completion_ids[{row}], the end-of-sequence "
+            "token included."
+        )
+    return [_checked_number(value, name, f"token {t} of {_describe(row, batch)}") for t, value in enumerate(values)]
 
 
 def _checked_value(value: Any, name: str, row: int, batch: dict[str, Any]) -> float | None:
-    if value is None:
-        return None
+    return (
+        None
+        if value is None
+        else _checked_number(value, name, _describe(row, batch), ", or None where it does not apply")
+    )
+
+
+def _checked_number(value: Any, name: str, place: str, or_none: str = "") -> float:
     if hasattr(value, "tolist"):  # a number of numpy or torch becomes one of Python
         value = value.tolist()
     if not isinstance(value, numbers.Real):
@@ -76,10 +120,7 @@ def _checked_value(value: Any, name: str, row: int, batch: dict[str, Any]) -> fl
         problem = f"{float(value)}"
     else:
         return float(value)
-    raise RewardError(
-        f"Reward {name!r} returned {problem}, for {_describe(row, batch)}. A reward must be a finite number, or None "
-        "where it does not apply."
-    )
+    raise RewardError(f"Reward {name!r} returned {problem}, for {place}. A reward must be a finite number{or_none}.")
 
 
 def _first_failing_row(func: Callable[..., Any], batch: dict[str, Any]) -> str:

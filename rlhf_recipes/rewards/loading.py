@@ -20,14 +20,64 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rlhf_recipes.rewards.base import WeightedSum, reward_name
+from rlhf_recipes.rewards.checks import REWARD_ATTRIBUTES, checked_call
 
 SPEC_KEYS = ("func", "name", "weight", "args")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
+
+
+@dataclass
+class RewardArguments:
+    """What is rewarded.
+
+    Args:
+        reward_funcs (`list[str | dict]`):
+            Rewards, as [`load_rewards`] takes them.
+        reward_weights (`list[float]`, *optional*):
+            One for each reward. Default: those that stand with the rewards, and 1 where none does.
+    """
+
+    help_title = "Rewards"
+
+    reward_funcs: list[str | dict] = field(
+        metadata={"help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function."}
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight for each reward. Default: 1 for all, or those in the YAML."}
+    )
+
+    def load_for_trl(self) -> tuple[list[Callable[..., Any]], list[float]]:
+        """The rewards and their weights, apart, as TRL's `GRPOTrainer` and `RLOOTrainer` take them.
+
+        These trainers log, weigh and, where asked to, normalize each reward. What a reward returns is checked here
+        first: one that raises, or returns NaN, stops the run and is named with the row (`RewardError`).
+
+        Raises:
+            `ValueError`: as [`load_rewards`], and if a reward is per token, of which these trainers know nothing.
+        """
+        rewards = load_rewards(self.reward_funcs, self.reward_weights)
+        for name, func in zip(rewards.names, rewards.reward_funcs, strict=True):
+            if getattr(func, "per_token", False):
+                raise ValueError(
+                    f"Reward {name!r} gives one number for each token, but TRL's trainers take one for each "
+                    "completion. Use it with PPO, or leave it out."
+                )
+        checked = [_checked(func, name) for name, func in zip(rewards.names, rewards.reward_funcs, strict=True)]
+        return checked, list(rewards.weights)
+
+
+def _checked(func: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def reward(**batch: Any) -> list[float | None]:
+        return checked_call(func, name, batch)
+
+    reward.__name__ = name  # what TRL logs
+    return reward
 
 
 class LoadedReward:
@@ -55,6 +105,8 @@ class LoadedReward:
             raise TypeError(f"A reward must be callable, but {func!r} is of type {type(target).__name__}.")
         self.reward: Callable[..., Any] = target
         self.__name__ = name or reward_name(target)
+        for attribute in REWARD_ATTRIBUTES:
+            setattr(self, attribute, getattr(target, attribute, False))
 
     def __call__(self, **kwargs: Any) -> Any:
         return self.reward(**{**kwargs, **self.args})

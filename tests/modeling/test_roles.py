@@ -129,7 +129,7 @@ def test_for_measuring_a_plain_model_is_its_own_reference(base):
 
 def test_the_reference_is_neither_trained_nor_saved_nor_moved_by_train(base):
     roles = ActorCritic(base).train()
-    assert {name.split(".")[0] for name, _ in roles.named_parameters()} == {"policy", "value_head"}
+    assert {name.split(".")[0] for name, _ in roles.named_parameters()} == {"policy", "critic"}
     assert not roles.ref_model.training
 
 
@@ -142,14 +142,14 @@ def test_logprobs_are_those_of_a_plain_forward_without_padding(base):
 
 def test_values_are_read_at_the_position_that_predicts_the_token(base):
     roles = ActorCritic(base)
-    torch.nn.init.normal_(roles.value_head.weight, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.constant_(roles.value_head.bias, 0.5)
+    torch.nn.init.normal_(roles.critic.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.constant_(roles.critic.bias, 0.5)
     with torch.no_grad():
         values = roles(**BATCH, temperature=1.0)["values"]
         for row, (text, start) in enumerate(zip(TEXTS, PROMPT_LENGTHS, strict=True)):
             hidden = base(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0]
             for t in range(len(text) - start):
-                expected = hidden[start + t - 1] @ roles.value_head.weight[0] + 0.5
+                expected = hidden[start + t - 1] @ roles.critic.weight[0] + 0.5
                 assert values[row, t].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -159,9 +159,9 @@ def test_the_critic_starts_at_zero(base):
 
 def test_the_critic_s_gradient_reaches_the_policy_s_trunk_and_its_own_layer(base):
     roles = ActorCritic(base)
-    torch.nn.init.normal_(roles.value_head.weight)
+    torch.nn.init.normal_(roles.critic.weight)
     roles(**BATCH, temperature=1.0)["values"].sum().backward()
-    assert roles.value_head.weight.grad.any()
+    assert roles.critic.weight.grad.any()
     assert base.model.layers[0].self_attn.q_proj.weight.grad.any()
 
 
@@ -201,7 +201,7 @@ def test_what_is_saved_comes_back_with_the_critic(base, tokenizer, tmp_path, kin
     for name, tensor in saved.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     assert torch.equal(reference(loaded), before)  # the reference stays as it was
-    assert loaded.value_head.weight.any()
+    assert loaded.critic.weight.any()
     if kind == "tied":
         assert loaded.policy.lm_head.weight is loaded.policy.model.embed_tokens.weight
 

@@ -320,7 +320,7 @@ def test_an_unknown_flag_or_key_is_refused_with_the_nearest_name(main, place, tm
             {"gradient_accumulation_steps": 3},
             "A mini-batch has 6 episodes .* which per_device_train_batch_size 4 does not divide",
         ),
-        ({"temperature": 0}, "temperature is 0.0; sampling needs one above 0"),
+        ({"temperature": 0}, "temperature is 0.0; give a number above 0"),
         ({"total_episodes": 0}, "total_episodes is 0; give 1 or more"),
         ({"prompt_words": 0}, "prompt_words is 0; give 1 or more"),
         ({"dataset_name": None}, "missing: --dataset_name"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_recipes.rewards import RewardError, WeightedSum, as_text, compute_rewards, reward_name
+from rlhf_recipes.rewards import RewardError, WeightedSum, as_text, compute_rewards, load_reward, reward_name
 
 PROMPTS = ["The film is", "The cast is", "The plot is"]
 COMPLETIONS = [" good.", " bad", " so thin that it is hardly there"]
@@ -234,6 +234,160 @@ def test_a_weighted_sum_survives_pickling():
     reward = pickle.loads(pickle.dumps(WeightedSum([brevity, praise], weights=[0.5, 3.0], name="both")))
     assert reward.__name__ == "both"
     assert reward(**ROWS) == [1.5, -0.5, -2.5]
+
+
+# ---- one number for each token
+
+
+def per_token(values, name="steps", potential=False):
+    def reward(**kwargs):
+        return values
+
+    reward.__name__, reward.per_token, reward.potential = name, True, potential
+    return reward
+
+
+STEPS = [[1.0, 2.0, 4.0], None, [0.0, 0.0, 0.5, 0.0, 0.25]]  # of 3, 1 and 5 tokens
+FILLED = [[0.5, 0.5, 0.5], [3.0], [0.0] * 5]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        STEPS,
+        (np.array([1, 2, 4]), None, torch.tensor([0, 0, 0.5, 0, 0.25])),
+        [[torch.tensor(1), np.float32(2), 4], None, (0, False, 0.5, 0, 0.25)],
+    ],
+)
+def test_a_per_token_reward_gives_lists_of_floats(values):
+    steps = compute(per_token(values))["steps"]
+    assert steps == STEPS
+    assert {type(value) for row in steps if row is not None for value in row} == {float}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([[1.0, 2.0], None, None], "returned 2 numbers for the 3 tokens of row 0 (prompt 'The film is'"),
+        ([[1.0, 2.0, 3.0], [1.0, 2.0], None], "returned 2 numbers for the 1 tokens of row 1"),
+        ([[1.0, 2.0, 3.0], [], None], "returned 0 numbers for the 1 tokens of row 1"),
+        ([None, 0.5, None], "returned 0.5 (float), for row 1"),
+        ([None, "3", None], "returned '3' (str), for row 1"),
+        ([None, [float("nan")], None], "returned nan, for token 0 of row 1"),
+        ([[1.0, None, 3.0], None, None], "returned None, of type NoneType, for token 1 of row 0"),
+        ([[1.0, 2.0, 3.0], None], "returned 2 values for 3 completions; it must return one list of numbers or None"),
+        (1.0, "returned 1.0 (float); it must return a list with one list of numbers or None for each"),
+    ],
+)
+def test_per_token_rewards_that_do_not_fit_their_tokens_are_refused(values, words):
+    with pytest.raises(RewardError) as caught:
+        compute(per_token(values))
+    assert words in str(caught.value)
+    assert "Reward 'steps'" in str(caught.value)
+
+
+def test_the_kinds_of_reward_are_combined_apart():
+    reward = WeightedSum(
+        [praise, per_token(STEPS), per_token(FILLED, "more"), per_token(FILLED, "phi", potential=True)],
+        weights=[3.0, 2.0, -1.0, 10.0],
+    )
+    parts = reward.parts(**ROWS)
+    assert parts == {"praise": [1.0, None, None], "steps": STEPS, "more": FILLED, "phi": FILLED}
+    assert reward.combine(parts) == [3.0, 0.0, 0.0]  # praise alone; 0 where only the others apply
+    # 2 * steps - more
+    assert reward.combine_tokens(parts, COMPLETION_IDS) == [[1.5, 3.5, 7.5], [-3.0], [0.0, 0.0, 1.0, 0.0, 0.5]]
+    assert reward.combine_potentials(parts, COMPLETION_IDS) == [[5.0, 5.0, 5.0], [30.0], [0.0] * 5]
+
+
+def test_rows_without_a_per_token_reward_are_zeros():
+    reward = WeightedSum([brevity, per_token(STEPS), per_token(STEPS, "phi", potential=True)])
+    parts = reward.parts(**ROWS)
+    assert reward.combine_tokens(parts, COMPLETION_IDS)[1] == [0.0]
+    assert reward.combine_potentials(parts, COMPLETION_IDS)[1] == [0.0]
+
+
+def test_without_a_reward_of_a_kind_there_is_nothing_to_combine():
+    reward = WeightedSum([brevity])
+    assert reward.combine_tokens(reward.parts(**ROWS), COMPLETION_IDS) is None
+    assert reward.combine_potentials(reward.parts(**ROWS), COMPLETION_IDS) is None
+    # A potential is no per-token reward, nor the other way round.
+    reward = WeightedSum([brevity, per_token(FILLED, potential=True)])
+    assert reward.combine_tokens(reward.parts(**ROWS), COMPLETION_IDS) is None
+    reward = WeightedSum([brevity, per_token(FILLED)])
+    assert reward.combine_potentials(reward.parts(**ROWS), COMPLETION_IDS) is None
+
+
+def test_a_row_without_a_reward_of_any_kind_is_an_error():
+    reward = WeightedSum([praise, per_token(STEPS)])
+    parts = reward.parts(**ROWS)
+    for combine in (reward.combine, reward.totals):
+        with pytest.raises(RewardError, match=r"Row 1 has no reward: each of praise, steps returned None"):
+            combine(parts)
+
+
+def test_called_as_a_reward_a_sum_adds_the_tokens_up_and_leaves_potentials_out():
+    logged = {}
+    reward = WeightedSum(
+        [praise, per_token(STEPS), per_token([[9.0] * len(ids) for ids in COMPLETION_IDS], "phi", potential=True)],
+        weights=[3.0, 2.0, 1.0],
+    )
+    # 3 * 1 + 2 * (1 + 2 + 4), nothing but the potential, 2 * (0.5 + 0.25)
+    assert reward(**ROWS, log_metric=logged.__setitem__) == [17.0, 0.0, 1.5]
+    assert logged == {"rewards/weighted_sum/praise": 1.0, "rewards/weighted_sum/steps": (7 + 0.75) / 2}
+    assert reward.per_row(reward.parts(**ROWS)) == {"praise": [1.0, None, None], "steps": [7.0, None, 0.75]}
+
+
+@pytest.mark.parametrize("potential", [False, True])
+def test_a_sum_with_per_token_rewards_cannot_be_part_of_another(potential):
+    inner = WeightedSum([brevity, per_token(STEPS, potential=potential)], name="inner")
+    with pytest.raises(ValueError, match=r"sum 'inner' contains the per-token rewards steps.*into the outer sum"):
+        WeightedSum([praise, inner])
+    with pytest.raises(ValueError, match=r"sum 'renamed' contains the per-token rewards steps"):
+        WeightedSum([load_reward(inner, name="renamed")])
+
+
+def test_a_potential_is_per_token():
+    def phi(**kwargs):
+        return [0.0]
+
+    phi.potential = True
+    with pytest.raises(ValueError, match=r"'phi' has potential = True but not per_token = True"):
+        WeightedSum([phi])
+
+
+# ---- token ids of the prompts
+
+
+def test_the_ids_of_the_prompts_go_to_those_that_want_them_alone():
+    seen = {}
+
+    def wanting(prompt_ids, **kwargs):
+        seen["wanting"] = prompt_ids
+        return [0.0] * len(prompt_ids)
+
+    def other(completions, **kwargs):
+        seen["other"] = kwargs
+        return [0.0] * len(completions)
+
+    wanting.wants_prompt_ids = True
+    ids = [[1, 2], [3], [4, 5, 6]]
+    WeightedSum([wanting, other]).parts(**ROWS, prompt_ids=ids, answer=["a", "b", "c"])
+    assert seen["wanting"] == ids
+    assert set(seen["other"]) == {"prompts", "completion_ids", "answer"}
+    # A sum passes them on to what is in it, and wants them only then.
+    seen.clear()
+    WeightedSum([WeightedSum([wanting], name="inner"), WeightedSum([other], name="without")])(**ROWS, prompt_ids=ids)
+    assert seen["wanting"] == ids
+    assert "prompt_ids" not in seen["other"]
+
+
+def test_without_ids_of_the_prompts_a_reward_that_needs_them_says_so():
+    def wanting(prompt_ids, **kwargs):
+        return [0.0] * len(prompt_ids)
+
+    wanting.wants_prompt_ids = True
+    with pytest.raises(RewardError, match=r"'wanting' raised TypeError: .*argument: 'prompt_ids'"):
+        compute(wanting)
 
 
 def test_the_text_of_messages_is_the_text_of_each():

@@ -1,0 +1,193 @@
+"""The critic of PPO: a layer on the policy's body, a model of its own, or none.
+
+A model of its own is a decoder with a scalar head, as `AutoModelForSequenceClassification` loads it; here its head is
+read at every token and not only at the last. Where the policy trains adapters, so does such a critic: a full copy that
+is trained in full would cost more than the policy itself.
+"""
+
+import copy
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from rlhf_recipes.modeling.loading import check_model_path, disable_dropout
+
+logger = logging.getLogger(__name__)
+
+CRITIC_FOLDER = "critic"
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+class ValueHead(nn.Linear):
+    """One linear layer on the hidden states that the policy's language-model head reads. It starts at 0."""
+
+    reads_policy = True
+
+    def __init__(self, policy: Any) -> None:
+        device = policy.get_output_embeddings().weight.device
+        super().__init__(policy.config.get_text_config().hidden_size, 1, device=device)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values `(B, T)` from hidden states `(B, T, H)`."""
+        return super().forward(hidden.to(self.weight.dtype)).squeeze(-1).float()
+
+    def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.state_dict() if state is None else state
+        save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, folder / VALUE_HEAD_FILE)
+
+    def load_weights(self, folder: Path) -> None:
+        self.load_state_dict(load_file(folder / VALUE_HEAD_FILE))
+
+
+class ValueModel(nn.Module):
+    """A model of its own whose scalar head is read at every token.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): a decoder with one label, as loaded by
+            `AutoModelForSequenceClassification`.
+
+    Raises:
+        `ValueError`: if it has no scalar head that can be read at every token, or is an encoder, which would see the
+            tokens that a value must not know.
+    """
+
+    reads_policy = False
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model: Any = model
+        inner = self._inner()
+        name = type(inner).__name__
+        if not hasattr(inner, "score") or getattr(inner.config, "num_labels", 1) != 1:
+            raise ValueError(
+                f"The critic is a {name} with {getattr(inner.config, 'num_labels', 'no')} labels; it must be a "
+                "decoder with a scalar head that can be read at every token, as "
+                "AutoModelForSequenceClassification(..., num_labels=1) loads it. An encoder (BERT, "
+                "MiniLM, ...) would see the tokens that are still to come. Give critic='policy' or critic='head' instead."
+            )
+
+    def _inner(self) -> Any:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Values `(B, P + T)`: one for each token, read from what the model knows after it."""
+        inner = self._inner()
+        hidden = inner.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return inner.score(hidden).squeeze(-1).float()
+
+    def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+        kwargs = {} if state is None else {"state_dict": _without_prefix(state, "model.")}
+        self.model.save_pretrained(str(folder), **kwargs)
+
+    def load_weights(self, folder: Path) -> None:
+        load_into(self.model, folder)
+
+
+def load_into(model: Any, folder: Path) -> None:
+    """Take over the weights that `model.save_pretrained(folder)` wrote: adapters where it has them, else all."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    else:
+        saved = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+
+def build_critic(kind: Any, policy: Any, reward_model: Any = None, peft_config: Any = None) -> nn.Module | None:
+    """The critic that a user asked for.
+
+    Args:
+        kind (`nn.Module` or `str`):
+            A model, or `"head"`, `"none"`, `"policy"`, `"reward_model"`, or the folder or id of a model.
+        policy (`PreTrainedModel` or `PeftModel`): the policy, dropout off.
+        reward_model (`PreTrainedModel`, *optional*): what `"reward_model"` copies.
+        peft_config (`PeftConfig`, *optional*):
+            Adapters for a critic of its own. Where the policy has adapters it gets the same without this.
+
+    Raises:
+        `ValueError`: if the critic cannot be made of what was given.
+    """
+    if kind == "none":
+        return None
+    if kind == "head":
+        return ValueHead(policy)
+    model: Any
+    if isinstance(kind, nn.Module):
+        model = kind
+    elif kind == "policy":
+        model = _from_policy(policy)
+    elif kind == "reward_model":
+        if not isinstance(reward_model, nn.Module):
+            raise ValueError(
+                "critic is 'reward_model', but there is no reward model to copy: give reward_model, a decoder with a "
+                "scalar head that shares the policy's tokenizer, or choose critic='policy' or critic='head'."
+            )
+        model = copy.deepcopy(reward_model).requires_grad_(True)
+    else:
+        name = check_model_path(kind)
+        config = AutoConfig.from_pretrained(name, num_labels=1)
+        model = AutoModelForSequenceClassification.from_pretrained(name, config=config, dtype=policy.dtype)
+    disable_dropout(model)
+    critic = ValueModel(model)  # before adapters, so that an unfit model is refused as what it is
+    if not isinstance(model, PeftModel) and (peft_config is not None or isinstance(policy, PeftModel)):
+        critic = ValueModel(_with_adapters(model, peft_config or policy.active_peft_config))
+        disable_dropout(critic)
+    return critic
+
+
+def _with_adapters(model: Any, config: Any) -> PeftModel:
+    if not isinstance(config, LoraConfig):
+        raise ValueError(
+            f"The policy has {type(config).__name__} adapters, which a critic of its own cannot take over. Give a "
+            "value_model with adapters, or critic='head'."
+        )
+    targets: Any = config.target_modules
+    head = [] if isinstance(targets, str) else [name for name in targets or () if name == "lm_head"]
+    keep: Any = set(targets or ()) - set(head) if head else targets
+    mine = dataclasses.replace(
+        config, task_type=TaskType.SEQ_CLS, target_modules=keep, modules_to_save=["score"], inference_mode=False
+    )
+    return get_peft_model(model, mine)
+
+
+def _from_policy(policy: Any) -> Any:
+    """A model with the policy's body and a scalar head that starts at 0."""
+    inner: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    quantization = getattr(inner, "quantization_config", None) or getattr(inner.config, "quantization_config", None)
+    if quantization is not None:
+        # Quantized weights cannot be copied into another class: they are read and quantized once more.
+        config = AutoConfig.from_pretrained(inner.name_or_path, num_labels=1)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            inner.name_or_path,
+            config=config,
+            quantization_config=quantization,
+            dtype=inner.dtype,
+            device_map={"": inner.device},
+        )
+    else:
+        config = copy.deepcopy(inner.config)
+        config.num_labels = 1
+        with torch.random.fork_rng():  # drawing a head that is set to 0 below must not move the user's generator
+            model = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
+        plain: Any = copy.deepcopy(policy).merge_and_unload() if isinstance(policy, PeftModel) else inner
+        model.base_model.load_state_dict(plain.base_model.state_dict())
+        model.to(inner.device)
+    if not hasattr(model, "score"):
+        return model  # refused by ValueModel, with the reason
+    nn.init.zeros_(model.score.weight)
+    return model.requires_grad_(quantization is None)
+
+
+def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

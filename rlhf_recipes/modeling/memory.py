@@ -1,0 +1,272 @@
+"""What each role of a run takes in memory before the first token: weights, gradients and optimizer states, in bytes.
+
+Counted from the tensors that are there, not from a formula over parameter counts, so that 4-bit weights, adapters and
+roles that share one base come out right. Activations, the copies of gradients that DistributedDataParallel puts in
+buckets, and temporary buffers come on top.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# States that each optimizer keeps for every number it trains, in the type of the weights (torch) ...
+STATES_OF_TORCH = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"), 2),
+    **{"sgd": 0, "adagrad": 1, "rmsprop": 1},
+}
+TAKES_MOMENTUM = ("sgd", "rmsprop")  # one more with --optim_args momentum=0.9
+# ... and in float32 or in one byte (bitsandbytes).
+STATES_OF_BITSANDBYTES = {
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"), 2),
+    **dict.fromkeys(("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"), 1),
+    **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), 1),
+}
+# bitsandbytes keeps a float32 scale for every 256 numbers, and tensors smaller than 4096 numbers in float32.
+BLOCK, SMALLEST = 256, 4096
+
+
+@dataclass(frozen=True)
+class RoleMemory:
+    """Bytes that one role adds on one process; what it shares with an earlier role is counted there."""
+
+    role: str
+    weights: int  # parameters and buffers
+    gradients: int  # of the parameters that are trained
+    optimizer: int | None  # its states; `None` where they are not known
+    note: str = ""
+
+    @property
+    def total(self) -> int:
+        """All that is known."""
+        return self.weights + self.gradients + (self.optimizer or 0)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What DeepSpeed does with a model that it trains. Stage 0 and one process: nothing."""
+
+    stage: int = 0
+    world: int = 1
+    half: bool = False  # whether the model is turned into 16 bit
+    offload: tuple[str, ...] = field(default=())  # what lies in the computer's memory or on disk
+
+    def share(self, size: int, from_stage: int) -> int:
+        """Bytes on one process, of something that is divided from a stage on."""
+        return -(-size // self.world) if self.stage >= from_stage else size
+
+
+def memory_of_roles(
+    roles: Mapping[str, nn.Module | None], args: Any, notes: Mapping[str, str] | None = None
+) -> list[RoleMemory]:
+    """Count what each role takes on one process.
+
+    A tensor that several roles hold is counted with the first of them, so name the policy first.
+
+    With DeepSpeed's ZeRO, whose stages divide optimizer states (from 1), gradients (from 2) and weights (from 3)
+    among the processes (arXiv 1910.02054, figure 1), the optimizer also keeps a float32 copy of what it trains, and
+    with `bf16` or `fp16` weights and gradients are of 16 bit. This goes for roles that are trained; a frozen one
+    stays whole on each process unless it was loaded in parts.
+
+    Args:
+        roles (`Mapping[str, nn.Module]`): The models by name. `None` stands for one that takes nothing of its own,
+            such as the reference that is the policy with its adapters off.
+        args (`TrainingArguments`): `optim`, `optim_args`, `world_size` and the DeepSpeed configuration are read.
+        notes (`Mapping[str, str]`, *optional*): What to say of a role in brackets, in place of what is found out.
+
+    Returns:
+        `list[RoleMemory]`: one for each role, in the same order, in bytes.
+    """
+    zero = zero_of(args)
+    seen: set[Any] = set()
+    return [_role(role, module, args, zero, seen, (notes or {}).get(role)) for role, module in roles.items()]
+
+
+def memory_line(
+    roles: Mapping[str, nn.Module | None],
+    args: Any,
+    logits_tokens: int | None = None,
+    vocabulary: int | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """The figures of [`memory_of_roles`] in one line, and the largest tensor of logits.
+
+    Args:
+        logits_tokens (`int`, *optional*): Tokens whose logits exist at one time, in float32.
+        vocabulary (`int`, *optional*): Size of the vocabulary; that of the first role with a `config` by default.
+
+    Raises:
+        `ValueError`: if `logits_tokens` is given and no role says how large the vocabulary is.
+    """
+    counted = memory_of_roles(roles, args, notes)
+    total = readable_bytes(sum(part.total for part in counted))
+    unknown = any(part.optimizer is None for part in counted)
+    line = "Memory before activations: " + ", ".join(_words(part) for part in counted)
+    line += f"; total {total}{f' without the states of {_name(args.optim)}' if unknown else ''}"
+    line += _words_of_zero(zero_of(args))
+    if logits_tokens is None:
+        return line
+    size = vocabulary or _vocabulary(roles.values())
+    largest = readable_bytes(logits_tokens * size * 4)
+    return f"{line} Largest logits: {logits_tokens} tokens x {size} words x 4 bytes = {largest}."
+
+
+def readable_bytes(size: int) -> str:
+    """A number of bytes in words: `"2.3 kB"`, `"538 MB"`, in powers of 1000."""
+    if size < 1000:
+        return f"{size} bytes" if size else "0"
+    number, units = size / 1000, ["kB", "MB", "GB", "TB"]
+    while number >= 999.5 and len(units) > 1:
+        number /= 1000
+        del units[0]
+    text = f"{number:.0f}" if number >= 9.95 else f"{number:.1f}".removesuffix(".0")
+    return f"{text} {units[0]}"
+
+
+def zero_of(args: Any) -> Zero:
+    """Read stage, precision and offloading out of the DeepSpeed configuration; no ZeRO without one."""
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is None:
+        return Zero()
+    config = plugin.deepspeed_config
+    settings = config.get("zero_optimization", {})
+
+    def is_on(name: str) -> bool:
+        enabled = config.get(name, {}).get("enabled", False)
+        return bool(getattr(args, name)) if enabled == "auto" else bool(enabled)
+
+    offload = [name for name in ("optimizer", "param") if _device(settings.get(f"offload_{name}")) != "none"]
+    return Zero(int(settings.get("stage", 0)), args.world_size, is_on("bf16") or is_on("fp16"), tuple(offload))
+
+
+# ---- counting
+
+
+def _role(role: str, module: nn.Module | None, args: Any, zero: Zero, seen: set[Any], note: str | None) -> RoleMemory:
+    """Count what is not in `seen`, and add it there."""
+    if module is None:
+        return RoleMemory(role, 0, 0, 0, note or ("adapters off" if role == "reference" else ""))
+    tensors = {_key(tensor): tensor for tensor in _tensors(module)}
+    new = [tensor for key, tensor in tensors.items() if key not in seen]
+    if note is None:
+        note = "the rest is shared" if len(new) < len(tensors) else ""
+        note = "head on the policy" if getattr(module, "reads_policy", False) else note
+    seen.update(tensors)
+    trained = [tensor for tensor in new if tensor.requires_grad]
+    engine = zero if any(parameter.requires_grad for parameter in module.parameters()) else Zero()
+    in_parts = zero if any(hasattr(tensor, "ds_numel") for tensor in new) else engine
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    states = [_states(tensor, args, zero, id(tensor) in embeddings) for tensor in trained]
+    known = [size for size in states if size is not None]
+    return RoleMemory(
+        role,
+        in_parts.share(sum(_size(tensor, engine.half) for tensor in new), 3),
+        engine.share(sum(_size(tensor, engine.half) for tensor in trained), 2),
+        engine.share(sum(known), 1) if len(known) == len(states) else None,
+        note,
+    )
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, and what bitsandbytes keeps beside a quantized parameter to read it."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        yield tensor
+        yield from _quantization(getattr(tensor, "quant_state", None))  # 4 bit
+        if isinstance(scales := getattr(tensor, "SCB", None), Tensor):  # 8 bit
+            yield scales
+
+
+def _quantization(state: Any) -> Iterator[Tensor]:
+    if state is None:
+        return
+    for value in vars(state).values():
+        if isinstance(value, Tensor):
+            yield value
+    yield from _quantization(state.state2)  # the scales can be quantized again
+
+
+def _key(tensor: Tensor) -> Any:
+    """The same for two tensors that are one piece of memory; those without memory yet are told apart as objects."""
+    place = 0 if tensor.device.type == "meta" else tensor.data_ptr()
+    return (str(tensor.device), place, tensor.numel()) if place else id(tensor)
+
+
+def _numel(tensor: Tensor) -> int:
+    return getattr(tensor, "ds_numel", tensor.numel())  # DeepSpeed leaves an empty tensor where a part lies elsewhere
+
+
+def _size(tensor: Tensor, half: bool) -> int:
+    if half and tensor.is_floating_point():
+        return _numel(tensor) * min(tensor.element_size(), 2)
+    return _numel(tensor) * tensor.element_size()
+
+
+def _states(parameter: Tensor, args: Any, zero: Zero, is_embedding: bool) -> int | None:
+    """Bytes of the optimizer's states for one parameter, without the step count; `None` for an optimizer not known."""
+    optim, count = _name(args.optim), _numel(parameter)
+    # ZeRO trains a float32 copy, and counts the copy as a state.
+    width, copy = (4, 4 * count) if zero.stage or zero.half else (parameter.element_size(), 0)
+    if optim in STATES_OF_BITSANDBYTES:
+        states = STATES_OF_BITSANDBYTES[optim]
+        # Trainer keeps the states of embeddings in 32 bits.
+        in_bytes = "8bit" in optim and count >= SMALLEST and not is_embedding
+        return copy + states * (count + 4 * -(-count // BLOCK) if in_bytes else 4 * count)
+    if optim in STATES_OF_TORCH:
+        has_momentum = optim in TAKES_MOMENTUM and float(_optim_args(args).get("momentum", 0)) != 0
+        return copy + (STATES_OF_TORCH[optim] + has_momentum) * width * count
+    if optim == "adafactor" and not copy:
+        return 4 * _states_of_adafactor(tuple(parameter.shape))
+    return None
+
+
+def _states_of_adafactor(shape: tuple[int, ...]) -> int:
+    """Float32 numbers: of a matrix the means of its rows and columns (arXiv 1804.04235), and the size of the whole."""
+    count = torch.Size(shape).numel()
+    return 1 + (count if len(shape) < 2 else count // shape[-1] + count // shape[-2])
+
+
+def _optim_args(args: Any) -> dict[str, str]:
+    pairs = (args.optim_args or "").replace(" ", "").split(",")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def _name(optim: Any) -> str:
+    return str(getattr(optim, "value", optim))
+
+
+def _device(offload: Mapping[str, Any] | None) -> str:
+    return str((offload or {}).get("device", "none"))
+
+
+def _vocabulary(modules: Iterable[Any]) -> int:
+    for module in modules:
+        if hasattr(module, "config"):
+            return int(module.config.get_text_config().vocab_size)
+    raise ValueError(
+        "No role has a config that says how large the vocabulary is. Give vocabulary, or no logits_tokens."
+    )
+
+
+# ---- telling
+
+
+def _words(part: RoleMemory) -> str:
+    text = f"{part.role} {readable_bytes(part.weights)}"
+    if part.gradients:
+        text += f" + gradients {readable_bytes(part.gradients)}"
+    if part.optimizer is None or part.optimizer:
+        text += f" + optimizer {'unknown' if part.optimizer is None else readable_bytes(part.optimizer)}"
+    return text + (f" ({part.note})" if part.note else "")
+
+
+def _words_of_zero(zero: Zero) -> str:
+    if not zero.stage:
+        return "."
+    divided = ["optimizer states", "gradients", "weights"][: zero.stage]
+    text = f" on each process: ZeRO stage {zero.stage} divides {', '.join(divided)} of what is trained by {zero.world}"
+    if zero.offload:
+        names = {"optimizer": "optimizer states", "param": "weights"}
+        text += f" and keeps {' and '.join(names[name] for name in zero.offload)} off the device"
+    return text + "."

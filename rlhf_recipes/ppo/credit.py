@@ -1,0 +1,135 @@
+"""Credit: how much better than expected was every token? From the scores of a rollout to its advantages.
+
+The order, each step a function of `functional.py`: scores (scaled, clipped) -> rewards of the tokens (KL penalty,
+score on the last token, what is paid per token) -> whitening of rewards -> shaping -> advantages and returns ->
+whitening of advantages. It is given the rollout of all processes, so that every statistic is over all of them.
+"""
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_recipes.ppo import functional as F
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.controllers import KLController, RunningMoments
+from rlhf_recipes.ppo.rollout import Rollout
+
+logger = logging.getLogger(__name__)
+
+
+class Credit:
+    """Assigns credit, and remembers what goes on from rollout to rollout: the KL coefficient and the scores' moments.
+
+    Args:
+        args ([`PPOConfig`]): The settings.
+        has_critic (`bool`): Without a critic, the baseline is the mean of all rewards-to-go of the rollout.
+    """
+
+    def __init__(self, args: PPOConfig, has_critic: bool = True) -> None:
+        self.args = args
+        self.has_critic = has_critic
+        self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        self.moments = RunningMoments()
+        self.told_of_negative_kl = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kl": self.kl.state_dict(), "moments": self.moments.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl.load_state_dict(state["kl"])
+        self.moments.load_state_dict(state["moments"])
+
+    def assign(self, rollout: Rollout, learn: bool = True) -> tuple[Rollout, dict[str, float]]:
+        """Advantages and returns of a rollout, and the figures that describe it.
+
+        Args:
+            learn (`bool`): whether this rollout moves the KL coefficient and the moments; not while evaluating.
+        """
+        args, mask = self.args, rollout.mask
+        assert rollout.scores is not None, "score before credit"
+        loss_mask = mask * rollout.finished[:, None] if args.mask_truncated_completions else mask
+        kl = F.kl_per_token(rollout.logprobs, rollout.ref_logprobs, args.kl_estimator)
+        kl_coef = self.kl.value
+        penalty = 0.0 if args.use_kl_loss else kl_coef
+        scores = self._scaled(rollout.scores, learn)
+        rewards = F.rewards_per_token(scores, kl, mask, penalty, rollout.token_rewards)
+        if args.whiten_rewards:
+            rewards = F.masked_whiten(rewards, loss_mask, center=False)
+        if rollout.potentials is not None:  # after whitening, or the shaping would no longer cancel over an episode
+            rewards = rewards + F.shaping_rewards(rollout.potentials, mask, args.gamma)
+        advantages, returns = self._advantages(rewards, rollout.values, mask, loss_mask)
+        figures = self._figures(rollout, kl, kl_coef, returns)
+        if args.whiten_advantages:
+            advantages = F.masked_whiten(advantages, loss_mask)
+        if learn:
+            self._diagnose(kl, mask)
+            self.kl.update(figures["objective/kl"], len(rollout))
+        return replace(rollout, advantages=advantages, returns=returns, loss_mask=loss_mask), figures
+
+    def _scaled(self, scores: Tensor, learn: bool) -> Tensor:
+        if self.args.use_score_scaling:
+            if learn:
+                self.moments.update(scores)
+            scores = self.moments.normalized(scores, self.args.use_score_norm)
+        clip = self.args.score_clip
+        return scores if clip is None else scores.clamp(-clip, clip)
+
+    def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+        args = self.args
+        if not self.has_critic:
+            returns = F.rewards_to_go(rewards, mask, args.gamma)
+            baseline = F.masked_mean(returns, loss_mask) if loss_mask.any() else 0.0
+            return torch.where(mask.bool(), returns - baseline, 0.0), returns
+        lam: Any = args.lam
+        if args.lam_length_alpha is not None:
+            lam = F.length_adaptive_lam(mask, args.lam_length_alpha)
+        advantages, returns = F.generalized_advantages(rewards, values, mask, args.gamma, lam)
+        lam_value = args.lam if args.lam_value is None else args.lam_value
+        if args.lam_length_alpha is not None or lam_value != args.lam:
+            _, returns = F.generalized_advantages(rewards, values, mask, args.gamma, lam_value)
+        return advantages, returns
+
+    def _figures(self, rollout: Rollout, kl: Tensor, kl_coef: float, returns: Tensor) -> dict[str, float]:
+        assert rollout.scores is not None
+        mask, count = rollout.mask, len(rollout)
+        scores = rollout.scores
+        if rollout.token_rewards is not None:
+            scores = scores + torch.where(mask.bool(), rollout.token_rewards, 0.0).sum(dim=1)
+        nats = float(F.masked_sum(kl, mask) / count)
+        figures = {
+            "objective/scores": float(scores.mean()),
+            "objective/scores_std": float(scores.std(correction=1)) if count > 1 else 0.0,
+            "objective/kl": nats,
+            "objective/kl_coef": kl_coef,
+            "objective/non_score_reward": -kl_coef * nats,
+            "objective/rlhf_reward": float(scores.mean()) - kl_coef * nats,
+            "objective/entropy": float(F.masked_sum(-rollout.logprobs, mask) / count),
+            "rollout/completion_length": float(mask.sum() / count),
+            "rollout/finished": float(rollout.finished.float().mean()),
+            "rollout/num_eos_tokens": float(rollout.finished.sum()),
+        }
+        if self.has_critic:
+            figures["value/explained_variance"] = float(F.explained_variance(rollout.values, returns, mask))
+            figures["value/mean"] = float(F.masked_mean(rollout.values, mask))
+        return figures
+
+    def _diagnose(self, kl: Tensor, mask: Tensor) -> None:
+        """Say what a KL means that is negative by more than chance."""
+        per_episode = torch.where(mask.bool(), kl, 0.0).sum(dim=1)
+        if self.told_of_negative_kl or len(per_episode) < 2:
+            return
+        mean, error = float(per_episode.mean()), float(per_episode.std()) / math.sqrt(len(per_episode))
+        if mean < -4 * error and mean < -0.01:
+            self.told_of_negative_kl = True
+            logger.warning(
+                "objective/kl is %.3g nats, negative by more than chance (standard error %.2g). A KL is never "
+                "negative; its estimate log pi - log pi_ref is, where completions do not come from pi: sampling "
+                "options that change the distribution (top_k, top_p, min_new_tokens, penalties), a Generator with other "
+                "weights or another temperature, or a model that computes other log-probabilities in training than in "
+                "sampling. The penalty then rewards such completions. This is said once.",
+                *(mean, error),
+            )

@@ -1,0 +1,192 @@
+"""What a user may hand to `PPOTrainer`, made into what it works with: names into models, models into rewards."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from rlhf_recipes.modeling.loading import (
+    ModelArguments,
+    check_model_path,
+    disable_dropout,
+    ensure_pad_token,
+    load_policy,
+    load_tokenizer,
+)
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.rewards import LearnedReward, WeightedSum, load_rewards
+from rlhf_recipes.rewards.shared_tokenizer import SharedTokenizerReward
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) -> Any:
+    """The policy: loaded where it is named, with adapters where `peft_config` says so, dropout off.
+
+    Raises:
+        `TypeError`: if it is neither a name nor a causal language model; a value-head model is told what replaces it.
+        `ValueError`: if adapters are asked for on a model that has some.
+    """
+    if isinstance(model, str | Path):
+        model = load_model(str(model), args)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is {model!r}; give a causal language model, its folder or its id. The arguments of PPOTrainer "
+            "are args, processing_class, model, ref_model, reward_model, train_dataset, ... in this order."
+        )
+    if hasattr(model, "v_head"):
+        raise TypeError(
+            f"model is a {type(model).__name__}, of the value-head classes that TRL removed. PPOTrainer puts a value "
+            "head on the policy itself (PPOConfig(critic='head')): give the language model alone."
+        )
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise ValueError("The model has adapters already, and peft_config asks for more. Leave peft_config out.")
+        model = get_peft_model(model, peft_config)
+    if isinstance(model, PeftModel) and args.model_adapter_name is not None:
+        model.set_adapter(args.model_adapter_name)
+    disable_dropout(model)
+    return model
+
+
+def load_model(name: str, args: PPOConfig) -> Any:
+    """A causal language model by its folder or id; `model_init_kwargs` go to `from_pretrained`."""
+    if args.model_init_kwargs is None:
+        return load_policy(ModelArguments(model_name_or_path=name))
+    return AutoModelForCausalLM.from_pretrained(check_model_path(name), **args.model_init_kwargs)
+
+
+def resolve_tokenizer(processing_class: Any, model: Any) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, whose pad token is not its end; a copy where that had to be mended.
+
+    Raises:
+        `ValueError`: if there is none to be found, or no token is free for padding.
+    """
+    if processing_class is None:
+        name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", None)
+        if not name:
+            raise ValueError(
+                "No tokenizer was given, and the model does not say where it came from: give processing_class."
+            )
+        return load_tokenizer(str(name), padding_side="left")
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        before = tokenizer.pad_token
+        tokenizer = ensure_pad_token(copy.deepcopy(tokenizer))
+        logger.warning(
+            "The tokenizer pads with %r, so the end of a completion could not be told from padding. This run pads "
+            "with %r instead; your tokenizer stays as it is.",
+            *(before, tokenizer.pad_token),
+        )
+    return tokenizer
+
+
+def resolve_reward(
+    reward_model: Any,
+    reward_funcs: Any,
+    weights: Sequence[float] | None,
+    processing_classes: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> WeightedSum:
+    """All rewards as one weighted sum.
+
+    Args:
+        reward_model (`PreTrainedModel`, `str` or callable, *optional*):
+            A model shares the policy's tokenizer, as in TRL's PPO; one that is named has its own.
+        reward_funcs (`WeightedSum`, a reward, or a list of them, *optional*):
+            Callables, models, folders, ids, or mappings as in a YAML.
+        processing_classes (a tokenizer or a list of them, *optional*):
+            The tokenizers of those rewards that are models, `None` for the others, as in TRL's GRPO.
+
+    Raises:
+        `ValueError`: if there is no reward at all, or counts do not match.
+    """
+    if isinstance(reward_funcs, WeightedSum) and reward_model is None:
+        if weights is not None:
+            raise ValueError("reward_weights were given, but reward_funcs is a WeightedSum, which has its own.")
+        return reward_funcs
+    given = [] if reward_funcs is None else reward_funcs
+    given = list(given) if isinstance(given, list | tuple) else [given]
+    own = processing_classes if isinstance(processing_classes, list | tuple) else [processing_classes] * len(given)
+    if len(own) != len(given):
+        raise ValueError(
+            f"{len(own)} reward_processing_classes were given for {len(given)} reward_funcs. Give one for each, None "
+            "for those that are functions."
+        )
+    rewards = [_one_reward(reward, own_tokenizer) for reward, own_tokenizer in zip(given, own, strict=True)]
+    if isinstance(reward_model, nn.Module):
+        rewards.insert(0, SharedTokenizerReward(reward_model, tokenizer))
+    elif reward_model is not None:
+        rewards.insert(0, _one_reward(reward_model, None))
+    if not rewards:
+        raise ValueError("Nothing is rewarded: give reward_funcs or reward_model.")
+    return load_rewards(rewards, weights)
+
+
+def _one_reward(reward: Any, tokenizer: Any) -> Any:
+    """A model is wrapped; what is named is left to `load_rewards`."""
+    if isinstance(reward, nn.Module):
+        name = getattr(reward.config, "_name_or_path", "") or None
+        short = Path(name).name if name else type(reward).__name__
+        return LearnedReward(reward, processing_class=tokenizer or name, name=short)
+    return str(reward) if isinstance(reward, Path) else reward
+
+
+def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[tuple]:
+    """Texts to imitate, as `(token ids, how many of them at the beginning are not imitated)`.
+
+    Rows have `prompt` and `completion` (the completion is imitated), `messages` (the last turn is), or `text` (all but
+    the first token). Completions and texts end with the end-of-sequence token.
+
+    Raises:
+        `ValueError`: if the columns are others, or nothing to imitate is left within `max_length` tokens.
+    """
+    names = set(dataset.column_names)
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    rows = []
+    for row in dataset:
+        if {"prompt", "completion"} <= names:
+            prompt = tokenizer(row["prompt"])["input_ids"]
+            # Encoded together, so that the tokens at the seam are those of the whole text.
+            ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + end
+            rows.append((ids[:max_length], max(len(prompt), 1)))
+        elif "messages" in names:
+            turns = row["messages"]
+            ids = tokenizer.apply_chat_template(turns, return_dict=False)
+            before = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, return_dict=False)
+            rows.append((list(ids)[:max_length], max(len(before), 1)))
+        elif "text" in names:
+            rows.append(((tokenizer(row["text"])["input_ids"] + end)[:max_length], 1))
+        else:
+            raise ValueError(
+                "The imitation_dataset needs prompt and completion, messages, or text, but has "
+                f"{', '.join(dataset.column_names)}."
+            )
+    kept = [(ids, skipped) for ids, skipped in rows if len(ids) > skipped]
+    if not kept:
+        raise ValueError(f"No row of the imitation_dataset has anything to imitate within {max_length} tokens.")
+    if len(kept) < len(rows):
+        logger.warning(
+            "%d of %d demonstrations have nothing to imitate within %d tokens and are left out.",
+            *(len(rows) - len(kept), len(rows), max_length),
+        )
+    return kept
+
+
+def pad_demonstrations(rows: Sequence[tuple], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch of what [`encode_demonstrations`] gives: ids, their mask, and what of it is imitated; each `(D, L)`."""
+    width = max(len(ids) for ids, _ in rows)
+    tokens = torch.full((len(rows), width), pad_token_id)
+    mask, imitated = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for number, (ids, skipped) in enumerate(rows):
+        tokens[number, : len(ids)] = torch.tensor(ids)
+        mask[number, : len(ids)] = 1
+        imitated[number, skipped : len(ids)] = 1
+    return {"demo_ids": tokens.to(device), "demo_mask": mask.to(device), "demo_imitated": imitated.to(device)}

@@ -1,0 +1,76 @@
+"""What a PPO checkpoint holds besides the Trainer's own files, and with which settings a run may go on from it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_recipes.ppo.batches import BatchSizes
+from rlhf_recipes.ppo.config import PPOConfig
+
+STATE_FILE = "ppo_state.pt"
+
+# Settings that change what a run computes. Others (where to save, how often to log, how to split a mini-batch) may be
+# others after a resume. `total_episodes` may be too: a longer run is a wish one may have.
+DECISIVE = (
+    "num_ppo_epochs", "num_generations", "max_prompt_length", "overlong_prompts", "max_completion_length",
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens", "stop_token", "stop_token_id",
+    "stop_strings", "generation_kwargs", "missing_eos_penalty", "mask_truncated_completions", "use_score_scaling",
+    "use_score_norm", "score_clip", "kl_coef", "kl_estimator", "use_kl_loss", "kl_target", "kl_horizon", "gamma",
+    "lam", "lam_value", "lam_length_alpha", "whiten_rewards", "whiten_advantages", "critic", "critic_warmup",
+    "vf_coef", "cliprange_value", "cliprange", "cliprange_high", "dual_clip", "entropy_coef", "target_kl",
+    "imitation_coef", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+def decisive_settings(args: PPOConfig, sizes: BatchSizes, rewards: str, prompts: int) -> dict[str, Any]:
+    """The settings that a resumed run must share with the checkpoint, as plain values."""
+    settings = {name: getattr(args, name) for name in DECISIVE}
+    settings |= {"episodes of a rollout": sizes.rollout, "episodes of a mini-batch": sizes.mini}
+    settings |= {"rewards": rewards, "prompts": prompts}
+    return {name: _plain(value) for name, value in settings.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return getattr(value, "value", value) if isinstance(value, str) else value
+    return getattr(value, "value", None) or repr(value)
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `ppo_state.pt`: plain values and tensors only, so that it can be read without trusting it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state), folder / STATE_FILE)
+
+
+def load_state(checkpoint: str | Path) -> dict[str, Any]:
+    """Read `ppo_state.pt` of a checkpoint.
+
+    Raises:
+        `FileNotFoundError`: if there is none: no checkpoint of PPOTrainer, or one whose writing was cut off.
+    """
+    path = Path(checkpoint) / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(checkpoint)!r} has no {STATE_FILE}: it is no checkpoint of PPOTrainer, or saving it was "
+            "interrupted. Resume from an earlier one."
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def refuse_other_settings(checkpoint: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `ValueError` with each setting that differs between a checkpoint and the run that would go on from it."""
+    differing = [
+        f"{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now"
+        for name in sorted(set(saved) | set(now))
+        if saved.get(name) != now.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"The checkpoint {str(checkpoint)!r} belongs to a run with other settings:\n  "
+            + "\n  ".join(differing)
+            + "\nTo go on, give the settings of that run. To start a run with these settings from its weights, name "
+            "the checkpoint as the model instead of resuming from it."
+        )
