@@ -18,6 +18,10 @@ __all__ = ["PPOConfig", "PPOTrainer", "__version__"]
 
 def __getattr__(name: str) -> Any:
     # At first use: `import rlhf_recipes` alone must stay cheap, and come before any Hugging Face import.
+    from rlhf_recipes.ppo import renamed
+
+    if name in renamed.REMOVED:
+        renamed.removed(name)
     if name not in ("PPOConfig", "PPOTrainer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from rlhf_recipes import ppo

@@ -1,5 +1,7 @@
 """From a YAML file and a command line to the dataclasses of a recipe: one YAML is one run, and typed flags win.
 
+A preset holds a part of a run: of several `--config` files each wins over those before it.
+
 The file is turned into the flags that a user could have typed, so that there is one set of conversions and one set of
 errors. Its scalars are handed on as they are written: `learning_rate: 1e-5` and `eval_strategy: no` mean what they
 say, although PyYAML would read a string and `False`. Three things look unlike flags:
@@ -150,12 +152,10 @@ class RecipeParser(HfArgumentParser):
             if strangers:
                 self._refuse(strangers[0])
             given = vars(typed)
-            paths = given.pop("config", [])
-            if len(paths) > 1:
-                raise _UsageError(f"--config was given {len(paths)} times ({', '.join(paths)}): one file is one run.")
-            for path in paths:
-                given = self._read_config(path) | given
-            return self._build(given)
+            in_files: dict[str, Any] = {}
+            for path in given.pop("config", []):
+                in_files |= self._read_config(path)
+            return self._build(in_files | given)
         except (argparse.ArgumentError, _UsageError) as error:
             self.error(str(error))
 
@@ -247,7 +247,8 @@ class RecipeParser(HfArgumentParser):
         group.add_argument(
             "--config",
             metavar="FILE.yaml",
-            help="Options as `name: value` lines. Flags override them. Paths are relative to the current directory.",
+            help="Options as `name: value` lines. Flags override them, and so does a further --config, as after a "
+            "preset. Paths are relative to the current directory.",
         )
         for title, names in sections.items():
             group = writer.add_argument_group(title)

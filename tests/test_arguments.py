@@ -215,8 +215,14 @@ def test_a_file_that_makes_no_sense_is_refused(refuse, text, words):
     assert words in message
 
 
-def test_one_file_is_one_run(refuse):
-    assert "--config was given 2 times" in refuse("seed: 1\n", "--config", "other.yaml")
+def test_a_later_file_wins_over_an_earlier_one_and_a_flag_over_both(parser, tmp_path):
+    (tmp_path / "preset.yaml").write_text("dataset_name: d\nseed: 1\nnum_ppo_epochs: 2\nrun_name: preset\n")
+    (tmp_path / "run.yaml").write_text("seed: 3\nnum_ppo_epochs: 5\n")
+    files = ["--config", str(tmp_path / "preset.yaml"), "--config", str(tmp_path / "run.yaml")]
+    built = parser.parse([*files, "--num_ppo_epochs", "7"])
+    found = {name: getattr(args, name) for args in built for name in ("seed", "num_ppo_epochs", "run_name")
+             if hasattr(args, name)}  # fmt: skip
+    assert found == {"seed": 3, "num_ppo_epochs": 7, "run_name": "preset"}
 
 
 def test_a_missing_file_says_where_it_was_looked_for(parser, tmp_path, monkeypatch, capsys):

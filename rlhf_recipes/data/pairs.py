@@ -5,8 +5,10 @@ sample of pairs would be noisier, and an interval that treats pairs as independe
 is in many of them: the bootstrap here draws texts.
 """
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,6 +68,52 @@ def draw_pairs(
             *(without_partner, passes * (len(y) // 2), min_gap),
         )
     return pairs
+
+
+def preferences(
+    rows: Mapping[str, Sequence[Any]], passes: int = 1, min_gap: float = 0.5, seed: int = 0
+) -> dict[str, list[Any]]:
+    """Turn ratings into rows that compare two completions of one prompt, for losses such as DPO's.
+
+    Pairs are drawn as [`draw_pairs`] draws them, for each prompt by itself. Without prompts every two texts may meet,
+    and the prompt of each pair is empty: which of two whole texts is better.
+
+    Args:
+        rows (`Mapping[str, Sequence]`):
+            N ratings: the columns `completion` and `score`, and perhaps `prompt`. Text, or messages.
+        passes, min_gap, seed: As in [`draw_pairs`].
+
+    Returns:
+        `dict[str, list]`: columns `prompt`, `chosen` and `rejected`, of M rows each.
+
+    Raises:
+        `ValueError`: as [`draw_pairs`], and if no prompt has two completions that are far enough apart.
+    """
+    completions, y = rows["completion"], _finite(rows["score"], "ratings")
+    prompts = rows.get("prompt", [""] * len(y))
+    rows_of: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows_of.setdefault(json.dumps(prompt), []).append(row)
+    groups = [np.array(of_prompt) for of_prompt in rows_of.values()]
+    usable = [group for group in groups if _far_enough(np.ptp(y[group]), min_gap)]
+    if not usable and len(groups) > 1:
+        raise ValueError(
+            f"No pairs can be drawn: none of {len(groups)} prompts has two completions that are {min_gap:g} or more "
+            "apart. Lower min_gap, or give two completions or more for each prompt."
+        )
+    if len(usable) < len(groups):
+        logger.info("%d of %d prompts have no two ratings far enough apart.", len(groups) - len(usable), len(groups))
+    keys = [json.dumps(completion) for completion in completions]
+    pairs = [
+        (group[chosen], group[rejected])
+        for group in usable or groups  # of a single group, `draw_pairs` says what is wrong with it
+        for chosen, rejected in draw_pairs([keys[row] for row in group], y[group], passes, min_gap, seed)
+    ]
+    return {
+        "prompt": [prompts[chosen] for chosen, _ in pairs],
+        "chosen": [completions[chosen] for chosen, _ in pairs],
+        "rejected": [completions[rejected] for _, rejected in pairs],
+    }
 
 
 def _draw_pass(

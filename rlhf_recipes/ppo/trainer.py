@@ -16,6 +16,7 @@ tokens are functions of (seed, episode) alone, so that `global_step` is the only
 it had never stopped.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from rlhf_recipes.compat import CheckpointOfRoles
 from rlhf_recipes.data.formats import is_conversational
 from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
 from rlhf_recipes.modeling.critics import build_critic
+from rlhf_recipes.modeling.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo import held_out
@@ -69,6 +71,8 @@ from rlhf_recipes.ppo.state import (
     save_state,
 )
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
+
+logger = logging.getLogger(__name__)
 
 
 class PPOTrainer(CheckpointOfRoles):
@@ -177,6 +181,8 @@ class PPOTrainer(CheckpointOfRoles):
         for other in (self.roles.ref_model, reward_model):
             if isinstance(other, nn.Module):
                 other.to(self.args.device)
+        if self.is_world_process_zero():
+            logger.info("%s", self.memory())
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):
             self.add_callback(RolloutProgress(self.sizes))
@@ -219,6 +225,18 @@ class PPOTrainer(CheckpointOfRoles):
                 "stop_token_id, or say that this is meant with stop_token='none'."
             )
         warn_of_distortions(self.sampling)
+
+    def memory(self) -> str:
+        """One line: what policy, critic, reference and reward models take, in weights, gradients and optimizer."""
+        rewards = {
+            f"reward {name}": getattr(getattr(func, "reward", func), "model", None)
+            for name, func in zip(self.reward.names, self.reward.reward_funcs, strict=True)
+        }
+        models = {name: model for name, model in rewards.items() if isinstance(model, nn.Module)}
+        roles = {"policy": self.roles.policy, "reference": self.roles.ref_model, "critic": self.roles.critic}
+        rows = max(self.sizes.micro, min(self.sizes.local_rollout, self.settings.rollout_forward_batch_size))
+        tokens = min(rows * self.settings.max_completion_length, self.settings.logits_chunk_size)
+        return memory_line(roles | models, self.args, logits_tokens=tokens)
 
     def _check_launch(self) -> None:
         if self.args.n_gpu > 1:
