@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Extras of pyproject.toml to install; `make install EXTRAS=dev,quantization` adds 4-bit.
-EXTRAS ?= dev
+# Extras of pyproject.toml to install; the tests of 4-bit and DeepSpeed are skipped without theirs.
+EXTRAS ?= dev,quantization
 
 .PHONY: quickstart test test-slow install help
 

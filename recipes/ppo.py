@@ -9,9 +9,9 @@ A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub
     accelerate launch recipes/ppo.py --dataset_name my-prompts --model_name_or_path Qwen/Qwen3-0.6B --use_peft \
         --reward_funcs runs/reward my_rewards.py:brevity --reward_weights 1 0.5 --output_dir runs/ppo
 
-The output folder gets the policy (its adapters, with --use_peft) and tokenizer, the critic in critic/, metrics.json,
-log_history.json (every logged figure) and config.yaml. recipes/evaluate.py measures it on held-out prompts. A run that
-was interrupted goes on with --resume_from_checkpoint auto.
+The output folder gets the policy (its adapters, with --use_peft) and tokenizer, the critic in critic/, a model card
+(README.md), metrics.json, log_history.json (every logged figure) and config.yaml. recipes/evaluate.py measures it on
+held-out prompts. A run that was interrupted goes on with --resume_from_checkpoint auto.
 """
 
 import time
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
 
 # isort: split
+import yaml
 from transformers import set_seed
 
 from rlhf_recipes.arguments import RecipeParser, save_config
@@ -74,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Save and push.
     trainer.save_model()
+    about = {
+        "dataset_name": data_args.dataset_name,
+        "config": yaml.safe_load((output_dir / "config.yaml").read_text()),
+    }
+    trainer.create_model_card(**about)
     if trainer.is_world_process_zero():
         history = trainer.state.log_history
         write_json(output_dir / "log_history.json", history)
@@ -87,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(output_dir / "metrics.json", metrics)
         print(f"\n{metrics['episodes']} episodes in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+        trainer.push_to_hub(**about)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
 
 
 class CheckpointOfRoles(Trainer):
@@ -17,6 +18,15 @@ class CheckpointOfRoles(Trainer):
 
     def _load_best_model(self) -> None:
         self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The Trainer's own leaves the critic out and uploads training_args.bin, in which the Hub token stands.
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self.push_checkpoint(checkpoint_folder)
+
+    def push_checkpoint(self, folder: str) -> None:
+        """Push the model in a checkpoint's folder, and nothing else of it."""
+        raise NotImplementedError
 
     def save_checkpoint_now(self) -> None:
         """Write a checkpoint outside the schedule. `control.should_save` would wait for the next optimizer step."""

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 # An opening must leave at least this many words to be continued.
 MIN_REST = 3
+# What every reward is given under these names besides the dataset's columns.
+TAKEN = ("prompts", "completions", "completion_ids", "prompt_ids", "trainer_state", "log_metric", "log_extra")
 
 
 @dataclass
@@ -132,6 +134,8 @@ def encode_prompts(
     """Rows with a column `prompt` (text or messages) or `input_ids` to [`Prompts`].
 
     Args:
+        dataset (`Dataset`):
+            Columns `prompt`, or `input_ids` without what `attention_mask` hides and without pad tokens at either end.
         max_prompt_length (`int`): Tokens of a prompt.
         overlong (`str`): `"cut"` takes the beginning of longer prompts away, `"drop"` leaves them out.
         data_collator (callable, *optional*):
@@ -139,18 +143,23 @@ def encode_prompts(
             `input_ids` (less what its `attention_mask` hides) are taken.
 
     Raises:
-        `ValueError`: if the dataset is empty, has neither column, or no prompt is short enough.
+        `TypeError`: if it is no `Dataset`.
+        `ValueError`: if the dataset is empty, has neither column, has one with the name of what rewards are given, or
+            no prompt is short enough.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(f"PPO needs a datasets.Dataset with a length, but was given a {type(dataset).__name__}.")
     if not len(dataset):
         raise ValueError("The dataset is empty: PPO needs prompts.")
+    taken = [name for name in TAKEN if name in dataset.column_names]
+    if taken:
+        raise ValueError(f"The dataset's column {taken[0]!r} has the name of what every reward is given; rename it.")
     if "tools" in dataset.column_names:
         logger.warning("The dataset's column 'tools' is given to the rewards; the chat template does not get it.")
     if "prompt" in dataset.column_names:
         ids = tokenize_prompts(dataset["prompt"], tokenizer)
     elif "input_ids" in dataset.column_names:
-        ids = _without_padding(dataset)
+        ids = _without_padding(dataset, tokenizer.pad_token_id)
         dataset = dataset.remove_columns(
             [name for name in ("input_ids", "attention_mask") if name in dataset.features]
         )
@@ -162,7 +171,8 @@ def encode_prompts(
             f"{', '.join(dataset.column_names)}. Rename the right one."
         )
     if data_collator is not None:
-        ids = [_collated(row, row_ids, data_collator) for row, row_ids in zip(dataset, ids, strict=True)]
+        pad = tokenizer.pad_token_id
+        ids = [_collated(row, row_ids, data_collator, pad) for row, row_ids in zip(dataset, ids, strict=True)]
     return Prompts(*_fitting(dataset, ids, max_prompt_length, overlong))
 
 
@@ -188,21 +198,32 @@ def _fitting(
     return dataset.select(kept), [ids[row] for row in kept]
 
 
-def _without_padding(dataset: Dataset) -> list[list[int]]:
-    ids = [list(row) for row in dataset["input_ids"]]
+def _without_padding(dataset: Dataset, pad_token_id: int | None) -> list[list[int]]:
+    plain = dataset.with_format(None)  # lists, also where the user wants tensors
     if "attention_mask" not in dataset.column_names:
-        return ids
-    masks = dataset["attention_mask"]
-    return [[token for token, real in zip(*pair, strict=True) if real] for pair in zip(ids, masks, strict=True)]
+        return [_stripped(row, pad_token_id) for row in plain["input_ids"]]
+    pairs = zip(plain["input_ids"], plain["attention_mask"], strict=True)
+    return [[token for token, real in zip(*pair, strict=True) if real] for pair in pairs]
 
 
-def _collated(row: dict[str, Any], ids: list[int], data_collator: Callable[..., Mapping[str, Any]]) -> list[int]:
-    # Those of transformers make tensors of all columns, and fail on texts.
-    own = type(data_collator).__module__.startswith("transformers.")
+def _stripped(ids: Sequence[int], pad_token_id: int | None) -> list[int]:
+    """Without pad tokens at either end. One in the middle is the user's."""
+    real = [position for position, token in enumerate(ids) if token != pad_token_id]
+    return list(ids[real[0] : real[-1] + 1]) if real else []
+
+
+def _collated(
+    row: dict[str, Any], ids: list[int], data_collator: Callable[..., Mapping[str, Any]], pad_token_id: int | None
+) -> list[int]:
+    # Those of transformers, functions and classes, make tensors of all columns, and fail on texts.
+    module = getattr(data_collator, "__module__", "")
+    own = module.startswith("transformers.")
     made = data_collator([{"input_ids": ids} if own else {**row, "input_ids": ids}])
     row_ids = [int(token) for token in made["input_ids"][0]]
     mask = made.get("attention_mask")
-    return row_ids if mask is None else [t for t, real in zip(row_ids, mask[0], strict=True) if int(real)]
+    if mask is None:
+        return _stripped(row_ids, pad_token_id)
+    return [token for token, real in zip(row_ids, mask[0], strict=True) if int(real)]
 
 
 def check_prompts(prompt_ids: Sequence[Sequence[int]], model: Any, max_completion_length: int) -> None:

@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rlhf_recipes.modeling.loading import check_model_path, disable_dropout
+from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, keep_gradients_of_4bit
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +80,8 @@ class ValueModel(nn.Module):
                 f"The critic is a {name} with {getattr(inner.config, 'num_labels', 'no')} labels; it must be a "
                 "decoder with a scalar head that can be read at every token, as "
                 "AutoModelForSequenceClassification(..., num_labels=1) loads it. An encoder (BERT, "
-                "MiniLM, ...) would see the tokens that are still to come. Give critic='policy' or critic='head' instead."
+                "MiniLM, ...) would see the tokens that are still to come. Give critic='policy' or critic='head' "
+                "instead."
             )
 
     def _inner(self) -> Any:
@@ -98,7 +106,9 @@ class ValueModel(nn.Module):
 def load_into(model: Any, folder: Path) -> None:
     """Take over the weights that `model.save_pretrained(folder)` wrote: adapters where it has them, else all."""
     if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        for name in model.peft_config:  # peft gives those of another name than "default" a folder of their own
+            own = folder if name == "default" else folder / name
+            set_peft_model_state_dict(model, load_file(own / "adapter_model.safetensors"), adapter_name=name)
     else:
         saved = type(model).from_pretrained(folder, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
@@ -109,7 +119,8 @@ def build_critic(kind: Any, policy: Any, reward_model: Any = None, peft_config: 
 
     Args:
         kind (`nn.Module` or `str`):
-            A model, or `"head"`, `"none"`, `"policy"`, `"reward_model"`, or the folder or id of a model.
+            A model, or `"head"`, `"none"`, `"policy"`, `"reward_model"`, or the folder or id of a model. A folder
+            `critic/` of an earlier run is one too.
         policy (`PreTrainedModel` or `PeftModel`): the policy, dropout off.
         reward_model (`PreTrainedModel`, *optional*): what `"reward_model"` copies.
         peft_config (`PeftConfig`, *optional*):
@@ -122,28 +133,65 @@ def build_critic(kind: Any, policy: Any, reward_model: Any = None, peft_config: 
         return None
     if kind == "head":
         return ValueHead(policy)
-    model: Any
-    if isinstance(kind, nn.Module):
-        model = kind
-    elif kind == "policy":
-        model = _from_policy(policy)
-    elif kind == "reward_model":
-        if not isinstance(reward_model, nn.Module):
-            raise ValueError(
-                "critic is 'reward_model', but there is no reward model to copy: give reward_model, a decoder with a "
-                "scalar head that shares the policy's tokenizer, or choose critic='policy' or critic='head'."
-            )
-        model = copy.deepcopy(reward_model).requires_grad_(True)
-    else:
-        name = check_model_path(kind)
-        config = AutoConfig.from_pretrained(name, num_labels=1)
-        model = AutoModelForSequenceClassification.from_pretrained(name, config=config, dtype=policy.dtype)
+    if isinstance(kind, str | Path) and (Path(kind) / VALUE_HEAD_FILE).is_file():
+        head = ValueHead(policy)
+        head.load_weights(Path(kind))
+        return head
+    model = _model_of(kind, policy, reward_model)
     disable_dropout(model)
+    keep_gradients_of_4bit(model)
     critic = ValueModel(model)  # before adapters, so that an unfit model is refused as what it is
     if not isinstance(model, PeftModel) and (peft_config is not None or isinstance(policy, PeftModel)):
         critic = ValueModel(_with_adapters(model, peft_config or policy.active_peft_config))
         disable_dropout(critic)
     return critic
+
+
+def _model_of(kind: Any, policy: Any, reward_model: Any) -> Any:
+    """The critic's own model, before adapters are put on it."""
+    if isinstance(kind, nn.Module):
+        if kind is reward_model:
+            raise ValueError(
+                "value_model and reward_model are one object: what is rewarded would change as the critic learns. "
+                "Leave value_model out and give critic='reward_model', which copies it."
+            )
+        return kind
+    if kind == "policy":
+        return _from_policy(policy)
+    if kind != "reward_model":
+        return _load_critic(check_model_path(str(kind)), policy)
+    if not isinstance(reward_model, nn.Module):
+        raise ValueError(
+            "critic is 'reward_model', but there is no reward model to copy: give reward_model, a decoder with a "
+            "scalar head that shares the policy's tokenizer, or choose critic='policy' or critic='head'."
+        )
+    return _trainable_copy(reward_model)
+
+
+def _trainable_copy(model: Any) -> Any:
+    if isinstance(model, PeftModel):  # its base stays frozen
+        model = copy.deepcopy(model)
+        model.set_requires_grad(model.active_adapter, True)
+        return model
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # quantized weights have no gradient
+    return model
+
+
+def _load_critic(name: str, policy: Any) -> Any:
+    """A model with a scalar head by its folder or id. A head that is not saved there starts at 0."""
+    if (Path(name) / "adapter_config.json").is_file():
+        return AutoPeftModelForSequenceClassification.from_pretrained(
+            name, is_trainable=True, num_labels=1, dtype=policy.dtype
+        )
+    config = AutoConfig.from_pretrained(name, num_labels=1)
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        name, config=config, dtype=policy.dtype, output_loading_info=True
+    )
+    if "score.weight" in report["missing_keys"]:
+        nn.init.zeros_(model.score.weight)
+    return model
 
 
 def _with_adapters(model: Any, config: Any) -> PeftModel:

@@ -113,6 +113,27 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
+
+    On CPUs with AVX512-BF16 its layers, once used in evaluation mode, turn their weights into a layout whose product
+    has no gradient, and stay so: a policy that has sampled a rollout would then learn nothing, without an error (seen
+    with bitsandbytes 0.50.2; torch warns of `gemv_4bit`).
+
+    Raises:
+        `ValueError`: if a layer of the model has been repacked already.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            state = getattr(getattr(module, "weight", None), "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    f"The 4-bit layer {name} was used in evaluation mode on this CPU, and bitsandbytes has repacked "
+                    "it so that it gives no gradient. Load the model anew and hand it over before it is used."
+                )
+            module.support_avx512bf16_for_cpu = False
+
+
 def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedModel | PeftModel:
     """Load a causal language model, quantized and with adapters where asked for.
 
@@ -131,6 +152,7 @@ def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedMo
         if args.use_peft and is_trainable:
             model = add_adapters(model, args)
     disable_dropout(model)
+    keep_gradients_of_4bit(model)
     return model
 
 
@@ -154,6 +176,7 @@ def load_reward_model(
     if args.use_peft and is_trainable:
         model = add_adapters(model, dataclasses.replace(args, lora_task_type="SEQ_CLS"))
     disable_dropout(model)
+    keep_gradients_of_4bit(model)
     return model
 
 

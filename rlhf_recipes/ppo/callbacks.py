@@ -17,6 +17,9 @@ class AfterEachStep(TrainerCallback):
             # Its gradients are 0, but weight decay and an optimizer's momentum would still move what has one.
             for parameter in trainer.roles.policy.parameters():
                 parameter.grad = None
+        if not trainer.tokens_of_step:  # all completions masked: the same holds for all that is trained
+            for parameter in trainer.roles.parameters():
+                parameter.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer

@@ -23,6 +23,10 @@ NOT_USED = {
     "save_only_model": False,
     "torch_compile": False,
 }
+# Options of generation that are fields, and so have no place in generation_kwargs.
+SAMPLING_OPTIONS = (
+    "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens", "stop_token", "stop_token_id", "stop_strings",
+)  # fmt: skip
 CRITICS = ("head", "policy", "reward_model", "none")
 
 
@@ -135,7 +139,9 @@ class PPOConfig(TrainingArguments):
     top_p: float = _option(1.0, "Sample from the likeliest tokens that have this much probability together.")
     min_p: float | None = _option(None, "Leave out tokens below this share of the likeliest one's probability.")
     repetition_penalty: float = _option(1.0, "Above 1, tokens that were there before become less likely.")
-    min_new_tokens: int | None = _option(None, "No end before that many new tokens. Default: any length.")
+    min_new_tokens: int | None = _option(
+        None, "No end-of-sequence token before that many new tokens. Default: any length."
+    )
     stop_token: str | None = _option(
         None,
         "none: the end-of-sequence token ends nothing. Default, and eos: it ends a completion.",
@@ -219,6 +225,11 @@ class PPOConfig(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but PPO makes no use of it. Leave it out.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay off: rewards are given all columns of the dataset.")
+        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise ValueError(
+                f"hub_strategy is {str(self.hub_strategy)!r}, but checkpoints with their rollouts and optimizer are "
+                "not pushed. Give 'every_save' to push the model at every save, or 'end'."
+            )
         if self.target_kl is not None and self.fp16:
             raise ValueError("target_kl does not work with fp16, whose loss scaling must see every step. Use bf16.")
         self.batch_sizes()  # refuses what does not divide before a model is loaded
@@ -256,6 +267,9 @@ class PPOConfig(TrainingArguments):
                 f"min_new_tokens is {self.min_new_tokens}, more than max_completion_length "
                 f"{self.max_completion_length}."
             )
+        for name in SAMPLING_OPTIONS:
+            if name in (self.generation_kwargs or {}):
+                raise ValueError(f"generation_kwargs has {name!r}, which is an option of its own: give {name} itself.")
         if self.use_score_norm and not self.use_score_scaling:
             raise ValueError("use_score_norm needs use_score_scaling: scores are centred and scaled by one history.")
 

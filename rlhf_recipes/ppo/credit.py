@@ -20,6 +20,8 @@ from rlhf_recipes.ppo.rollout import Rollout
 
 logger = logging.getLogger(__name__)
 
+RECENT_EPISODES = 256  # in which a negative KL is looked for
+
 
 class Credit:
     """Assigns credit, and remembers what goes on from rollout to rollout: the KL coefficient and the scores' moments.
@@ -34,13 +36,16 @@ class Credit:
         self.has_critic = has_critic
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.moments = RunningMoments()
+        self.kl_coef = args.kl_coef  # of the rollout in work; `kl` is already at that of the next one
+        self.recent_kl = torch.zeros(0, dtype=torch.float64)
         self.told_of_negative_kl = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kl": self.kl.state_dict(), "moments": self.moments.state_dict()}
+        return {"kl": self.kl.state_dict(), "kl_coef": self.kl_coef, "moments": self.moments.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kl.load_state_dict(state["kl"])
+        self.kl_coef = state["kl_coef"]
         self.moments.load_state_dict(state["moments"])
 
     def assign(self, rollout: Rollout, learn: bool = True) -> tuple[Rollout, dict[str, float]]:
@@ -66,7 +71,8 @@ class Credit:
         if args.whiten_advantages:
             advantages = F.masked_whiten(advantages, loss_mask)
         if learn:
-            self._diagnose(kl, mask)
+            self.kl_coef = kl_coef
+            self._diagnose(rollout)
             self.kl.update(figures["objective/kl"], len(rollout))
         return replace(rollout, advantages=advantages, returns=returns, loss_mask=loss_mask), figures
 
@@ -117,19 +123,26 @@ class Credit:
             figures["value/mean"] = float(F.masked_mean(rollout.values, mask))
         return figures
 
-    def _diagnose(self, kl: Tensor, mask: Tensor) -> None:
+    def _diagnose(self, rollout: Rollout) -> None:
         """Say what a KL means that is negative by more than chance."""
-        per_episode = torch.where(mask.bool(), kl, 0.0).sum(dim=1)
-        if self.told_of_negative_kl or len(per_episode) < 2:
+        log_ratio = rollout.logprobs - rollout.ref_logprobs  # k1: the other estimators are never negative
+        per_episode = torch.where(rollout.mask.bool(), log_ratio, 0.0).sum(dim=1).double().cpu()
+        self.recent_kl = torch.cat([self.recent_kl, per_episode])[-max(RECENT_EPISODES, len(rollout)) :]
+        count = len(self.recent_kl)
+        if self.told_of_negative_kl or count < 4:
             return
-        mean, error = float(per_episode.mean()), float(per_episode.std()) / math.sqrt(len(per_episode))
-        if mean < -4 * error and mean < -0.01:
+        mean, error = float(self.recent_kl.mean()), float(self.recent_kl.std()) / math.sqrt(count)
+        # Student's t with count - 1 degrees of freedom is further down once in a million (the first terms of its
+        # expansion around the normal quantile 4.75): this is asked after every rollout, and chance must never say yes.
+        bound = 4.75 + 28 / (count - 1) + 144 / (count - 1) ** 2
+        if mean < -bound * error and mean < -0.01:
             self.told_of_negative_kl = True
             logger.warning(
-                "objective/kl is %.3g nats, negative by more than chance (standard error %.2g). A KL is never "
-                "negative; its estimate log pi - log pi_ref is, where completions do not come from pi: sampling "
-                "options that change the distribution (top_k, top_p, min_new_tokens, penalties), a Generator with other "
-                "weights or another temperature, or a model that computes other log-probabilities in training than in "
-                "sampling. The penalty then rewards such completions. This is said once.",
-                *(mean, error),
+                "The KL to the reference is estimated as %.3g nats, negative by more than chance (standard error "
+                "%.2g, last %d completions). A KL is never negative; its estimate log pi - log pi_ref is, where "
+                "completions do not come from pi: sampling options that change the distribution (top_k, top_p, "
+                "min_new_tokens, penalties), a Generator with other weights or another temperature, or a model that "
+                "computes other log-probabilities in training than in sampling. The penalty then rewards such "
+                "completions. This is said once.",
+                *(mean, error, count),
             )

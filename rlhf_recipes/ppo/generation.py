@@ -9,12 +9,20 @@ from typing import Any, Protocol
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
@@ -25,6 +33,7 @@ logger = logging.getLogger(__name__)
 # Options that cut off a part of the distribution, with the value at which they do nothing. `generate` applies them
 # only where it samples itself; here they go before the noise.
 WARPERS: dict[str, tuple[Any, Any]] = {
+    "top_h": (TopHLogitsWarper, None),
     "top_k": (TopKLogitsWarper, 0),
     "top_p": (TopPLogitsWarper, 1.0),
     "min_p": (MinPLogitsWarper, 0.0),
@@ -88,6 +97,31 @@ class KeyedGumbel(LogitsProcessor):
         return scores.float() - noise.log()  # -log of an exponential variable is a Gumbel one
 
 
+class StopAtString(StoppingCriteria):
+    """Ends a row as soon as its completion has one of the strings, seen as [`completion_mask`] will see it.
+
+    `generate` has a criterion of its own, which also looks at the prompt. A string that begins there and ends with
+    the completion would end the row, and no mask over the completion could tell its end from padding.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt_width: int) -> None:
+        self.strings = strings
+        self.tokenizer = tokenizer
+        self.prompt_width = prompt_width
+        # A token is a byte or more, and a character at most four. The rest is room for the decoder's manners at the
+        # beginning of a text.
+        self.window = 4 * max(len(string) for string in strings) + 8
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        rows = input_ids[:, self.prompt_width :].tolist()
+        ended = [
+            _has_string(ids[-self.window :], self.strings, self.tokenizer)
+            and _has_string(ids, self.strings, self.tokenizer)
+            for ids in rows
+        ]
+        return torch.tensor(ended, device=input_ids.device)
+
+
 class LocalGenerator:
     """Completions from a model in this process, by its own `generate`, with keyed noise (see [`Generator`]).
 
@@ -119,15 +153,20 @@ class LocalGenerator:
             "pad_token_id": pad,
             **dict.fromkeys(["temperature", *WARPERS]),
             "do_sample": False,
+            "stop_strings": None,
         }
-        kwargs = self.kwargs | ({"tokenizer": self.tokenizer} if config.stop_strings else {})
+        stopping = StoppingCriteriaList()
+        if config.stop_strings:
+            assert self.tokenizer is not None, "stop strings without a tokenizer"
+            stopping.append(StopAtString(_listed(config.stop_strings), self.tokenizer, prompt_ids.shape[1]))
         with without_defaults(self.model):
             output = self.model.generate(
                 input_ids=prompt_ids.masked_fill(mask == 0, pad),
                 attention_mask=mask,
                 generation_config=GenerationConfig(**greedy),
                 logits_processor=processors,
-                **kwargs,
+                stopping_criteria=stopping,
+                **self.kwargs,
             )
         return output[:, prompt_ids.shape[1] :]
 
@@ -174,7 +213,7 @@ def sampling_config(
         if name in DECIDED:
             raise ValueError(f"generation_kwargs has {name!r}, which the trainer decides: {DECIDED[name]}.")
     known = GenerationConfig().to_dict()
-    strangers = [name for name in options if name not in known and not hasattr(GenerationConfig(), name)]
+    strangers = [name for name in options if name not in known or name.startswith("_")]
     if strangers:
         raise ValueError(f"GenerationConfig has no option {strangers[0]!r}, which generation_kwargs gives.")
     ends: set[int] = set(stop_token_id or ())
@@ -251,20 +290,24 @@ def _string_ends(
     completion_ids: Tensor, stop_strings: str | Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[int | None]:
     """For each row, the position of the token with which the first stop string is complete."""
-    strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-
-    def has_one(ids: list[int]) -> bool:
-        text = str(tokenizer.decode(ids, skip_special_tokens=False))
-        return any(string in text for string in strings)
-
+    strings = _listed(stop_strings)
     positions: list[int | None] = []
     for ids in completion_ids.tolist():
-        if not has_one(ids):
+        if not _has_string(ids, strings, tokenizer):
             positions.append(None)
             continue
         low, high = 0, len(ids) - 1  # the shortest prefix that has one ends at `low`
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if has_one(ids[: middle + 1]) else (middle + 1, high)
+            low, high = (low, middle) if _has_string(ids[: middle + 1], strings, tokenizer) else (middle + 1, high)
         positions.append(low)
     return positions
+
+
+def _has_string(ids: list[int], strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> bool:
+    text = str(tokenizer.decode(ids, skip_special_tokens=False))
+    return any(string in text for string in strings)
+
+
+def _listed(strings: str | Sequence[str]) -> list[str]:
+    return [strings] if isinstance(strings, str) else list(strings)

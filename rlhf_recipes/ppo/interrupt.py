@@ -26,7 +26,7 @@ class SaveOnInterrupt(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.asked = False
+        self.asked = self.collecting = False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
@@ -44,6 +44,7 @@ class SaveOnInterrupt(TrainerCallback):
         if self.asked_anywhere():
             control.should_save = True
             control.should_training_stop = True
+            control.should_evaluate = False  # it comes before saving, and a launcher does not wait for long
 
     def asked_anywhere(self) -> bool:
         """Whether any process was asked: all must stop after the same step."""

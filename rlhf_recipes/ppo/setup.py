@@ -12,11 +12,13 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from rlhf_recipes.data.formats import is_conversational
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
     check_model_path,
     disable_dropout,
     ensure_pad_token,
+    keep_gradients_of_4bit,
     load_policy,
     load_tokenizer,
 )
@@ -49,10 +51,17 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise ValueError("The model has adapters already, and peft_config asks for more. Leave peft_config out.")
-        model = get_peft_model(model, peft_config)
-    if isinstance(model, PeftModel) and args.model_adapter_name is not None:
+        model = get_peft_model(model, peft_config, adapter_name=args.model_adapter_name or "default")
+    if args.model_adapter_name is not None:
+        named = list(getattr(model, "peft_config", {}))
+        if not isinstance(model, PeftModel) or args.model_adapter_name not in named:
+            raise ValueError(
+                f"model_adapter_name is {args.model_adapter_name!r}, but the model has "
+                f"{'the adapters ' + ', '.join(named) if named else 'no adapters'}."
+            )
         model.set_adapter(args.model_adapter_name)
     disable_dropout(model)
+    keep_gradients_of_4bit(model)
     return model
 
 
@@ -142,8 +151,9 @@ def _one_reward(reward: Any, tokenizer: Any) -> Any:
 def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[tuple]:
     """Texts to imitate, as `(token ids, how many of them at the beginning are not imitated)`.
 
-    Rows have `prompt` and `completion` (the completion is imitated), `messages` (the last turn is), or `text` (all but
-    the first token). Completions and texts end with the end-of-sequence token.
+    Rows have `prompt` and `completion` (the completion is imitated; both texts or both messages), `messages` (the last
+    turn is), or `text` (all but the first token). Completions and texts end with the end-of-sequence token, messages
+    as the chat template ends them.
 
     Raises:
         `ValueError`: if the columns are others, or nothing to imitate is left within `max_length` tokens.
@@ -152,16 +162,15 @@ def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, 
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     rows = []
     for row in dataset:
-        if {"prompt", "completion"} <= names:
+        if {"prompt", "completion"} <= names and is_conversational(row["prompt"]):
+            rows.append(_of_messages(row["prompt"], row["completion"], tokenizer, max_length))
+        elif {"prompt", "completion"} <= names:
             prompt = tokenizer(row["prompt"])["input_ids"]
             # Encoded together, so that the tokens at the seam are those of the whole text.
             ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + end
             rows.append((ids[:max_length], max(len(prompt), 1)))
         elif "messages" in names:
-            turns = row["messages"]
-            ids = tokenizer.apply_chat_template(turns, return_dict=False)
-            before = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, return_dict=False)
-            rows.append((list(ids)[:max_length], max(len(before), 1)))
+            rows.append(_of_messages(row["messages"][:-1], row["messages"][-1:], tokenizer, max_length))
         elif "text" in names:
             rows.append(((tokenizer(row["text"])["input_ids"] + end)[:max_length], 1))
         else:
@@ -178,6 +187,12 @@ def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, 
             *(len(rows) - len(kept), len(rows), max_length),
         )
     return kept
+
+
+def _of_messages(before: list, imitated: list, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple:
+    ids: Any = tokenizer.apply_chat_template([*before, *imitated], return_dict=False)
+    prompt: Any = tokenizer.apply_chat_template(before, add_generation_prompt=True, return_dict=False)
+    return list(ids)[:max_length], max(len(prompt), 1)
 
 
 def pad_demonstrations(rows: Sequence[tuple], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -25,11 +25,11 @@ DECISIVE = (
 )  # fmt: skip
 
 
-def decisive_settings(args: PPOConfig, sizes: BatchSizes, rewards: str, prompts: int) -> dict[str, Any]:
+def decisive_settings(args: PPOConfig, sizes: BatchSizes, rewards: str, counts: Mapping[str, int]) -> dict[str, Any]:
     """The settings that a resumed run must share with the checkpoint, as plain values."""
     settings = {name: getattr(args, name) for name in DECISIVE}
     settings |= {"episodes of a rollout": sizes.rollout, "episodes of a mini-batch": sizes.mini}
-    settings |= {"rewards": rewards, "prompts": prompts}
+    settings |= {"rewards": rewards, **counts}
     return {name: _plain(value) for name, value in settings.items()}
 
 

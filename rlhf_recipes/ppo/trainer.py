@@ -20,27 +20,21 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rlhf_recipes.checkpoints import find_checkpoint
-from rlhf_recipes.compat import CheckpointOfRoles
 from rlhf_recipes.data.formats import is_conversational
 from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
 from rlhf_recipes.modeling.critics import build_critic
-from rlhf_recipes.modeling.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional as F
-from rlhf_recipes.ppo import held_out
 from rlhf_recipes.ppo.callbacks import AfterEachStep
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit
@@ -53,6 +47,7 @@ from rlhf_recipes.ppo.generation import (
 )
 from rlhf_recipes.ppo.interrupt import SaveOnInterrupt
 from rlhf_recipes.ppo.metrics import Meter
+from rlhf_recipes.ppo.plumbing import PPOPlumbing
 from rlhf_recipes.ppo.progress import RolloutProgress
 from rlhf_recipes.ppo.rollout import Rollout, pad_right, prompt_lists, sample, token_lists
 from rlhf_recipes.ppo.setup import (
@@ -63,19 +58,12 @@ from rlhf_recipes.ppo.setup import (
     resolve_reward,
     resolve_tokenizer,
 )
-from rlhf_recipes.ppo.state import (
-    STATE_FILE,
-    decisive_settings,
-    load_state,
-    refuse_other_settings,
-    save_state,
-)
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
 
 logger = logging.getLogger(__name__)
 
 
-class PPOTrainer(CheckpointOfRoles):
+class PPOTrainer(PPOPlumbing):
     """Tune a causal language model so that its completions score high, and stay near a reference.
 
     The first twelve arguments are those of TRL 1.12's `PPOTrainer`, in its order. `reward_funcs`, `reward_weights` and
@@ -108,12 +96,6 @@ class PPOTrainer(CheckpointOfRoles):
             longer than the policy's context, nothing is rewarded, or parts do not fit together.
     """
 
-    # Narrower than what Trainer allows, and checked in __init__.
-    model: Any
-    processing_class: Any
-    train_dataset: Any
-    eval_dataset: Any
-
     loss_is_scaled_for_ga = True  # the loss is divided by the tokens of the whole optimizer step
 
     def __init__(
@@ -145,6 +127,7 @@ class PPOTrainer(CheckpointOfRoles):
         if ref_model is not None and ref_model is model:
             raise ValueError("model and ref_model are one object: the reference would move with the policy. Leave "
                              "ref_model out, and a copy is made where one is needed.")  # fmt: skip
+        set_seed(args.seed)  # Trainer does the same, but after adapters and heads are drawn
         tokenizer = resolve_tokenizer(processing_class, model)
         policy = resolve_policy(model, args, peft_config)
         reference: Any = load_model(ref_model, args) if isinstance(ref_model, str) else ref_model
@@ -159,6 +142,7 @@ class PPOTrainer(CheckpointOfRoles):
         self.rollout: Rollout | None = None
         self.episodes_before = 0  # of the run that this one goes on from
         self.stopped = False  # whether target_kl ended the updates on this rollout
+        self.tokens_of_step = 1  # over all processes, those to imitate included
         self.update_start = self.start = time.perf_counter()
         self.meter, self.eval_meter, self.step_meter = Meter(), Meter(), Meter()
         self.interrupt = SaveOnInterrupt(self)
@@ -211,8 +195,12 @@ class PPOTrainer(CheckpointOfRoles):
             )
         if args.imitation_coef and demonstrations is None:
             raise ValueError("imitation_coef is above 0, but there is nothing to imitate: give imitation_dataset.")
+        if demonstrations is not None and not args.imitation_coef:
+            raise ValueError("imitation_dataset was given, but imitation_coef is 0, so nothing would be imitated.")
         longest = args.max_prompt_length + args.max_completion_length
-        self.demonstrations = encode_demonstrations(demonstrations, tokenizer, longest) if demonstrations else []
+        self.demonstrations = (
+            [] if demonstrations is None else encode_demonstrations(demonstrations, tokenizer, longest)
+        )
         options = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repetition_penalty",
                                                           "min_new_tokens", "stop_strings")}  # fmt: skip
         self.sampling = sampling_config(
@@ -225,32 +213,6 @@ class PPOTrainer(CheckpointOfRoles):
                 "stop_token_id, or say that this is meant with stop_token='none'."
             )
         warn_of_distortions(self.sampling)
-
-    def memory(self) -> str:
-        """One line: what policy, critic, reference and reward models take, in weights, gradients and optimizer."""
-        rewards = {
-            f"reward {name}": getattr(getattr(func, "reward", func), "model", None)
-            for name, func in zip(self.reward.names, self.reward.reward_funcs, strict=True)
-        }
-        models = {name: model for name, model in rewards.items() if isinstance(model, nn.Module)}
-        roles = {"policy": self.roles.policy, "reference": self.roles.ref_model, "critic": self.roles.critic}
-        rows = max(self.sizes.micro, min(self.sizes.local_rollout, self.settings.rollout_forward_batch_size))
-        tokens = min(rows * self.settings.max_completion_length, self.settings.logits_chunk_size)
-        return memory_line(roles | models, self.args, logits_tokens=tokens)
-
-    def _check_launch(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs are visible to one process. Start with `accelerate launch`, or make one visible with "
-                "CUDA_VISIBLE_DEVICES."
-            )
-        if self.is_deepspeed_enabled and self.settings.target_kl is not None:
-            raise ValueError("target_kl leaves out optimizer steps, which DeepSpeed does not allow. Leave it out.")
-
-    @property
-    def roles(self) -> ActorCritic:
-        """Policy, critic and reference, without what a launcher wraps around them."""
-        return self.accelerator.unwrap_model(self.model)
 
     # ---- one rollout: sample, score, credit
 
@@ -375,12 +337,13 @@ class PPOTrainer(CheckpointOfRoles):
         tokens = int(self.rollout.loss_mask[rows.to(device)].sum())
         mine = rows[self.args.process_index :: sizes.world]
         batches = [self.rollout[part] for part in mine.to(device).split(sizes.micro)]
+        self.tokens_of_step = tokens
         if self.settings.imitation_coef:
-            self._add_demonstrations(batches)
+            self.tokens_of_step += self._add_demonstrations(batches)
         return batches, max(tokens, 1)
 
-    def _add_demonstrations(self, batches: list[dict[str, Tensor]]) -> None:
-        """As many demonstrations for an optimizer step as it has episodes, in an order of their own."""
+    def _add_demonstrations(self, batches: list[dict[str, Tensor]]) -> int:
+        """As many demonstrations for an optimizer step as it has episodes, in an order of their own; their tokens."""
         sizes, count = self.sizes, len(self.demonstrations)
         first = self.state.global_step * sizes.mini
         passes = range(first // count, (first + sizes.mini - 1) // count + 1)
@@ -392,6 +355,7 @@ class PPOTrainer(CheckpointOfRoles):
             part = mine[number * sizes.micro : (number + 1) * sizes.micro]
             batch |= pad_demonstrations(part, self.processing_class.pad_token_id, batch["mask"].device)
             batch["demo_tokens"] = torch.tensor(tokens)
+        return tokens
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -425,14 +389,15 @@ class PPOTrainer(CheckpointOfRoles):
         of_policy = policy - args.entropy_coef * out["entropy"]
         if args.use_kl_loss:
             terms["loss/kl_avg"] = F.kl_loss(logprobs, inputs["ref_logprobs"], ratio, args.kl_estimator)
-            of_policy = of_policy + self.credit.kl.value * terms["loss/kl_avg"]
+            of_policy = of_policy + self.credit.kl_coef * terms["loss/kl_avg"]
         if self.credit.has_critic:
             terms |= {"loss/value_avg": value, "value/clipfrac_avg": value_clipped}
         per_token = (0.0 if critic_alone else 1.0) * of_policy
         per_token = per_token + args.vf_coef * value if self.credit.has_critic else per_token
         loss = F.masked_sum(per_token, mask) / num_items_in_batch
         if demonstrations is not None:
-            loss = loss + self._imitation_loss(out["demonstration_logprobs"], inputs)
+            imitation = self._imitation_loss(out["demonstration_logprobs"], inputs)
+            loss = loss + (0.0 if critic_alone else 1.0) * imitation
         loss = loss * self.sizes.world  # launchers take the mean over processes
         self._stop_at_nan(loss, inputs)
         with torch.no_grad():
@@ -460,150 +425,6 @@ class PPOTrainer(CheckpointOfRoles):
             means = {name: F.masked_mean(x, mask) for name, x in per_token.items()}
             squares = F.masked_mean(per_token["policy/ratio"] ** 2, mask)
             self.step_meter.add(means | {"policy/ratio_var": squares}, weight=count)
-
-    def _stop_at_nan(self, loss: Tensor, inputs: dict[str, Tensor]) -> None:
-        """Stop all processes before the weights are changed, and leave behind what is needed to understand it."""
-        finite = torch.isfinite(loss.detach()).float()
-        if self.sizes.world > 1:
-            finite = self.accelerator.reduce(finite.reshape(1), reduction="sum") / self.sizes.world
-        if finite == 1.0:
-            return
-        step = self.state.global_step
-        folder = Path(str(self.args.output_dir)) / f"nan-step-{step}"
-        self.save_model(str(folder), _internal_call=True)
-        batch = folder / f"batch-of-process-{self.args.process_index}.pt"
-        torch.save({name: tensor.detach().cpu() for name, tensor in inputs.items()}, batch)
-        scores = inputs["scores"]
-        raise FloatingPointError(
-            f"The loss is {loss.item()} at step {step}. The weights are as they were before this step; they and the "
-            f"batch are saved in {folder} (scores of the batch from {scores.min():.4g} to {scores.max():.4g}). Lower "
-            "learning_rate, or look at the rewards of this rollout."
-        )
-
-    def after_step(self) -> None:
-        """What an optimizer step tells: its figures, and whether the next one on this rollout still takes place."""
-        self.meter.add({"policy/updates_made": float(not self.stopped)})
-        if self.stopped:
-            return
-        if self.settings.target_kl is not None:
-            self._join_processes(self.step_meter)  # all processes must come to the same answer
-            self.stopped = self.step_meter.mean("policy/approxkl_avg") > self.settings.target_kl
-        self.meter.merge(self.step_meter.state())
-        self.step_meter.read()
-
-    # ---- what Trainer asks for
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, from the beginning or on from a checkpoint (`True`: from the last whole one in `output_dir`).
-
-        Raises:
-            `FileNotFoundError`: if there is no checkpoint to go on from.
-            `ValueError`: if the checkpoint belongs to a run with other settings; each one is named.
-            `FloatingPointError`: if the loss becomes NaN or infinite.
-        """
-        if resume_from_checkpoint is True:
-            folder = str(self.args.output_dir)
-            resume_from_checkpoint = find_checkpoint(folder, "auto", required=[STATE_FILE])
-            if resume_from_checkpoint is None:
-                raise FileNotFoundError(f"There is no checkpoint in {folder!r} to go on from.")
-        if resume_from_checkpoint:
-            state = load_state(resume_from_checkpoint)
-            refuse_other_settings(resume_from_checkpoint, state["settings"], self._decisive_settings())
-            self.load_state_dict(state)
-            self.episodes_before = state["episodes"]
-        self.start = time.perf_counter()
-        try:
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
-        except KeyboardInterrupt:
-            if self.interrupt.collecting:  # no weight has changed since the last step
-                self.interrupt.collecting = False
-                self.save_checkpoint_now()
-            raise
-        finally:
-            self.interrupt.restore()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides weights, optimizer and schedule. Every process must call it."""
-        between = self.state.global_step % self.sizes.updates == 0
-        return {
-            "settings": self._decisive_settings(),
-            "credit": self.credit.state_dict(),
-            "meters": gather_object([self.meter.state()]) if self.sizes.world > 1 else [self.meter.state()],
-            "stopped": self.stopped,
-            "episodes": self.state.global_step // self.sizes.updates * self.sizes.rollout,
-            # Elsewhere a new rollout comes anyway.
-            "rollout": None if between or self.rollout is None else self.rollout.tensors(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        self.credit.load_state_dict(state["credit"])
-        self.stopped = state["stopped"]
-        tensors = state["rollout"]
-        self.rollout = None if tensors is None else Rollout(**tensors).map(lambda _, t: t.to(self.args.device))
-        self.meter.read()
-        for number, of_process in enumerate(state["meters"]):
-            if number % self.sizes.world == self.args.process_index:  # also where there are fewer processes now
-                self.meter.merge(of_process)
-
-    def _decisive_settings(self) -> dict[str, Any]:
-        return decisive_settings(self.settings, self.sizes, repr(self.reward), len(self.prompts["train"]))
-
-    def get_train_dataloader(self) -> DataLoader:
-        """A clock: one tick for each micro-batch of a pass over the prompts. The data itself comes from `collect`.
-
-        It is not prepared by accelerate, which would fetch one batch ahead and so collect a rollout too early.
-        """
-        rollouts = len(self.prompts["train"]) // self.sizes.prompts
-        ticks = rollouts * self.sizes.updates * self.sizes.accumulation
-        return DataLoader(range(ticks), batch_size=1)  # type: ignore[arg-type]  # a range is all that a clock needs
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            self.meter.add({"time/update": time.perf_counter() - self.update_start})
-            self._join_processes(self.meter)
-            rollouts = -(-self.state.global_step // self.sizes.updates)  # the one in work is counted
-            figures = self.meter.read()
-            if "policy/ratio" in figures:  # so far it is the mean of squares
-                figures["policy/ratio_var"] -= figures["policy/ratio"] ** 2
-            done = rollouts * self.sizes.rollout - self.episodes_before
-            figures["time/episodes_per_second"] = done / (time.perf_counter() - self.start)
-            logs = {**logs, "episode": rollouts * self.sizes.rollout, **figures}
-        super().log(logs, start_time)
-
-    def _join_processes(self, meter: Meter) -> None:
-        """Add up what the processes have measured. A reward that applied to no row of one is missing there."""
-        if self.sizes.world > 1:
-            everyone = gather_object([meter.state()])
-            meter.read()
-            for state in everyone:
-                meter.merge(state)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Sample one completion for each held-out prompt; log the same figures with the prefix `eval_`."""
-        metrics = held_out.evaluate(self, eval_dataset, metric_key_prefix)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
-        """Write, score and show completions of held-out prompts, as TRL's does; see [`held_out`]."""
-        return held_out.generate_completions(self, sampling)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the policy (or its adapters) and the tokenizer at the root, the critic in `critic/`."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        if self.args.should_save:
-            self.roles.save_pretrained(folder)
-            self.processing_class.save_pretrained(folder)
-        if _internal_call:  # within a checkpoint, before trainer_state.json says that it is whole
-            state = self.state_dict()
-            if self.args.should_save:
-                save_state(folder, state)
-        elif self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save")
 
 
 def _permutation(count: int, *key: Any) -> Tensor:
