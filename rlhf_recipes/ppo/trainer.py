@@ -225,6 +225,11 @@ class PPOTrainer(PPOPlumbing):
         episodes = range(iteration * sizes.rollout, (iteration + 1) * sizes.rollout)[mine]
         meter = Meter()  # handed over at the end, so that an interrupted rollout leaves no trace
         self.interrupt.collecting = True
+        sync = getattr(self.generator, "sync", None)
+        if sync is not None:  # it holds weights of its own
+            if self.is_world_process_zero():
+                sync(self.roles.policy)
+            self.accelerator.wait_for_everyone()
         rollout = self.sample("train", rows, [stable_key(self.args.seed, "train", e) for e in episodes])
         sampled = time.perf_counter()
         rollout, _ = self.score("train", rows, rollout, meter)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy
-from tests.ppo.test_trainer import AtStep, largest_difference, logged, trainer
+from tests.ppo.helpers import AtStep, largest_difference, logged, trainer
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
 
 pytest.importorskip("bitsandbytes")
