@@ -4,6 +4,7 @@ Means over tokens are over real tokens, means over episodes over all episodes of
 under `reward/` and `time/` are open: one for each reward and each stage.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import SupportsFloat
@@ -79,3 +80,39 @@ class Meter:
         self.sums.clear()
         self.weights.clear()
         return means
+
+
+def as_markdown() -> str:
+    """docs/metrics.md: the glossary as tables, one for each part of the algorithm."""
+    titles = {
+        "objective": "What is maximized",
+        "policy": "The policy's update",
+        "value": "The critic",
+        "loss": "The terms of the loss",
+        "rollout": "The completions",
+    }
+    text = (
+        "# What PPO logs\n\n"
+        "This page is made from the glossary in `rlhf_recipes/ppo/metrics.py` by `python -m rlhf_recipes.ppo.metrics`."
+        "\nLogging a name that is not defined there is an error. Means over tokens are over real tokens, means over "
+        "episodes over\nall episodes of a rollout, on all processes. While evaluating the same names come with the "
+        "prefix `eval_`.\n"
+    )
+    for prefix, title in titles.items():
+        names = [name for name in GLOSSARY if name.split("/")[0] == prefix]
+        rows = "".join(f"| `{name}` | {GLOSSARY[name]} |\n" for name in names)
+        text += f"\n## {title}\n\n| name | definition |\n|---|---|\n{rows}"
+    return text + (
+        "\n## The rest\n\n| name | definition |\n|---|---|\n"
+        f"| `episode` | {GLOSSARY['episode']} |\n"
+        "| `reward/<name>` | What that reward gave, before its weight; mean over the episodes that it applies to. |\n"
+        "| `time/sample`, `time/score` | Seconds of a rollout: completions and log-probabilities; rewards. |\n"
+        "| `time/update` | Seconds of the updates on a rollout. |\n"
+        "| `time/episodes_per_second` | Since the run began or went on. |\n"
+        "| `learning_rate`, `grad_norm`, `epoch`, `step` | The Trainer's own: of the last optimizer step, the norm "
+        "before it is clipped. |\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_markdown())

@@ -1,8 +1,10 @@
 """The glossary, and the meter that refuses what is not in it."""
 
+from pathlib import Path
+
 import pytest
 
-from rlhf_recipes.ppo.metrics import GLOSSARY, Meter
+from rlhf_recipes.ppo.metrics import GLOSSARY, Meter, as_markdown
 
 
 def test_a_meter_gives_weighted_means_and_is_empty_afterwards():
@@ -40,3 +42,9 @@ def test_meters_of_several_processes_add_up_also_where_a_name_is_missing_in_one(
     two.add({"loss/policy_avg": 5.0}, weight=1)
     one.merge(two.state())
     assert one.read() == {"loss/policy_avg": 2.0, "reward/rare": 7.0}
+
+
+def test_the_page_in_the_docs_is_made_from_the_glossary():
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert page.read_text(encoding="utf-8") == as_markdown(), "run: python -m rlhf_recipes.ppo.metrics > docs/metrics.md"
+    assert all(f"| `{name}` |" in as_markdown() for name in GLOSSARY)
