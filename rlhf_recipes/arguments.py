@@ -175,6 +175,10 @@ class RecipeParser(HfArgumentParser):
             except (ValueError, TypeError) as error:
                 logger.debug("%s refused its arguments.", cls.__name__, exc_info=True)
                 raise _UsageError(str(error)) from error
+        for args in built:
+            if getattr(args, "hub_token", None):
+                # Trainers pickle their arguments into training_args.bin, and push that file too.
+                os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
         return tuple(built)
 
     def _refuse(self, argument: str) -> NoReturn:

@@ -69,7 +69,7 @@ def models_among(rewards):
 
 def test_there_are_configs_and_recipes():
     assert len(CONFIGS) >= 5
-    assert {recipe.stem for recipe in RECIPES} >= {"reward", "ppo", "evaluate"}
+    assert {recipe.stem for recipe in RECIPES} >= {"reward", "ppo", "evaluate", "sft", "dpo", "rloo", "grpo"}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=name_of)

@@ -96,7 +96,7 @@ class ValueModel(nn.Module):
         return inner.score(hidden).squeeze(-1).float()
 
     def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-        kwargs = {} if state is None else {"state_dict": _without_prefix(state, "model.")}
+        kwargs = {} if state is None else {"state_dict": without_prefix(state, "model.")}
         self.model.save_pretrained(str(folder), **kwargs)
 
     def load_weights(self, folder: Path) -> None:
@@ -237,5 +237,5 @@ def _from_policy(policy: Any) -> Any:
     return model.requires_grad_(quantization is None)
 
 
-def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from rlhf_recipes.modeling.critics import CRITIC_FOLDER, ValueHead, _without_prefix, load_into
+from rlhf_recipes.modeling.critics import CRITIC_FOLDER, ValueHead, load_into, without_prefix
+from rlhf_recipes.modeling.saving import save_policy
 from rlhf_recipes.ppo.functional import token_logprobs
 
 
@@ -152,16 +153,24 @@ class ActorCritic(nn.Module):
         own = self.critic is not None and not self.critic.reads_policy
         return [self.policy, self.critic.model] if own else [self.policy]
 
-    def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, state_dict: dict[str, Tensor] | None = None, merge: bool = False
+    ) -> None:
         """Save policy (or its adapters) in `folder`, for any Hugging Face code to load; the critic in `critic/`.
 
         Args:
             state_dict (`dict`, *optional*): The weights of this module, where they had to be gathered from processes.
+            merge (`bool`): write one whole model with the adapters merged in.
         """
-        kwargs = {} if state_dict is None else {"state_dict": _without_prefix(state_dict, "policy.")}
-        self.policy.save_pretrained(str(folder), **kwargs)
+        if state_dict is None:
+            save_policy(self.policy, folder, merge)
+        else:
+            if merge and isinstance(self.policy, PeftModel):
+                raise ValueError("Weights that lie on several processes cannot be merged. Save the adapters, and merge "
+                                 "them after loading: PeftModel.merge_and_unload().")  # fmt: skip
+            self.policy.save_pretrained(str(folder), state_dict=without_prefix(state_dict, "policy."))
         if self.critic is not None:
-            own = None if state_dict is None else _without_prefix(state_dict, "critic.")
+            own = None if state_dict is None else without_prefix(state_dict, "critic.")
             self.critic.save_pretrained(Path(folder) / CRITIC_FOLDER, own)
 
     def load_weights(self, folder: str | Path) -> None:

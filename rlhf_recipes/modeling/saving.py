@@ -46,7 +46,7 @@ def save_policy(policy: PreTrainedModel | PeftModel, folder: str | Path, merge: 
     """
     target = Path(folder)
     as_adapter = isinstance(policy, PeftModel) and not merge
-    _refuse_two_forms(target, as_adapter)
+    refuse_two_forms(target, as_adapter)
     if isinstance(policy, PeftModel) and merge:
         merged_copy(policy).save_pretrained(target)
         return target
@@ -102,7 +102,7 @@ def _untie_adapted_embeddings(base: Any) -> None:
         base.config.tie_word_embeddings = False
 
 
-def _refuse_two_forms(folder: Path, as_adapter: bool) -> None:
+def refuse_two_forms(folder: Path, as_adapter: bool) -> None:
     weights = sorted({file.name for pattern in MODEL_WEIGHTS for file in folder.glob(pattern)})
     adapter = [ADAPTER_CONFIG] if (folder / ADAPTER_CONFIG).is_file() else []
     if other := (weights if as_adapter else adapter):

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
+from rlhf_recipes.ppo.generation import DECIDED
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
 
 # Options of the Trainer that the PPO loop would ignore. What would be ignored is refused.
@@ -110,6 +111,9 @@ class PPOConfig(TrainingArguments):
             Leave out the rest of a rollout's updates once `policy/approxkl_avg` of one is above this.
         imitation_coef (`float`, *optional*, defaults to 0):
             Weight of the supervised loss on the trainer's `imitation_dataset`.
+        save_merged (`bool`, *optional*, defaults to `False`):
+            What `save_model` and `push_to_hub` write: one whole model, or the adapters alone. A base in 4 bit cannot be
+            merged into.
 
     Raises:
         `ValueError`: if sizes do not divide, a number is out of range, or an option is given that PPO does not use.
@@ -187,6 +191,7 @@ class PPOConfig(TrainingArguments):
     # Completions to look at.
     num_sample_generations: int = _option(10, "Tables of completions on evaluation prompts in the whole run.")
     num_completions_to_print: int = _option(5, "Rows of such a table on the screen; 0 for none.")
+    save_merged: bool = _option(False, "Save and push the policy with its adapters merged in; not in checkpoints.")
     # Names of TRL 1.12.
     response_length: int | None = _option(None, "Old name of max_completion_length.")
     local_rollout_forward_batch_size: int | None = _option(None, "Old name of rollout_forward_batch_size.")
@@ -267,8 +272,10 @@ class PPOConfig(TrainingArguments):
                 f"min_new_tokens is {self.min_new_tokens}, more than max_completion_length "
                 f"{self.max_completion_length}."
             )
-        for name in SAMPLING_OPTIONS:
-            if name in (self.generation_kwargs or {}):
+        for name in self.generation_kwargs or {}:
+            if name in DECIDED:
+                raise ValueError(f"generation_kwargs has {name!r}, which the trainer decides: {DECIDED[name]}.")
+            if name in SAMPLING_OPTIONS:
                 raise ValueError(f"generation_kwargs has {name!r}, which is an option of its own: give {name} itself.")
         if self.use_score_norm and not self.use_score_scaling:
             raise ValueError("use_score_norm needs use_score_scaling: scores are centred and scaled by one history.")

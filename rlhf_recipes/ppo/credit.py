@@ -108,7 +108,7 @@ class Credit:
         nats = float(F.masked_sum(kl, mask) / count)
         figures = {
             "objective/scores": float(scores.mean()),
-            "objective/scores_std": float(scores.std(correction=1)) if count > 1 else 0.0,
+            "objective/scores_std": float(scores.std(correction=0)),
             "objective/kl": nats,
             "objective/kl_coef": kl_coef,
             "objective/non_score_reward": -kl_coef * nats,

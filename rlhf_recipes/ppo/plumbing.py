@@ -20,6 +20,7 @@ from rlhf_recipes.hub import PushError, push_run
 from rlhf_recipes.model_card import Reward, config_of, facts_of_run, write_model_card
 from rlhf_recipes.modeling.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
+from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.ppo import held_out
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.rollout import Rollout
@@ -74,6 +75,9 @@ class PPOPlumbing(CheckpointOfRoles):
                 "Several GPUs are visible to one process. Start with `accelerate launch`, or make one visible with "
                 "CUDA_VISIBLE_DEVICES."
             )
+        # Now, and not when the training that it would spoil is over.
+        as_adapter = isinstance(self.roles.policy, PeftModel) and not self.settings.save_merged
+        refuse_two_forms(Path(str(self.args.output_dir)), as_adapter)
         if self.is_deepspeed_enabled and self.settings.target_kl is not None:
             raise ValueError("target_kl leaves out optimizer steps, which DeepSpeed does not allow. Leave it out.")
 
@@ -214,16 +218,16 @@ class PPOPlumbing(CheckpointOfRoles):
 
     # ---- saving and pushing
 
-    def save_roles(self, folder: Path) -> None:
+    def save_roles(self, folder: Path, merge: bool = False) -> None:
         """Policy (or its adapters) and tokenizer at the root of the folder, the critic in `critic/`."""
         if self.args.should_save:
-            self.roles.save_pretrained(folder)
+            self.roles.save_pretrained(folder, merge=merge)
             self.processing_class.save_pretrained(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy (or its adapters) and the tokenizer at the root, the critic in `critic/`."""
         folder = Path(output_dir or str(self.args.output_dir))
-        self.save_roles(folder)
+        self.save_roles(folder, merge=self.settings.save_merged and not _internal_call)
         if _internal_call:  # within a checkpoint, before trainer_state.json says that it is whole
             state = self.state_dict()
             if self.args.should_save:
@@ -250,8 +254,9 @@ class PPOPlumbing(CheckpointOfRoles):
         if not self.is_world_process_zero():
             return
         policy = self.roles.policy
-        adapter = isinstance(policy, PeftModel)
-        base = policy.active_peft_config.base_model_name_or_path if adapter else policy.name_or_path
+        adapter = isinstance(policy, PeftModel) and not self.settings.save_merged
+        base = getattr(policy, "active_peft_config", policy.config)
+        base = getattr(base, "base_model_name_or_path", None) or policy.config.name_or_path
         facts = {
             "base_model": base or "an unnamed model",
             "dataset_name": dataset_name or "an unnamed dataset",
@@ -285,7 +290,7 @@ class PPOPlumbing(CheckpointOfRoles):
             self.init_hf_repo(token=token)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         folder = Path(str(self.args.output_dir))
-        self.save_roles(folder)
+        self.save_roles(folder, merge=self.settings.save_merged)
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**known)

@@ -127,6 +127,9 @@ class PPOTrainer(PPOPlumbing):
         if ref_model is not None and ref_model is model:
             raise ValueError("model and ref_model are one object: the reference would move with the policy. Leave "
                              "ref_model out, and a copy is made where one is needed.")  # fmt: skip
+        if reward_model is not None and reward_model is value_model:
+            raise ValueError("reward_model and value_model are one object: the rewards would move with the critic. "
+                             "Give critic='reward_model' in the PPOConfig, and the critic is a copy.")  # fmt: skip
         set_seed(args.seed)  # Trainer does the same, but after adapters and heads are drawn
         tokenizer = resolve_tokenizer(processing_class, model)
         policy = resolve_policy(model, args, peft_config)

@@ -157,6 +157,7 @@ class LearnedReward:
             self.model = model if device is None else model.to(device)
         else:
             self.model = _load_model(str(source), torch.device(device or _default_device()), dtype)
+            self.model.requires_grad_(False)
         _check_vocabulary(self.model, self.tokenizer)
         # A decoder's head reads the last token that is not this one.
         self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id

@@ -32,7 +32,7 @@ class SharedTokenizerReward:
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32, name: str = "reward_model"
     ) -> None:
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self.reader = ValueModel(model)
         self.tokenizer = tokenizer
         self.batch_size = batch_size

@@ -101,8 +101,8 @@ def same_log(one, other, tolerance=1e-7):
     """Whether two runs have logged the same: everything but times."""
     assert len(logged(one)) == len(logged(other))
     for mine, its in zip(logged(one), logged(other), strict=True):
-        names = [name for name in its if not name.startswith("time/")]
-        assert names == [name for name in mine if not name.startswith("time/")]
+        names = {name for name in its if not name.startswith("time/")}
+        assert names == {name for name in mine if not name.startswith("time/")}
         for name in names:
             assert mine[name] == pytest.approx(its[name], rel=tolerance, abs=tolerance), name
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.ppo.test_trainer import logged, trainer, weights
+from tests.ppo.helpers import logged, trainer, weights
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
