@@ -166,8 +166,8 @@ class ActorCritic(nn.Module):
             save_policy(self.policy, folder, merge)
         else:
             if merge and isinstance(self.policy, PeftModel):
-                raise ValueError("Weights that lie on several processes cannot be merged. Save the adapters, and merge "
-                                 "them after loading: PeftModel.merge_and_unload().")  # fmt: skip
+                raise ValueError("Weights that lie on several processes cannot be merged. Save the adapters, and "
+                                 "merge them after loading: PeftModel.merge_and_unload().")  # fmt: skip
             self.policy.save_pretrained(str(folder), state_dict=without_prefix(state_dict, "policy."))
         if self.critic is not None:
             own = None if state_dict is None else without_prefix(state_dict, "critic.")

@@ -112,8 +112,8 @@ class PPOConfig(TrainingArguments):
         imitation_coef (`float`, *optional*, defaults to 0):
             Weight of the supervised loss on the trainer's `imitation_dataset`.
         save_merged (`bool`, *optional*, defaults to `False`):
-            What `save_model` and `push_to_hub` write: one whole model, or the adapters alone. A base in 4 bit cannot be
-            merged into.
+            What `save_model` and `push_to_hub` write: one whole model, or the adapters alone. A base in 4 bit
+            cannot be merged into.
 
     Raises:
         `ValueError`: if sizes do not divide, a number is out of range, or an option is given that PPO does not use.
