@@ -106,9 +106,11 @@ class ValueModel(nn.Module):
 def load_into(model: Any, folder: Path) -> None:
     """Take over the weights that `model.save_pretrained(folder)` wrote: adapters where it has them, else all."""
     if isinstance(model, PeftModel):
-        for name in model.peft_config:  # peft gives those of another name than "default" a folder of their own
-            own = folder if name == "default" else folder / name
-            set_peft_model_state_dict(model, load_file(own / "adapter_model.safetensors"), adapter_name=name)
+        for name in model.peft_config:
+            # peft gives those of another name than "default" a folder of their own. Only the active are always saved.
+            file = (folder if name == "default" else folder / name) / "adapter_model.safetensors"
+            if name in model.active_adapters or file.is_file():
+                set_peft_model_state_dict(model, load_file(file), adapter_name=name)
     else:
         saved = type(model).from_pretrained(folder, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
@@ -150,11 +152,6 @@ def build_critic(kind: Any, policy: Any, reward_model: Any = None, peft_config: 
 def _model_of(kind: Any, policy: Any, reward_model: Any) -> Any:
     """The critic's own model, before adapters are put on it."""
     if isinstance(kind, nn.Module):
-        if kind is reward_model:
-            raise ValueError(
-                "value_model and reward_model are one object: what is rewarded would change as the critic learns. "
-                "Leave value_model out and give critic='reward_model', which copies it."
-            )
         return kind
     if kind == "policy":
         return _from_policy(policy)

@@ -110,7 +110,10 @@ class PPOConfig(TrainingArguments):
         target_kl (`float`, *optional*):
             Leave out the rest of a rollout's updates once `policy/approxkl_avg` of one is above this.
         imitation_coef (`float`, *optional*, defaults to 0):
-            Weight of the supervised loss on the trainer's `imitation_dataset`.
+            Weight of the supervised loss on demonstrations: the trainer's `imitation_dataset`, or the rows of
+            `imitation_dataset_name`.
+        ref_model_name_or_path (`str`, *optional*):
+            The reference, where the trainer is not given a `ref_model`.
         save_merged (`bool`, *optional*, defaults to `False`):
             What `save_model` and `push_to_hub` write: one whole model, or the adapters alone. A base in 4 bit
             cannot be merged into.
@@ -188,6 +191,10 @@ class PPOConfig(TrainingArguments):
     entropy_coef: float = _option(0.0, "Weight of the entropy bonus.")
     target_kl: float | None = _option(None, "Stop the updates on a rollout above this approximate KL. Default: never.")
     imitation_coef: float = _option(0.0, "Weight of the supervised loss on demonstrations.")
+    imitation_dataset_name: str | None = _option(
+        None, "Demonstrations: a folder, file or id with prompt and completion, messages, or text."
+    )
+    ref_model_name_or_path: str | None = _option(None, "The reference. Default: the policy as it was at the start.")
     # Completions to look at.
     num_sample_generations: int = _option(10, "Tables of completions on evaluation prompts in the whole run.")
     num_completions_to_print: int = _option(5, "Rows of such a table on the screen; 0 for none.")

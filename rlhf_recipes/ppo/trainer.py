@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rlhf_recipes.data.formats import is_conversational
+from rlhf_recipes.data.formats import is_conversational, load_rows
 from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
 from rlhf_recipes.modeling.critics import build_critic
 from rlhf_recipes.modeling.roles import ActorCritic
@@ -133,6 +133,7 @@ class PPOTrainer(PPOPlumbing):
         set_seed(args.seed)  # Trainer does the same, but after adapters and heads are drawn
         tokenizer = resolve_tokenizer(processing_class, model)
         policy = resolve_policy(model, args, peft_config)
+        ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
         reference: Any = load_model(ref_model, args) if isinstance(ref_model, str) else ref_model
         self.settings = args
         self.reward = resolve_reward(reward_model, reward_funcs, reward_weights, reward_processing_classes, tokenizer)
@@ -196,8 +197,11 @@ class PPOTrainer(PPOPlumbing):
                 f"({self.sizes.local_rollout // self.sizes.siblings} on each of {self.sizes.world} processes). Give "
                 "more prompts or a smaller per_device_train_batch_size or gradient_accumulation_steps."
             )
+        if demonstrations is None and args.imitation_dataset_name is not None:
+            demonstrations = load_rows(args.imitation_dataset_name, "train")
         if args.imitation_coef and demonstrations is None:
-            raise ValueError("imitation_coef is above 0, but there is nothing to imitate: give imitation_dataset.")
+            raise ValueError("imitation_coef is above 0, but there is nothing to imitate: give "
+                             "imitation_dataset, or imitation_dataset_name in the settings.")  # fmt: skip
         if demonstrations is not None and not args.imitation_coef:
             raise ValueError("imitation_dataset was given, but imitation_coef is 0, so nothing would be imitated.")
         longest = args.max_prompt_length + args.max_completion_length
