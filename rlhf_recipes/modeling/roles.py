@@ -162,6 +162,9 @@ class ActorCritic(nn.Module):
             state_dict (`dict`, *optional*): The weights of this module, where they had to be gathered from processes.
             merge (`bool`): write one whole model with the adapters merged in.
         """
+        config = self.policy.config.get_text_config()
+        if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+            config.pad_token_id = None  # Trainer takes it from the tokenizer; a model with such a one cannot be loaded
         if state_dict is None:
             save_policy(self.policy, folder, merge)
         else:
@@ -204,6 +207,7 @@ def completion_logprobs(
 
     Logits of the prompt are never computed, and of the completions no more than `chunk` tokens at a time.
     """
+    completion_ids = completion_ids.masked_fill(mask == 0, 0)  # as in _inputs: a pad token may be none of the model's
     if chunk is None or completion_ids.numel() <= chunk:
         logits, hidden = completion_logits(model, prompt_ids, prompt_mask, completion_ids, mask)
         return *token_logprobs(logits, completion_ids, temperature, entropy_grad), hidden
