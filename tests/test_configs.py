@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_recipes.arguments import RecipeParser
+from rlhf_recipes.ppo import PPOConfig
 
 PROJECT = Path(__file__).parents[1]
-CONFIGS = sorted((PROJECT / "recipes/configs").glob("*.yaml"))
+PRESETS = sorted((PROJECT / "recipes/configs").glob("preset_*.yaml"))  # parts of a run
+CONFIGS = sorted(set((PROJECT / "recipes/configs").glob("*.yaml")) - set(PRESETS))  # whole runs
 RECIPES = sorted((PROJECT / "recipes").glob("*.py"))
 
 
@@ -118,6 +120,59 @@ def test_what_a_file_reads_is_made_by_what_its_header_says_comes_before(configs)
 def test_no_two_runs_write_into_one_folder(configs):
     folders = [options["output_dir"] for options in configs.values()]
     assert len(set(folders)) == len(folders)
+
+
+# ---- presets: what makes a method, and nothing else
+
+
+def preset_of(file):
+    (args,) = RecipeParser((PPOConfig,)).parse(["--config", str(file)])
+    return args
+
+
+def test_there_is_a_preset_for_each_method():
+    assert [file.stem for file in PRESETS] == ["preset_actor_critic", "preset_policy_gradient", "preset_ppo"]
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=name_of)
+def test_a_preset_says_its_source_its_use_and_how_to_put_it_before_a_run(file):
+    header = header_of(file)
+    for what in ("Source:", "Use it:", "How:"):
+        assert re.search(rf"^{what} +\S", header, re.MULTILINE), f"{what} is missing in the header of {file.name}"
+    assert f"recipes/ppo.py --config recipes/configs/{file.name} --config my_run.yaml" in header
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=name_of)
+def test_a_preset_leaves_models_data_and_sizes_to_the_run(file):
+    keys = set(re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE))
+    assert keys <= {"num_ppo_epochs", "num_mini_batches", "cliprange", "cliprange_value", "critic", "vf_coef", "gamma",
+                    "lam", "whiten_advantages"}  # fmt: skip
+
+
+def test_the_presets_are_the_methods_of_their_papers():
+    actor_critic, policy_gradient, ppo = map(preset_of, PRESETS)
+    for on_policy in (actor_critic, policy_gradient):
+        assert (on_policy.num_ppo_epochs, on_policy.num_mini_batches, on_policy.cliprange) == (1, 1, None)
+    assert (policy_gradient.critic, policy_gradient.vf_coef, policy_gradient.gamma) == ("none", 0.0, 1.0)
+    assert (actor_critic.critic, actor_critic.lam, actor_critic.cliprange_value) == ("head", 0.95, None)
+    assert ppo.num_ppo_epochs * ppo.num_mini_batches > 1
+    assert (ppo.critic, ppo.lam, ppo.cliprange, ppo.cliprange_value) == ("head", 0.95, 0.2, 0.2)
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=name_of)
+def test_a_preset_with_an_unknown_key_is_refused(file, tmp_path, capsys):
+    changed = tmp_path / file.name
+    changed.write_text(file.read_text(encoding="utf-8") + "num_ppo_epoch: 1\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        preset_of(changed)
+    assert "unknown key 'num_ppo_epoch'" in capsys.readouterr().err
+
+
+def test_the_file_of_a_run_wins_over_the_preset_before_it():
+    preset, run = PROJECT / "recipes/configs/preset_policy_gradient.yaml", "recipes/configs/quickstart_ppo.yaml"
+    options = options_of(PROJECT / "recipes/ppo.py", "--config", preset, "--config", PROJECT / run)
+    assert options["num_ppo_epochs"] == 2  # of the run
+    assert options["critic"] == "none"  # of the preset, because the run does not say
 
 
 # ---- the quickstart as a whole

@@ -333,6 +333,8 @@ class PPOTrainer(PPOPlumbing):
         """The micro-batches of the next optimizer step, and how many tokens all processes have in it."""
         for _ in range(num_batches):
             next(epoch_iterator)  # the clock, see get_train_dataloader
+        if self.state.global_step >= self.args.max_steps:
+            return [], 1  # resumed from the last checkpoint: Trainer looks at the end only after a step
         sizes = self.sizes
         iteration, update = divmod(self.state.global_step, sizes.updates)
         if update == 0:

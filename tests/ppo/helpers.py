@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,15 @@ def free_port():
         return s.getsockname()[1]
 
 
-def torchrun(script, *arguments, timeout=240):
-    """Run a script of this folder in two processes; its output if it fails."""
+def torchrun_command(script, *arguments):
+    """What runs a script of this folder in two processes, and in which environment."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), str(Path(__file__).with_name(script)), *map(str, arguments)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return command, os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def torchrun(script, *arguments, timeout=240):
+    command, env = torchrun_command(script, *arguments)
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
 
 
@@ -116,3 +121,108 @@ class AtStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
             setattr(control, self.wish, True)
+
+
+def length_of_each(completion_ids, **kwargs):
+    """A reward of each token, which falls along the completion."""
+    return [[0.3 / (1 + place) for place, _ in enumerate(ids)] for ids in completion_ids]
+
+
+length_of_each.per_token = True
+
+TEXTS = Dataset.from_dict(
+    {
+        "prompt": ["The film", "It was", "What a", "two", "A dull"],
+        "completion": [" is quiet", " good", " wonderful little picture", " brothers", " script"],
+    }
+)
+
+
+def everything(folder, per_device=8, accumulation=1, **changed):
+    """Many options in one run, with sums over episodes and tokens in many places. SGD, because AdamW's first steps
+    make much of what rounding does to a small gradient."""
+    return trainer(
+        folder,
+        reward=[many_short_tokens, length_of_each],
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        num_generations=2,
+        critic="policy",
+        use_kl_loss=True,
+        kl_estimator="k2",
+        kl_coef=0.3,
+        kl_target=0.01,
+        kl_horizon=16,
+        ref_model=tiny_policy(seed=1),
+        imitation_coef=0.5,
+        imitation_dataset=TEXTS,
+        use_score_scaling=True,
+        use_score_norm=True,
+        score_clip=2.0,
+        entropy_coef=0.02,
+        whiten_rewards=True,
+        cliprange_high=0.3,
+        dual_clip=3.0,
+        missing_eos_penalty=0.5,
+        stop_token_id=list(range(5, 400, 9)),
+        mask_truncated_completions=True,
+        lam_length_alpha=0.5,
+        lam_value=1.0,
+        **changed,
+    )
+
+
+# Much that a checkpoint must carry besides weights.
+CARRIED = {"optim": "adamw_torch", "learning_rate": 0.01, "use_score_scaling": True, "use_score_norm": True,
+           "kl_target": 0.01, "kl_horizon": 16, "kl_coef": 0.2, "total_episodes": 24}  # fmt: skip
+
+
+class Pause(TrainerCallback):
+    """Stands still in the optimizer step after `step`, and says so with a file."""
+
+    def __init__(self, marker, step, seconds):
+        self.marker, self.step, self.seconds = marker, step, seconds
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            stand_still(self.marker, self.seconds)
+
+
+def stand_still(marker, seconds):
+    Path(f"{marker}-{os.getpid()}").touch()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:  # a single sleep would go on after a signal
+        time.sleep(0.05)
+
+
+def pausing_reward(marker, step, seconds):
+    """`many_short_tokens`, which stands still in the rollout after `step`."""
+
+    def reward(completion_ids, trainer_state, **kwargs):
+        if trainer_state.global_step == step:
+            stand_still(marker, seconds)
+        return many_short_tokens(completion_ids)
+
+    reward.__name__ = many_short_tokens.__name__  # a reward of another name would be another run
+    return reward
+
+
+def carried_run(folder, place=None, seconds=60, **options):
+    """A run that saves after every optimizer step and stands still in the middle: in `"rollout"`, `"update"` or
+    `"save"`; the file `still-<pid>` says when."""
+    marker = Path(folder).parent / "still"
+    kept = [AtStep("should_save", *range(1, 13))]
+    reward = pausing_reward(marker, 8, seconds) if place == "rollout" else many_short_tokens
+    if place == "update":
+        kept.append(Pause(marker, 6, seconds))
+    run = trainer(folder, reward=reward, kept=kept, **CARRIED | options)
+    if place == "save":  # the weights are written by then, the rest is not
+        state_dict = run.state_dict
+
+        def slow():
+            if run.state.global_step == 7:
+                stand_still(marker, seconds)
+            return state_dict()
+
+        run.state_dict = slow
+    return run
