@@ -548,7 +548,10 @@ def _defaults(args: Any) -> dict[str, Any]:
         if field.default_factory is not dataclasses.MISSING:
             stated[name] = field.default_factory()
     required = {name: getattr(args, name) for name, value in stated.items() if value is dataclasses.MISSING}
-    precision = {name: getattr(args, name) for name in ("bf16", "fp16", "use_cpu") if name in fields}
+    # Making TrainingArguments sets up the state that all of a process's TrainingArguments share: with another device
+    # or backend, `args` would forget the other processes, and each would train alone.
+    required |= {name: getattr(args, name) for name in ("use_cpu", "ddp_backend", "ddp_timeout") if name in fields}
+    precision = {name: getattr(args, name) for name in ("bf16", "fp16") if name in fields}
     for given in (required, required | precision):  # TRL's bf16=True raises on a CPU before anything is compared
         try:
             with warnings.catch_warnings():
@@ -556,6 +559,9 @@ def _defaults(args: Any) -> dict[str, Any]:
                 plain = type(args)(**given)
         except (ValueError, TypeError):
             continue
+        finally:
+            if getattr(args, "deepspeed_plugin", None) is not None:
+                args.deepspeed_plugin.set_deepspeed_weakref()  # else models are no longer loaded in shares (ZeRO-3)
         return {name: stated[name] if name in given else getattr(plain, name) for name in fields}
     return stated
 

@@ -1,9 +1,29 @@
 """The private names of transformers that cannot be avoided, each with its reason. Nowhere else is one touched."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import Trainer
+from transformers.integrations import deepspeed as of_transformers
 from transformers.trainer_utils import HubStrategy
+
+
+@contextlib.contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Models that are made here are whole, also under ZeRO-3, where `from_pretrained` else loads a share of each.
+
+    A model in shares works inside a DeepSpeed engine alone, which a reward model has not. That transformers divides
+    what it loads is a setting of the whole process, which has no public reader.
+    """
+    reference = of_transformers._hf_deepspeed_config_weak_ref
+    settings = reference() if reference is not None else None
+    of_transformers.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if settings is not None:
+            of_transformers.set_hf_deepspeed_config(settings)
 
 
 class CheckpointOfRoles(Trainer):
@@ -17,6 +37,9 @@ class CheckpointOfRoles(Trainer):
         self.accelerator.unwrap_model(self.model).load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:  # it reads its own files, each process its share
+            super()._load_best_model()
+            return
         self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

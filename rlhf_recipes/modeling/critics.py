@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from rlhf_recipes.compat import loaded_whole
 from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, keep_gradients_of_4bit
+from rlhf_recipes.modeling.zero import copy_whole, whole_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -167,15 +169,16 @@ def _model_of(kind: Any, policy: Any, reward_model: Any) -> Any:
 
 def _trainable_copy(model: Any) -> Any:
     if isinstance(model, PeftModel):  # its base stays frozen
-        model = copy.deepcopy(model)
+        model = copy_whole(model)
         model.set_requires_grad(model.active_adapter, True)
         return model
-    model = copy.deepcopy(model)
+    model = copy_whole(model)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # quantized weights have no gradient
     return model
 
 
+@loaded_whole()  # a head that is not saved is set to 0 below
 def _load_critic(name: str, policy: Any) -> Any:
     """A model with a scalar head by its folder or id. A head that is not saved there starts at 0."""
     if (Path(name) / "adapter_config.json").is_file():
@@ -223,10 +226,12 @@ def _from_policy(policy: Any) -> Any:
     else:
         config = copy.deepcopy(inner.config)
         config.num_labels = 1
-        with torch.random.fork_rng():  # drawing a head that is set to 0 below must not move the user's generator
+        # Drawing a head that is set to 0 below must not move the user's generator.
+        with loaded_whole(), torch.random.fork_rng():
             model = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
-        plain: Any = copy.deepcopy(policy).merge_and_unload() if isinstance(policy, PeftModel) else inner
-        model.base_model.load_state_dict(plain.base_model.state_dict())
+        copied: Any = copy_whole(policy) if isinstance(policy, PeftModel) else None
+        plain: Any = copied.merge_and_unload() if copied is not None else inner
+        model.base_model.load_state_dict(whole_state_dict(plain.base_model, keep=True))
         model.to(inner.device)
     if not hasattr(model, "score"):
         return model  # refused by ValueModel, with the reason

@@ -1,7 +1,6 @@
 """Which model plays which role in PPO: policy and critic in one module, and the reference beside them."""
 
 import contextlib
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from rlhf_recipes.modeling.critics import CRITIC_FOLDER, ValueHead, load_into, without_prefix
 from rlhf_recipes.modeling.saving import save_policy
+from rlhf_recipes.modeling.zero import copy_whole, gathered
 from rlhf_recipes.ppo.functional import token_logprobs
 
 
@@ -56,7 +56,7 @@ class ActorCritic(nn.Module):
             ref_model = None if isinstance(policy, PeftModel) else policy
         elif ref_model is None and ref_adapter is None and not has_fresh_adapters(policy):
             # With adapters that have learned something, "adapters off" would be the model before that (trl#1340).
-            ref_model = copy.deepcopy(policy)
+            ref_model = copy_whole(policy)
         if ref_model is not None:
             ref_model.requires_grad_(False).eval()
         self._outside = {"reference": ref_model}  # in a dict, so that it is neither trained, wrapped nor saved
@@ -65,6 +65,15 @@ class ActorCritic(nn.Module):
     def ref_model(self) -> Any:
         """The model that stands for the reference, or `None` where the policy does, with other adapters or none."""
         return self._outside["reference"]
+
+    def replace_reference(self, model: nn.Module) -> None:
+        """Put what a launcher has made of the reference in its place."""
+        self._outside["reference"] = model  # no property: nn.Module would register a module that is assigned
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the policy computes activations again in the backward pass."""
+        return self.policy.is_gradient_checkpointing
 
     def forward(
         self,
@@ -283,4 +292,5 @@ def has_fresh_adapters(model: nn.Module) -> bool:
     outer = [
         parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name
     ]
-    return bool(outer) and not any(parameter.any() for parameter in outer)
+    with gathered(outer):
+        return bool(outer) and not any(parameter.any() for parameter in outer)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import DeepSpeedPlugin
 from transformers import TrainingArguments
+from transformers.integrations import HfTrainerDeepSpeedConfig
 
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
@@ -335,6 +337,10 @@ class PPOConfig(TrainingArguments):
             count = getattr(self, name)
             if count is not None:  # a share of the run, below 1, needs no change of unit
                 setattr(args, name, count if 0 < count < 1 else int(count) * sizes.updates)
+        if args.deepspeed:  # read before the units were changed; accelerate launch's is read later
+            args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
+            args.hf_deepspeed_config.trainer_config_process(args)
+            args.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=args.hf_deepspeed_config)
         # It would write loss 0.0 in the log while the weights turn into NaN; the trainer stops at NaN instead.
         args.logging_nan_inf_filter = False
         if args.ddp_find_unused_parameters is None:

@@ -148,10 +148,6 @@ class LocalGenerator:
         processors.append(KeyedGumbel(row_keys, prompt_ids.device))
         known = self.model.get_input_embeddings().weight.shape[0]
         pad = config.pad_token_id if config.pad_token_id < known else 0  # added to the tokenizer, but not to the model
-        # A penalty on repetition counts the padding too. A token that the prompt has anyway changes nothing there.
-        filling: Any = prompt_ids.gather(1, mask.long().argmax(dim=1, keepdim=True))
-        if config.no_repeat_ngram_size:  # to this, a token many times in a row would not be nothing
-            filling = pad
         greedy = {
             **config.to_dict(),
             "pad_token_id": pad,
@@ -165,7 +161,7 @@ class LocalGenerator:
             stopping.append(StopAtString(_listed(config.stop_strings), self.tokenizer, prompt_ids.shape[1]))
         with without_defaults(self.model):
             output = self.model.generate(
-                input_ids=torch.where(mask.bool(), prompt_ids, filling),
+                input_ids=prompt_ids.masked_fill(mask == 0, pad),
                 attention_mask=mask,
                 generation_config=GenerationConfig(**greedy),
                 logits_processor=processors,

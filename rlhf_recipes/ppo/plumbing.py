@@ -3,8 +3,10 @@
 Nothing here decides what is learned; that is in `trainer.py`.
 """
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.compat import CheckpointOfRoles
@@ -21,6 +24,7 @@ from rlhf_recipes.model_card import Reward, config_of, facts_of_run, write_model
 from rlhf_recipes.modeling.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
+from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision, whole_state_dict
 from rlhf_recipes.ppo import held_out
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.rollout import Rollout
@@ -78,8 +82,34 @@ class PPOPlumbing(CheckpointOfRoles):
         # Now, and not when the training that it would spoil is over.
         as_adapter = isinstance(self.roles.policy, PeftModel) and not self.settings.save_merged
         refuse_two_forms(Path(str(self.args.output_dir)), as_adapter)
-        if self.is_deepspeed_enabled and self.settings.target_kl is not None:
-            raise ValueError("target_kl leaves out optimizer steps, which DeepSpeed does not allow. Leave it out.")
+        for name in ("target_kl", "critic_warmup"):
+            if self.is_deepspeed_enabled and getattr(self.settings, name):
+                raise ValueError(
+                    f"{name} keeps weights still in some optimizer steps, which DeepSpeed does not allow: its step "
+                    "follows the backward pass at once. Leave it out."
+                )
+
+    def _place_reference(self) -> None:
+        match_precision(self.roles)
+        if self.roles.ref_model is None:
+            return
+        if self.is_deepspeed_enabled:  # in shares under ZeRO-3, and in any case in the precision of the policy
+            self.roles.replace_reference(prepare_deepspeed(self.roles.ref_model, self.accelerator))
+        else:
+            self.roles.ref_model.to(self.args.device)
+
+    @contextlib.contextmanager
+    def _policy_for_sampling(self) -> Iterator[ActorCritic]:
+        """The roles, the policy's weights whole under ZeRO-3 (`ds3_gather_for_generation`)."""
+        if self.model_wrapped is self.model:  # not training yet: nothing else would put the weights together
+            with gathered(self.roles.parameters()):
+                yield self.roles
+            return
+        gather = self.settings.ds3_gather_for_generation
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
+        ) as roles:
+            yield roles
 
     def get_train_dataloader(self) -> DataLoader:
         """A clock: one tick for each micro-batch of a pass over the prompts. The data itself comes from `collect`.
@@ -220,8 +250,9 @@ class PPOPlumbing(CheckpointOfRoles):
 
     def save_roles(self, folder: Path, merge: bool = False) -> None:
         """Policy (or its adapters) and tokenizer at the root of the folder, the critic in `critic/`."""
+        whole = whole_state_dict(self.roles, self.args.should_save) if is_divided(self.roles) else None
         if self.args.should_save:
-            self.roles.save_pretrained(folder, merge=merge)
+            self.roles.save_pretrained(folder, whole, merge=merge)
             self.processing_class.save_pretrained(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -166,9 +166,9 @@ class PPOTrainer(PPOPlumbing):
             optimizers=optimizers,
         )
         self._check_launch()
-        for other in (self.roles.ref_model, reward_model):
-            if isinstance(other, nn.Module):
-                other.to(self.args.device)
+        if isinstance(reward_model, nn.Module):
+            reward_model.to(self.args.device)
+        self._place_reference()
         if self.is_world_process_zero():
             logger.info("%s", self.memory())
         self.remove_callback(PrinterCallback)
@@ -263,10 +263,10 @@ class PPOTrainer(PPOPlumbing):
         self.model.eval()
         prompts = [self.prompts[split].ids[row] for row in rows]
         chunk = chunk or self.settings.rollout_forward_batch_size
-        generator = self.generator or LocalGenerator(self.roles.policy, self.processing_class)
-        with self.compute_loss_context_manager():
+        with self._policy_for_sampling() as roles, self.compute_loss_context_manager():
+            generator = self.generator or LocalGenerator(roles.policy, self.processing_class)
             rollout = sample(
-                self.roles, generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class
+                roles, generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class
             )
         self.model.train(was_training)
         return rollout

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from rlhf_recipes.compat import loaded_whole
 from rlhf_recipes.modeling.loading import check_model_path, ensure_pad_token, load_tokenizer
 from rlhf_recipes.rewards.base import Text
 from rlhf_recipes.rewards.calibration import LogisticCalibration
@@ -267,18 +268,22 @@ def _own_tokenizer(
 
 
 def _load_model(source: str, device: torch.device, dtype: str | torch.dtype | None) -> torch.nn.Module:
-    dtype = dtype or ("auto" if device.type == "cuda" else "float32")
+    with loaded_whole():
+        return _load_whole(source, dtype or ("auto" if device.type == "cuda" else "float32")).to(device)
+
+
+def _load_whole(source: str, dtype: str | torch.dtype) -> torch.nn.Module:
     if (Path(source) / "adapter_config.json").is_file():
         return AutoPeftModelForSequenceClassification.from_pretrained(
             source, dtype=dtype, num_labels=_labels_of_adapter(Path(source))
-        ).to(device)
+        )
     model, info = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(
             f"The files of {source!r} lack {', '.join(sorted(info['missing_keys']))}, so these weights would be "
             "random, and so would be the reward. Give a trained sequence classifier; `recipes/reward.py` makes one."
         )
-    return model.to(device)
+    return model
 
 
 def _labels_of_adapter(folder: Path) -> int:
