@@ -29,6 +29,31 @@ from rlhf_recipes.rewards.shared_tokenizer import SharedTokenizerReward
 logger = logging.getLogger(__name__)
 
 
+def check_arguments(
+    args: Any, model: Any, ref_model: Any, reward_model: Any, value_model: Any, train_dataset: Any
+) -> None:
+    """Raise `TypeError` or `ValueError` where the arguments of `PPOTrainer` do not fit together."""
+    if not isinstance(args, PPOConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}, but must be a PPOConfig. The arguments of PPOTrainer are args, "
+            "processing_class, model, ... in this order; name them if in doubt."
+        )
+    if train_dataset is None:
+        raise ValueError("train_dataset is missing: PPO needs prompts.")
+    if ref_model is not None and ref_model is model:
+        raise ValueError(
+            "model and ref_model are one object: the reference would move with the policy. Leave ref_model out, and a "
+            "copy is made where one is needed."
+        )
+    if reward_model is not None and reward_model is value_model:
+        raise ValueError(
+            "reward_model and value_model are one object: the rewards would move with the critic. Give "
+            "critic='reward_model' in the PPOConfig, and the critic is a copy."
+        )
+    if args.critic_warmup and (value_model or args.critic) == "none":
+        raise ValueError("critic_warmup needs a critic, but critic is 'none'.")
+
+
 def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) -> Any:
     """The policy: loaded where it is named, with adapters where `peft_config` says so, dropout off.
 

@@ -27,7 +27,7 @@ from accelerate.utils import gather
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rlhf_recipes.data.formats import is_conversational, load_rows
@@ -51,6 +51,7 @@ from rlhf_recipes.ppo.plumbing import PPOPlumbing
 from rlhf_recipes.ppo.progress import RolloutProgress
 from rlhf_recipes.ppo.rollout import Rollout, pad_right, prompt_lists, sample, token_lists
 from rlhf_recipes.ppo.setup import (
+    check_arguments,
     encode_demonstrations,
     load_model,
     pad_demonstrations,
@@ -120,16 +121,7 @@ class PPOTrainer(PPOPlumbing):
         generator: Generator | None = None,
     ) -> None:
         args = PPOConfig(output_dir="ppo") if args is None else args
-        if not isinstance(args, TrainingArguments):
-            raise TypeError(f"args is {type(args).__name__}, but must be a PPOConfig. Name the arguments: model=..., ")
-        if train_dataset is None:
-            raise ValueError("train_dataset is missing: PPO needs prompts.")
-        if ref_model is not None and ref_model is model:
-            raise ValueError("model and ref_model are one object: the reference would move with the policy. Leave "
-                             "ref_model out, and a copy is made where one is needed.")  # fmt: skip
-        if reward_model is not None and reward_model is value_model:
-            raise ValueError("reward_model and value_model are one object: the rewards would move with the critic. "
-                             "Give critic='reward_model' in the PPOConfig, and the critic is a copy.")  # fmt: skip
+        check_arguments(args, model, ref_model, reward_model, value_model, train_dataset)
         set_seed(args.seed)  # Trainer does the same, but after adapters and heads are drawn
         tokenizer = resolve_tokenizer(processing_class, model)
         policy = resolve_policy(model, args, peft_config)
@@ -139,8 +131,6 @@ class PPOTrainer(PPOPlumbing):
         self.reward = resolve_reward(reward_model, reward_funcs, reward_weights, reward_processing_classes, tokenizer)
         self._set_up_data(tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
         critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
-        if critic is None and args.critic_warmup:
-            raise ValueError("critic_warmup needs a critic, but critic is 'none'.")
         self.credit = Credit(args, has_critic=critic is not None)
         self.generator = generator
         self.rollout: Rollout | None = None
