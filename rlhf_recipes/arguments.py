@@ -41,7 +41,8 @@ OFTEN_USED = [
     "warmup_steps", "weight_decay", "max_grad_norm", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "bf16", "use_cpu", "seed", "logging_steps",
     "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "report_to", "run_name",
-    "push_to_hub", "hub_model_id", "max_length", "center_rewards_coefficient",
+    "push_to_hub", "hub_model_id", "max_length", "center_rewards_coefficient", "dataset_text_field", "loss_type",
+    "beta", "num_generations", "steps_per_generation", "num_iterations", "max_completion_length", "temperature",
 ]
 # fmt: on
 

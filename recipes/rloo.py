@@ -1,0 +1,99 @@
+r"""Tune a language model with RLOO: the others of a prompt are each completion's baseline (TRL's trainer).
+
+On the starter kit, on a laptop's CPU (the reward model comes from recipes/reward.py):
+
+    python recipes/rloo.py --config recipes/configs/starter_rloo.yaml
+
+A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub id with a column prompt):
+
+    accelerate launch recipes/rloo.py --dataset_name my-prompts --model_name_or_path Qwen/Qwen3-0.6B --use_peft \
+        --reward_funcs runs/reward my_rewards.py:brevity --reward_weights 1 0.5 --output_dir runs/rloo
+
+Rewards are those of recipes/ppo.py. The output folder gets the policy (its adapters, with --use_peft) and tokenizer,
+metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto goes on.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
+
+# isort: split
+import torch
+import trl
+
+from rlhf_recipes.arguments import RecipeParser, save_config
+from rlhf_recipes.cli import find_checkpoint, run
+from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
+from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
+from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.rewards.loading import RewardArguments
+
+
+@dataclass
+class RLOOConfig(trl.RLOOConfig):
+    """TRL's options and defaults: beta 0.05 against the model as loaded; temperature, top_p and more for sampling."""
+
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
+    reward_weights: list[float] | None = field(default=None, init=False)  # they come with the rewards
+    remove_unused_columns: bool = field(default=False, init=False)  # rewards are given all columns of the dataset
+
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else TRL's bf16 is refused on a CPU
+        sizes = self.generation_batch_size, self.steps_per_generation
+        super().__post_init__()
+        self.asked = copy.copy(self)  # for config.yaml: TRL works out one size from the other, and refuses both
+        self.asked.generation_batch_size, self.asked.steps_per_generation = sizes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start = time.perf_counter()
+    parser = RecipeParser((RLOOConfig, RewardArguments, ModelArguments, DataArguments, PromptArguments), __doc__)
+    training_args, reward_args, model_args, data_args, prompt_args = parser.parse(argv)
+    output_dir = prepare_output_dir(training_args.output_dir, "rloo", training_args.overwrite_output_dir)
+    checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
+    save_config(output_dir / "config.yaml", training_args.asked, reward_args, model_args, data_args, prompt_args)
+
+    # Data.
+    def prompts(split: str, count: int | None):
+        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
+        return sample_rows(prepare_prompts(rows, prompt_args), count)
+
+    train = prompts(data_args.dataset_train_split, data_args.max_train_samples)
+    evaluates = training_args.eval_strategy != "no"
+    held_out = prompts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
+    if len(train) < (needed := training_args.generation_batch_size // training_args.num_generations):
+        raise ValueError(f"There are {len(train)} prompts, but a rollout takes {needed}. Make the batch smaller.")
+
+    # Models.
+    torch.manual_seed(training_args.seed)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
+    rewards, training_args.reward_weights = reward_args.load_for_trl()
+    if model_args.model_revision != "main":  # TRL loads the reference by its name, and else the newest revision
+        training_args.model_init_kwargs = {"revision": model_args.model_revision}
+
+    # Train.
+    trainer = trl.RLOOTrainer(load_policy(model_args), rewards, training_args, train, held_out, tokenizer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    # Save and push.
+    if "ref" in getattr(trainer.model, "peft_config", {}):
+        trainer.model.delete_adapter("ref")  # TRL's frozen copy of the adapters
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        history = [{k: v if math.isfinite(v or 0) else None for k, v in e.items()} for e in trainer.state.log_history]
+        write_json(output_dir / "log_history.json", history)  # JSON has no NaN, which an fp16 gradient may be
+        metrics = {name: value for entry in history for name, value in entry.items()} | peak_memory_gb()
+        metrics |= {"train_seconds": metrics["train_runtime"], "seconds": round(time.perf_counter() - start, 1)}
+        write_json(output_dir / "metrics.json", metrics)
+        print(f"\n{metrics['step']} steps in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+if __name__ == "__main__":
+    run(main, to_go_on="Add --resume_from_checkpoint auto to go on from the last checkpoint, if one was saved.")
