@@ -296,7 +296,8 @@ class PPOTrainer(PPOPlumbing):
                      "potentials": self.reward.combine_potentials(parts, ids)}  # fmt: skip
         tensors = {k: pad_right(v, 0.0, width, device=device) for k, v in per_token.items() if v is not None}
         rollout = replace(rollout, scores=scores, **tensors)
-        shown = zip(prompts, texts, scores.tolist(), *parts_shown.values(), *extra.values(), strict=True)
+        whole = scores if rollout.token_rewards is None else scores + rollout.token_rewards.sum(dim=1)
+        shown = zip(prompts, texts, whole.tolist(), *parts_shown.values(), *extra.values(), strict=True)
         names = ["prompt", "completion", "score", *parts_shown, *extra]
         return rollout, [dict(zip(names, row, strict=True)) for row in shown]
 

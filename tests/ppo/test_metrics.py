@@ -46,5 +46,6 @@ def test_meters_of_several_processes_add_up_also_where_a_name_is_missing_in_one(
 
 def test_the_page_in_the_docs_is_made_from_the_glossary():
     page = Path(__file__).parents[2] / "docs" / "metrics.md"
-    assert page.read_text(encoding="utf-8") == as_markdown(), "run: python -m rlhf_recipes.ppo.metrics > docs/metrics.md"
+    to_do = "run: python -m rlhf_recipes.ppo.metrics > docs/metrics.md"
+    assert page.read_text(encoding="utf-8") == as_markdown(), to_do
     assert all(f"| `{name}` |" in as_markdown() for name in GLOSSARY)
