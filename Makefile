@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Extras of pyproject.toml to install; the tests of 4-bit and DeepSpeed are skipped without theirs.
-EXTRAS ?= dev,quantization
+# Extras of pyproject.toml that the tests are installed with; those of 4-bit and DeepSpeed are skipped without theirs.
+EXTRAS ?= dev,quantization,deepspeed
 
 .PHONY: quickstart test test-slow install help
 
@@ -14,16 +14,16 @@ help:            ## List the targets
 quickstart: $(VENV)/.installed  ## From human ratings to a tuned language model and a report, on this machine
 	$(BIN)/python -m rlhf_recipes.quickstart
 
-test: $(VENV)/.installed  ## Lint, format check, type check, tests
+test: $(VENV)/.installed-for-tests  ## Lint, format check, type check, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 
-test-slow: $(VENV)/.installed  ## Tests that train on the starter kit, or take minutes
+test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
 
-install: $(VENV)/.installed  ## Make .venv with the package and its pinned dependencies
+install: $(VENV)/.installed-for-tests  ## Make .venv with the package, its pinned dependencies and what tests need
 
 # torch goes first: where the index has a CPU build, the exact version in constraints.txt finds it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,5 +31,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  || { echo "Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@

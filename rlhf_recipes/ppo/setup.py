@@ -77,6 +77,11 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
         if isinstance(model, PeftModel):
             raise ValueError("The model has adapters already, and peft_config asks for more. Leave peft_config out.")
         model = get_peft_model(model, peft_config, adapter_name=args.model_adapter_name or "default")
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"The policy has a learned prompt ({type(model.active_peft_config).__name__}), which PPO cannot train: "
+            "log-probabilities are read at the positions of the text itself. Use LoRA."
+        )
     if args.model_adapter_name is not None:
         named = list(getattr(model, "peft_config", {}))
         if not isinstance(model, PeftModel) or args.model_adapter_name not in named:
