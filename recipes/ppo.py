@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     parser = RecipeParser((PPOConfig, RewardArguments, ModelArguments, DataArguments, PromptArguments), __doc__)
     training_args, reward_args, model_args, data_args, prompt_args = parser.parse(argv)
-    output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
+    with training_args.main_process_first(local=False):
+        output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint, required=[STATE_FILE])
     save_config(output_dir / "config.yaml", training_args, reward_args, model_args, data_args, prompt_args)
 

@@ -48,7 +48,8 @@ def prepare_output_dir(path: str | Path, recipe: str, overwrite: bool = False) -
             "empty folder with --output_dir, or give --overwrite_output_dir to write among them: nothing is deleted, "
             "but files of the same names are replaced."
         )
-    marker.write_text(recipe + "\n", encoding="utf-8")
+    if holds != recipe:  # else another process may be reading it just now
+        marker.write_text(recipe + "\n", encoding="utf-8")
     return folder
 
 

@@ -1,6 +1,7 @@
 """`PPOConfig`: the settings of PPO. `batches.py` works out its batch sizes, `renamed.py` takes its old spellings."""
 
 import copy
+import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -246,6 +247,12 @@ class PPOConfig(TrainingArguments):
             )
         if self.target_kl is not None and self.fp16:
             raise ValueError("target_kl does not work with fp16, whose loss scaling must see every step. Use bf16.")
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched > self.world_size:
+            raise ValueError(
+                f"The launcher started {launched} processes, but they do not know of each other, and each would train "
+                "alone in the same folder. On a machine without GPUs, give --use_cpu."
+            )
         self.batch_sizes()  # refuses what does not divide before a model is loaded
 
     def _check_ranges(self) -> None:
