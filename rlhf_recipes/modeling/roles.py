@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from rlhf_recipes.modeling.critics import CRITIC_FOLDER, ValueHead, load_into, without_prefix
-from rlhf_recipes.modeling.saving import save_policy
+from rlhf_recipes.modeling.saving import make_loadable, save_policy
 from rlhf_recipes.modeling.zero import copy_whole, gathered
 from rlhf_recipes.ppo.functional import token_logprobs
 
@@ -138,16 +138,21 @@ class ActorCritic(nn.Module):
         """The model that is the reference, within this context alone."""
         if self.ref_model is not None:
             yield self.ref_model
-        elif self.ref_adapter is not None:
-            self.policy.set_adapter(self.ref_adapter)
-            try:
+            return
+        # peft unfreezes all of an adapter that it switches on again, also what a user has frozen.
+        trained = [(parameter, parameter.requires_grad) for parameter in self.policy.parameters()]
+        try:
+            if self.ref_adapter is None:
+                with self.policy.disable_adapter():
+                    yield self.policy
+            else:
+                self.policy.set_adapter(self.ref_adapter)
                 yield self.policy
-            finally:
+        finally:
+            if self.ref_adapter is not None:
                 self.policy.set_adapter(self.adapter)
-                # peft switches gradients with the adapter; what was frozen and what was not comes back with it.
-        else:
-            with self.policy.disable_adapter():
-                yield self.policy
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         for model in self._models():
@@ -171,9 +176,7 @@ class ActorCritic(nn.Module):
             state_dict (`dict`, *optional*): The weights of this module, where they had to be gathered from processes.
             merge (`bool`): write one whole model with the adapters merged in.
         """
-        config = self.policy.config.get_text_config()
-        if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
-            config.pad_token_id = None  # Trainer takes it from the tokenizer; a model with such a one cannot be loaded
+        make_loadable(self.policy)
         if state_dict is None:
             save_policy(self.policy, folder, merge)
         else:
@@ -287,7 +290,10 @@ def completion_logits(
 
 def has_fresh_adapters(model: nn.Module) -> bool:
     """Whether the model has LoRA adapters that change nothing yet, so that "adapters off" is the model itself."""
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) or any(
+        parameter.requires_grad and not any(mark in name for mark in ("lora_", "modules_to_save"))
+        for name, parameter in model.named_parameters()
+    ):  # biases or layer norms of the base that are trained too stay on when adapters are switched off
         return False
     outer = [
         parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name

@@ -44,6 +44,7 @@ def save_policy(policy: PreTrainedModel | PeftModel, folder: str | Path, merge: 
         `FileExistsError`: if the folder holds the other form (a whole model where adapters are to go, or the other
             way round): whoever loads it could not tell which one is meant.
     """
+    make_loadable(policy)
     target = Path(folder)
     as_adapter = isinstance(policy, PeftModel) and not merge
     refuse_two_forms(target, as_adapter)
@@ -64,6 +65,16 @@ def save_policy(policy: PreTrainedModel | PeftModel, folder: str | Path, merge: 
     if settings is not None:
         settings.save_pretrained(target)
     return target
+
+
+def make_loadable(policy: PreTrainedModel | PeftModel) -> None:
+    """Take a pad token that the model has no embedding for out of its configuration, or it could not be loaded.
+
+    Trainer copies it there from a tokenizer to which one was added.
+    """
+    config = policy.config.get_text_config()
+    if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+        config.pad_token_id = None
 
 
 def merged_copy(policy: PeftModel) -> PreTrainedModel:

@@ -27,7 +27,7 @@ class AfterEachStep(TrainerCallback):
         rollouts, rest = divmod(state.global_step, trainer.sizes.updates)
         tables = trainer.settings.num_sample_generations
         # Where the run is evaluated anyway, its completions are shown then.
-        if rest or not tables or args.eval_strategy != "no" or trainer.eval_dataset is None:
+        if trainer.interrupt.asked or rest or not tables or args.eval_strategy != "no" or trainer.eval_dataset is None:
             return
-        if (rollouts - 1) % max(1, trainer.sizes.iterations // tables) == 0:
+        if (rollouts - 1) % -(-trainer.sizes.iterations // tables) == 0:
             trainer.generate_completions(sampling=True)

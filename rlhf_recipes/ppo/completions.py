@@ -61,13 +61,16 @@ def show(rows: Sequence[Mapping[str, Any]], title: str, limit: int = 5) -> None:
         console.print(table)
 
 
-def save(rows: Iterable[Mapping[str, Any]], folder: str | Path, step: int) -> Path:
+def save(rows: Iterable[Mapping[str, Any]], folder: str | Path, step: int, name: str = "") -> Path:
     """Write all rows to `completions/step_000012.jsonl` in the folder of the run, over an earlier file of that step.
+
+    With a `name`, of one of several sets of prompts, to `completions/step_000012_NAME.jsonl`.
 
     Figures that JSON cannot say (NaN, infinite) become null.
     """
-    finite = ({name: _finite(value) for name, value in row.items()} for row in rows)
-    return write_jsonl(Path(folder) / "completions" / f"step_{step:06d}.jsonl", finite)
+    of_set = "_" + re.sub(r"\W", "_", name) if name else ""
+    finite = ({key: _finite(value) for key, value in row.items()} for row in rows)
+    return write_jsonl(Path(folder) / "completions" / f"step_{step:06d}{of_set}.jsonl", finite)
 
 
 def report(

@@ -20,12 +20,15 @@ NOT_USED = {
     "auto_find_batch_size": False,
     "dataloader_drop_last": False,
     "dataloader_num_workers": 0,
+    "eval_accumulation_steps": None,
     "group_by_length": False,
     "label_smoothing_factor": 0.0,
     "max_steps": -1,
     "neftune_noise_alpha": None,
+    "prediction_loss_only": False,
     "save_only_model": False,
     "torch_compile": False,
+    "use_liger_kernel": False,
 }
 # Options of generation that are fields, and so have no place in generation_kwargs.
 SAMPLING_OPTIONS = (
@@ -199,7 +202,7 @@ class PPOConfig(TrainingArguments):
     )
     ref_model_name_or_path: str | None = _option(None, "The reference. Default: the policy as it was at the start.")
     # Completions to look at.
-    num_sample_generations: int = _option(10, "Tables of completions on evaluation prompts in the whole run.")
+    num_sample_generations: int = _option(10, "Tables of completions in the run, where eval_strategy is no.")
     num_completions_to_print: int = _option(5, "Rows of such a table on the screen; 0 for none.")
     save_merged: bool = _option(False, "Save and push the policy with its adapters merged in; not in checkpoints.")
     # Names of TRL 1.12.
@@ -232,6 +235,8 @@ class PPOConfig(TrainingArguments):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         if isinstance(self.stop_token_id, int):
             self.stop_token_id = [self.stop_token_id]
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
+            self.metric_for_best_model = "objective/scores"  # the Trainer's own choice, the loss, is not measured
         super().__post_init__()
         self._check_ranges()
         self._check_kl()
@@ -293,6 +298,8 @@ class PPOConfig(TrainingArguments):
                 raise ValueError(f"generation_kwargs has {name!r}, which the trainer decides: {DECIDED[name]}.")
             if name in SAMPLING_OPTIONS:
                 raise ValueError(f"generation_kwargs has {name!r}, which is an option of its own: give {name} itself.")
+        if self.cliprange is None and self.cliprange_high is not None:
+            raise ValueError("cliprange_high bounds what cliprange None leaves open. Give both, or neither.")
         if self.use_score_norm and not self.use_score_scaling:
             raise ValueError("use_score_norm needs use_score_scaling: scores are centred and scaled by one history.")
 
@@ -340,6 +347,8 @@ class PPOConfig(TrainingArguments):
         args.per_device_train_batch_size = sizes.micro
         args.gradient_accumulation_steps = sizes.accumulation
         args.max_steps = sizes.iterations * sizes.updates
+        if self.eval_strategy == "steps":
+            args.eval_delay = self.eval_delay * sizes.updates
         for name in ("logging_steps", "save_steps", "eval_steps"):
             count = getattr(self, name)
             if count is not None:  # a share of the run, below 1, needs no change of unit

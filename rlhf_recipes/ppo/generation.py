@@ -45,7 +45,7 @@ WARPERS: dict[str, tuple[Any, Any]] = {
 HARMLESS = {
     "max_new_tokens", "max_length", "temperature", "eos_token_id", "pad_token_id", "bos_token_id", "stop_strings",
     "use_cache", "cache_implementation", "cache_config", "do_sample", "num_beams", "num_return_sequences",
-    "transformers_version", "return_dict_in_generate", "disable_compile", "compile_config", "max_time",
+    "transformers_version", "disable_compile", "compile_config", "max_time",
 }  # fmt: skip
 NEUTRAL = {
     "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
@@ -54,6 +54,7 @@ NEUTRAL = {
 }  # fmt: skip
 DECIDED = {
     "do_sample": "completions are sampled",
+    "return_dict_in_generate": "token ids are all that is read",
     "num_beams": "completions are sampled, one beam each",
     "num_return_sequences": "give num_generations",
     "max_new_tokens": "give max_completion_length",
@@ -94,6 +95,7 @@ class KeyedGumbel(LogitsProcessor):
         noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
         for row, stream in zip(noise, self.streams, strict=True):
             row.exponential_(generator=stream)
+        noise.clamp_(min=torch.finfo(torch.float32).tiny)  # its logarithm must be finite
         return scores.float() - noise.log()  # -log of an exponential variable is a Gumbel one
 
 

@@ -37,7 +37,7 @@ def evaluate(trainer: Any, eval_dataset: Any, prefix: str) -> dict[str, float]:
         label = f"{prefix}_{name}" if name else prefix
         figures, rows = measure(trainer, split, range(len(trainer.prompts[split])))
         metrics |= {f"{label}_{key}": value for key, value in figures.items()}
-        _publish(trainer, rows, label)
+        _publish(trainer, rows, label, name)
     for split in [split for split in trainer.prompts if split.startswith("eval given")]:
         del trainer.prompts[split]
     return metrics
@@ -56,7 +56,7 @@ def generate_completions(trainer: Any, sampling: bool = False) -> list[dict[str,
         if sampling:
             count = min(count, trainer.settings.per_device_eval_batch_size * trainer.sizes.world)
         _, rows = measure(trainer, split, range(count))
-        _publish(trainer, rows, f"completions of {name}" if name else "completions")
+        _publish(trainer, rows, f"completions of {name}" if name else "completions", name)
         everything += rows
     return everything
 
@@ -71,7 +71,7 @@ def measure(trainer: Any, split: str, indices: range) -> tuple[dict[str, float],
     keys = [stable_key(trainer.args.seed, "eval", row) for row in mine]
     rollout = trainer.sample(split, mine, keys, chunk=trainer.settings.per_device_eval_batch_size)
     rollout, rows = trainer.score(split, mine, rollout, meter)
-    kl = functional.kl_per_token(rollout.logprobs, rollout.ref_logprobs)
+    kl = functional.kl_per_token(rollout.logprobs, rollout.ref_logprobs, trainer.settings.kl_estimator)
     nats = torch.where(rollout.mask.bool(), kl, 0.0).sum(dim=1).tolist()
     facts = zip(nats, rollout.mask.sum(dim=1).tolist(), rollout.finished.tolist(), strict=True)
     rows = [row | {"kl": k, "tokens": t, "finished": f} for row, (k, t, f) in zip(rows, facts, strict=True)]
@@ -107,12 +107,12 @@ def _names(trainer: Any) -> list[str]:
     return [split.removeprefix("eval/") for split in trainer.prompts if split.startswith("eval/")]
 
 
-def _publish(trainer: Any, rows: list[dict[str, Any]], title: str) -> None:
+def _publish(trainer: Any, rows: list[dict[str, Any]], title: str, name: str) -> None:
     if not trainer.is_world_process_zero():
         return
     step = trainer.state.global_step
     limit = trainer.settings.num_completions_to_print
     if limit and not trainer.args.disable_tqdm:
         completions.show(rows, f"{title}, after {step // trainer.sizes.updates} rollouts", limit)
-    completions.save(rows, str(trainer.args.output_dir), step)
+    completions.save(rows, str(trainer.args.output_dir), step, name)
     completions.report(rows, trainer.callback_handler.callbacks, step, title.replace(" ", "_"))

@@ -26,6 +26,8 @@ from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision, whole_state_dict
 from rlhf_recipes.ppo import held_out
+from rlhf_recipes.ppo.credit import Credit
+from rlhf_recipes.ppo.generation import stable_key
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.ppo.state import STATE_FILE, decisive_settings, load_state, refuse_other_settings, save_state
@@ -53,6 +55,7 @@ class PPOPlumbing(CheckpointOfRoles):
     step_meter: Meter
     stopped: bool
     episodes_before: int
+    generator: Any
     start: float
     update_start: float
 
@@ -82,6 +85,10 @@ class PPOPlumbing(CheckpointOfRoles):
         # Now, and not when the training that it would spoil is over.
         as_adapter = isinstance(self.roles.policy, PeftModel) and not self.settings.save_merged
         refuse_two_forms(Path(str(self.args.output_dir)), as_adapter)
+        if self.is_fsdp_enabled:
+            raise ValueError("PPO does not know FSDP. Divide a large model with accelerate_configs/zero3.yaml.")
+        if is_divided(self.roles) and hasattr(self.generator, "sync"):
+            raise ValueError("A generator that is given the weights does not work with ZeRO-3. Take zero2.yaml.")
         for name in ("target_kl", "critic_warmup"):
             if self.is_deepspeed_enabled and getattr(self.settings, name):
                 raise ValueError(
@@ -101,6 +108,9 @@ class PPOPlumbing(CheckpointOfRoles):
     @contextlib.contextmanager
     def _policy_for_sampling(self) -> Iterator[ActorCritic]:
         """The roles, the policy's weights whole under ZeRO-3 (`ds3_gather_for_generation`)."""
+        if not is_divided(self.roles):
+            yield self.roles
+            return
         if self.model_wrapped is self.model:  # not training yet: nothing else would put the weights together
             with gathered(self.roles.parameters()):
                 yield self.roles
@@ -139,7 +149,9 @@ class PPOPlumbing(CheckpointOfRoles):
             refuse_other_settings(resume_from_checkpoint, state["settings"], self._decisive_settings())
             self.load_state_dict(state)
             self.episodes_before = state["episodes"]
-        self.start = time.perf_counter()
+        else:  # a second call begins anew
+            self.credit, self.episodes_before = Credit(self.settings, self.credit.has_critic), 0
+        self.start = self.update_start = time.perf_counter()
         try:
             result = super().train(resume_from_checkpoint or None, *args, **kwargs)
             if self.interrupt.asked and self.state.global_step < self.state.max_steps:
@@ -178,7 +190,11 @@ class PPOPlumbing(CheckpointOfRoles):
                 self.meter.merge(of_process)
 
     def _decisive_settings(self) -> dict[str, Any]:
-        counts = {"prompts": len(self.prompts["train"]), "demonstrations": len(self.demonstrations)}
+        ids = self.prompts["train"].ids
+        counts = {
+            "prompts": f"{len(ids)} ({stable_key(ids):x})",
+            "demonstrations": f"{len(self.demonstrations)} ({stable_key(self.demonstrations):x})",
+        }
         return decisive_settings(self.settings, self.sizes, repr(self.reward), counts)
 
     def _stop_at_nan(self, loss: Tensor, inputs: dict[str, Tensor]) -> None:
@@ -204,6 +220,8 @@ class PPOPlumbing(CheckpointOfRoles):
     def after_step(self) -> None:
         """What an optimizer step tells: its figures, and whether the next one on this rollout still takes place."""
         self.meter.add({"policy/updates_made": float(not self.stopped)})
+        if self.state.global_step % self.sizes.updates == 0:
+            self.meter.add({"time/update": time.perf_counter() - self.update_start})
         if self.stopped:
             return
         if self.settings.target_kl is not None:
@@ -214,12 +232,12 @@ class PPOPlumbing(CheckpointOfRoles):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            self.meter.add({"time/update": time.perf_counter() - self.update_start})
             self._join_processes(self.meter)
             rollouts = -(-self.state.global_step // self.sizes.updates)  # the one in work is counted
             figures = self.meter.read()
-            if "policy/ratio" in figures:  # so far it is the mean of squares
-                figures["policy/ratio_var"] -= figures["policy/ratio"] ** 2
+            if "policy/ratio" in figures:  # so far it is the mean squared distance from 1
+                distance = (figures["policy/ratio"] - 1) ** 2
+                figures["policy/ratio_var"] = max(figures["policy/ratio_var"] - distance, 0.0)
             done = rollouts * self.sizes.rollout - self.episodes_before
             figures["time/episodes_per_second"] = done / (time.perf_counter() - self.start)
             logs = {**logs, "episode": rollouts * self.sizes.rollout, **figures}

@@ -38,11 +38,12 @@ class RolloutProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self.bar is None or not logs:
             return
-        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
-        figures = [f"{short} {logs[prefix + name]:.3g}" for name, short in SHOWN.items() if prefix + name in logs]
-        figures += [f"{n.split('/')[1]} {v:.3g}" for n, v in logs.items() if n.startswith(f"{prefix}reward/")]
-        if figures:
-            where = "evaluation" if prefix else f"episode {logs.get('episode', 0):g}"
+        # One for training, and one for each set of held-out prompts.
+        for prefix in [name.removesuffix("objective/scores") for name in logs if name.endswith("objective/scores")]:
+            figures = [f"{short} {logs[prefix + name]:.3g}" for name, short in SHOWN.items() if prefix + name in logs]
+            figures += [f"{n.split('/')[1]} {v:.3g}" for n, v in logs.items() if n.startswith(f"{prefix}reward/")]
+            of_set = prefix.removeprefix("eval").strip("_")
+            where = f"evaluation {of_set}".strip() if prefix else f"episode {logs.get('episode', 0):g}"
             # To stderr, where the bar is: a pipe or a file would hold back stdout until the end.
             self.bar.write(f"{where:>14}: " + ", ".join(figures), file=sys.stderr)
 

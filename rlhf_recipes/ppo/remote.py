@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
+from rlhf_recipes.modeling.saving import save_policy
 from rlhf_recipes.ppo.rollout import pad_right
 
 
@@ -47,8 +49,8 @@ class HTTPGenerator:
         self.retries = retries
 
     def sync(self, policy: Any) -> None:
-        """Save the policy's weights and have the server load them; the trainer calls it before each rollout."""
-        policy.save_pretrained(str(self.weights_folder))
+        """Save the policy, adapters merged in, and have the server load it; the trainer calls it before sampling."""
+        save_policy(policy, self.weights_folder, merge=isinstance(policy, PeftModel))
         self._post("load", {"folder": str(self.weights_folder.absolute())})
 
     def generate(self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]) -> Tensor:
@@ -62,6 +64,13 @@ class HTTPGenerator:
             raise ValueError(
                 f"{self.url}/generate was asked for {len(prompts)} completions of 1 to {config.max_new_tokens} tokens "
                 f"and answered {json.dumps(answer)[:200]}. It must give completion_ids, one list for each prompt."
+            )
+        ends = set(config.eos_token_id or ())
+        open_ended = [row for row in rows if len(row) < config.max_new_tokens and row[-1] not in ends]
+        if open_ended and not config.stop_strings:
+            raise ValueError(
+                f"{self.url}/generate answered a completion of {len(open_ended[0])} tokens that neither ends with one "
+                f"of {sorted(ends)} nor has all {config.max_new_tokens}. Ends must be kept, and nothing else may end it."
             )
         width = max(len(row) for row in rows)
         return pad_right(rows, config.pad_token_id, width, device=prompt_ids.device, dtype=torch.long)

@@ -75,6 +75,8 @@ def accept_old_names(cls: T) -> T:
             if old not in kwargs or kwargs[old] is None:
                 continue
             value = kwargs.pop(old)
+            if isinstance(value, Echo):
+                continue
             # A parser hands over every field, defaults included: a default of the new name is no contradiction.
             stated = kwargs.get(new, value)
             if stated != value and stated != cls.__dataclass_fields__[new].default:  # type: ignore[attr-defined]
@@ -86,11 +88,26 @@ def accept_old_names(cls: T) -> T:
                 raise TypeError(f"{name} cannot be given: it follows from {source}.")
             kwargs.pop(name, None)
         plain_init(self, *args, **kwargs)
-        for old, new in TRL_1_12.items():
-            setattr(self, old, getattr(self, new))  # a script may read the old name
 
     cls.__init__ = init  # type: ignore[misc]
+    for old, new in TRL_1_12.items():
+        setattr(cls, old, _alias(new))  # a script may read the old name, or set it
     return cls
+
+
+class Echo(int):
+    """What an old name answers. Handed back to the constructor, as `dataclasses.replace` does, it was not stated."""
+
+
+def _alias(new: str) -> property:
+    def read(self: Any) -> Echo:
+        return Echo(getattr(self, new))
+
+    def write(self: Any, value: int | None) -> None:
+        if value is not None and not isinstance(value, Echo):
+            setattr(self, new, value)
+
+    return property(read, write)
 
 
 def removed(name: str) -> Any:

@@ -55,6 +55,19 @@ class Rollout:
         return replace(self, **{name: function(name, tensor) for name, tensor in self.tensors().items()})
 
 
+def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A mini-batch without the columns that are padding in all of its rows: they would only be computed."""
+    prompt = int(batch["prompt_mask"].sum(dim=1).max())
+    completion = int(batch["mask"].sum(dim=1).max())
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        if tensor.dim() < 2:
+            return tensor
+        return tensor[:, tensor.shape[1] - prompt :] if name.startswith("prompt_") else tensor[:, :completion]
+
+    return {name: cut(name, tensor) for name, tensor in batch.items()}
+
+
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, length: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask, `(B, length)`, the padding on the left."""
     ids = [[pad_token_id] * (length - len(row)) + list(row) for row in rows]

@@ -92,6 +92,18 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
         model.set_adapter(args.model_adapter_name)
     disable_dropout(model)
     keep_gradients_of_4bit(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError(
+            "No weight of the policy is trainable, so it could not learn. Load adapters with is_trainable=True, or "
+            "give peft_config."
+        )
+    if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in trained):
+        logger.warning(
+            "The policy's trained weights are in half precision: steps as small as learning_rate %g are mostly "
+            "rounded away. Load it with dtype float32, and let bf16=True compute in bfloat16.",
+            args.learning_rate,
+        )
     return model
 
 
@@ -99,7 +111,8 @@ def load_model(name: str, args: PPOConfig) -> Any:
     """A causal language model by its folder or id; `model_init_kwargs` go to `from_pretrained`."""
     if args.model_init_kwargs is None:
         return load_policy(ModelArguments(model_name_or_path=name))
-    return AutoModelForCausalLM.from_pretrained(check_model_path(name), **args.model_init_kwargs)
+    kwargs = {"dtype": ModelArguments().dtype, **args.model_init_kwargs}
+    return AutoModelForCausalLM.from_pretrained(check_model_path(name), **kwargs)
 
 
 def resolve_tokenizer(processing_class: Any, model: Any) -> PreTrainedTokenizerBase:

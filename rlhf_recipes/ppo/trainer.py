@@ -49,7 +49,7 @@ from rlhf_recipes.ppo.interrupt import SaveOnInterrupt
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.plumbing import PPOPlumbing
 from rlhf_recipes.ppo.progress import RolloutProgress
-from rlhf_recipes.ppo.rollout import Rollout, pad_right, prompt_lists, sample, token_lists
+from rlhf_recipes.ppo.rollout import Rollout, pad_right, prompt_lists, sample, token_lists, trimmed
 from rlhf_recipes.ppo.setup import (
     check_arguments,
     encode_demonstrations,
@@ -222,11 +222,8 @@ class PPOTrainer(PPOPlumbing):
         episodes = range(iteration * sizes.rollout, (iteration + 1) * sizes.rollout)[mine]
         meter = Meter()  # handed over at the end, so that an interrupted rollout leaves no trace
         self.interrupt.collecting = True
-        sync = getattr(self.generator, "sync", None)
-        if sync is not None:  # it holds weights of its own
-            if self.is_world_process_zero():
-                sync(self.roles.policy)
-            self.accelerator.wait_for_everyone()
+        if self.interrupt.asked and sizes.world == 1:  # while something else was going on
+            raise KeyboardInterrupt
         rollout = self.sample("train", rows, [stable_key(self.args.seed, "train", e) for e in episodes])
         sampled = time.perf_counter()
         rollout, _ = self.score("train", rows, rollout, meter)
@@ -251,9 +248,14 @@ class PPOTrainer(PPOPlumbing):
         """One completion for each row, with the log-probabilities and values of its tokens."""
         was_training = self.model.training
         self.model.eval()
+        sync = getattr(self.generator, "sync", None)
+        if sync is not None:  # it holds weights of its own
+            if self.is_world_process_zero():
+                sync(self.roles.policy)
+            self.accelerator.wait_for_everyone()
         prompts = [self.prompts[split].ids[row] for row in rows]
         chunk = chunk or self.settings.rollout_forward_batch_size
-        with self._policy_for_sampling() as roles, self.compute_loss_context_manager():
+        with self._policy_for_sampling() as roles, self.accelerator.autocast():
             generator = self.generator or LocalGenerator(roles.policy, self.processing_class)
             rollout = sample(
                 roles, generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class
@@ -341,7 +343,7 @@ class PPOTrainer(PPOPlumbing):
         assert self.rollout.loss_mask is not None
         tokens = int(self.rollout.loss_mask[rows.to(device)].sum())
         mine = rows[self.args.process_index :: sizes.world]
-        batches = [self.rollout[part] for part in mine.to(device).split(sizes.micro)]
+        batches = [trimmed(self.rollout[part]) for part in mine.to(device).split(sizes.micro)]
         self.tokens_of_step = tokens
         if self.settings.imitation_coef:
             self.tokens_of_step += self._add_demonstrations(batches)
@@ -428,8 +430,8 @@ class PPOTrainer(PPOPlumbing):
         self.step_meter.add({"loss": loss * self.sizes.accumulation})  # a step is the sum of its micro-batches
         if count:
             means = {name: F.masked_mean(x, mask) for name, x in per_token.items()}
-            squares = F.masked_mean(per_token["policy/ratio"] ** 2, mask)
-            self.step_meter.add(means | {"policy/ratio_var": squares}, weight=count)
+            squares = F.masked_mean((per_token["policy/ratio"] - 1) ** 2, mask)
+            self.step_meter.add(means | {"policy/ratio_var": squares}, weight=count)  # of the distance from 1
 
 
 def _permutation(count: int, *key: Any) -> Tensor:

