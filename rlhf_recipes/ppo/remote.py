@@ -70,7 +70,7 @@ class HTTPGenerator:
         if open_ended and not config.stop_strings:
             raise ValueError(
                 f"{self.url}/generate answered a completion of {len(open_ended[0])} tokens that neither ends with one "
-                f"of {sorted(ends)} nor has all {config.max_new_tokens}. Ends must be kept, and nothing else may end it."
+                f"of {sorted(ends)} nor has all {config.max_new_tokens}. Keep ends, and end it by nothing else."
             )
         width = max(len(row) for row in rows)
         return pad_right(rows, config.pad_token_id, width, device=prompt_ids.device, dtype=torch.long)
