@@ -1,0 +1,150 @@
+"""Where PPO meets other libraries: precision, frozen adapters, old names, sets of prompts, half-open answers."""
+
+import dataclasses
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig
+
+from rlhf_recipes.modeling.roles import ActorCritic, has_fresh_adapters
+from rlhf_recipes.ppo import PPOConfig
+from rlhf_recipes.ppo.remote import HTTPGenerator
+from rlhf_recipes.ppo.rollout import trimmed
+from tests.ppo.helpers import DATA, TOKENIZER, logged, lora_policy, tiny_policy, trainer
+
+
+def settings(**kwargs):
+    return PPOConfig(output_dir="unused", use_cpu=True, **kwargs)
+
+
+# --- Precision ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [tiny_policy, lora_policy])
+def test_in_bfloat16_policy_and_reference_are_rounded_alike(tmp_path, kind):
+    run = trainer(tmp_path, kind(), bf16=True, total_episodes=8, num_ppo_epochs=1, num_mini_batches=1)
+    run.train()
+    assert logged(run)[0]["objective/kl"] == 0  # they are the same model
+    assert run.rollout.logprobs[run.rollout.mask.bool()].any()
+
+
+def test_weights_in_half_precision_are_warned_of_and_a_named_model_is_in_float32(tmp_path, caplog):
+    trainer(tmp_path / "half", tiny_policy().to(torch.bfloat16))
+    assert "trained weights are in half precision" in caplog.text
+    tiny_policy().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    run = trainer(tmp_path / "named", str(tmp_path / "model"), model_init_kwargs={"attn_implementation": "eager"})
+    assert {p.dtype for p in run.roles.policy.parameters()} == {torch.float32}
+
+
+# --- Adapters -----------------------------------------------------------------------------------
+
+
+def test_what_a_user_has_frozen_of_an_adapter_stays_frozen(tmp_path):
+    policy = lora_policy()
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    run = trainer(tmp_path, policy, total_episodes=8)
+    run.train()
+    assert {n for n, p in run.roles.policy.named_parameters() if p.requires_grad} == {
+        n for n, _ in run.roles.policy.named_parameters() if "lora_B" in n
+    }
+
+
+def test_with_trained_biases_the_reference_is_a_copy():
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", bias="all")
+    policy = get_peft_model(tiny_policy(attention_bias=True), config)
+    assert any("bias" in name and p.requires_grad for name, p in policy.named_parameters())
+    assert not has_fresh_adapters(policy)
+    assert ActorCritic(policy).ref_model is not None
+
+
+def test_a_policy_with_nothing_to_train_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="No weight of the policy is trainable"):
+        trainer(tmp_path, tiny_policy().requires_grad_(False))
+
+
+# --- Settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [20, 53, 200])  # 53 is the default
+def test_replace_changes_what_also_has_an_old_name(length):
+    changed = dataclasses.replace(settings(max_completion_length=100), max_completion_length=length)
+    assert (changed.max_completion_length, changed.response_length) == (length, length)
+
+
+def test_an_old_name_reads_and_writes_the_new_one():
+    args = settings(response_length=7)
+    args.max_completion_length = 9
+    assert args.response_length == 9
+    args.response_length = 11
+    assert args.max_completion_length == 11
+
+
+def test_the_best_checkpoint_is_that_of_the_best_score_unless_said_otherwise():
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    args = settings(eval_steps=1, save_steps=1, **best)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("objective/scores", True)
+
+
+def test_a_bound_upwards_without_one_is_refused():
+    with pytest.raises(ValueError, match="cliprange_high bounds what cliprange None leaves open"):
+        settings(cliprange=None, cliprange_high=0.3)
+
+
+def test_a_resume_with_other_prompts_of_the_same_number_is_refused(tmp_path):
+    run = trainer(tmp_path, save_strategy="steps", save_steps=1)
+    run.train()
+    other = DATA.map(lambda row: {"prompt": row["prompt"] + " is"})
+    with pytest.raises(ValueError, match="prompts: '16 "):
+        trainer(tmp_path, data=other).train(resume_from_checkpoint=True)
+
+
+# --- Several sets of held-out prompts -----------------------------------------------------------
+
+
+def test_each_set_of_prompts_has_its_figures_and_its_completions(tmp_path, capsys):
+    sets = {"short": DATA.select([0, 2]), "long": DATA.select([1, 3])}
+    run = trainer(tmp_path, eval_dataset=sets, eval_strategy="steps", eval_steps=2, disable_tqdm=False)
+    run.train()
+    assert {f.name for f in (tmp_path / "completions").iterdir()} == {
+        "step_000008_short.jsonl",
+        "step_000008_long.jsonl",
+    }
+    (entry,) = [entry for entry in run.state.log_history if "eval_short_objective/scores" in entry]
+    assert "eval_long_objective/scores" in entry
+    said = capsys.readouterr().err
+    assert "evaluation short: score" in said
+    assert "evaluation long: score" in said
+
+
+# --- Tensors ------------------------------------------------------------------------------------
+
+
+def test_trimming_takes_away_padding_of_all_rows_and_nothing_else():
+    batch = {
+        "prompt_ids": torch.tensor([[0, 0, 5], [0, 6, 7]]),
+        "prompt_mask": torch.tensor([[0, 0, 1], [0, 1, 1]]),
+        "completion_ids": torch.tensor([[8, 2, 0, 0], [9, 8, 2, 0]]),
+        "mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]),
+        "scores": torch.tensor([1.0, 2.0]),
+    }
+    small = trimmed(batch)
+    assert small["prompt_ids"].tolist() == [[0, 5], [6, 7]]
+    assert small["completion_ids"].tolist() == [[8, 2, 0], [9, 8, 2]]
+    assert small["mask"].shape == (2, 3)
+    assert small["scores"].tolist() == [1.0, 2.0]
+
+
+def test_the_variance_of_the_ratio_is_not_negative(tmp_path):
+    run = trainer(tmp_path, learning_rate=1e-6)
+    run.train()
+    assert all(entry["policy/ratio_var"] >= 0 for entry in logged(run))
+
+
+def test_a_server_that_takes_ends_away_is_refused(tmp_path, monkeypatch):
+    generator = HTTPGenerator("http://nowhere", tmp_path)
+    monkeypatch.setattr(generator, "_post", lambda name, body: {"completion_ids": [[5, 6], [5, 6, 7, 8]]})
+    config = GenerationConfig(max_new_tokens=4, pad_token_id=0, eos_token_id=[TOKENIZER.eos_token_id])
+    with pytest.raises(ValueError, match="2 tokens that neither ends with one of"):
+        generator.generate(torch.ones(2, 3).long(), torch.ones(2, 3).long(), config, [1, 2])
