@@ -34,6 +34,11 @@ class Credit:
     def __init__(self, args: PPOConfig, has_critic: bool = True) -> None:
         self.args = args
         self.has_critic = has_critic
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rollouts so far."""
+        args = self.args
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.moments = RunningMoments()
         self.kl_coef = args.kl_coef  # of the rollout in work; `kl` is already at that of the next one

@@ -26,7 +26,6 @@ from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision, whole_state_dict
 from rlhf_recipes.ppo import held_out
-from rlhf_recipes.ppo.credit import Credit
 from rlhf_recipes.ppo.generation import stable_key
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.rollout import Rollout
@@ -150,7 +149,8 @@ class PPOPlumbing(CheckpointOfRoles):
             self.load_state_dict(state)
             self.episodes_before = state["episodes"]
         else:  # a second call begins anew
-            self.credit, self.episodes_before = Credit(self.settings, self.credit.has_critic), 0
+            self.credit.reset()
+            self.episodes_before = 0
         self.start = self.update_start = time.perf_counter()
         try:
             result = super().train(resume_from_checkpoint or None, *args, **kwargs)
