@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
 import yaml
 
 BINARY = (".safetensors", ".bin", ".png", ".model")
@@ -95,6 +96,9 @@ class HubDouble:
         self.lock = threading.Lock()
 
     def __enter__(self) -> "HubDouble":
+        # The tests run offline, so that none of them reaches the Hub; the double is on this machine.
+        self.offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        huggingface_hub.constants.HF_HUB_OFFLINE = False
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -102,6 +106,7 @@ class HubDouble:
         return self
 
     def __exit__(self, *_: object) -> None:
+        huggingface_hub.constants.HF_HUB_OFFLINE = self.offline
         self.server.shutdown()
         self.server.server_close()
 

@@ -262,7 +262,8 @@ def test_a_refusal_at_any_stage_leaves_nothing_half_done(folder, monkeypatch, st
         assert hub.repos["me/tiny"].files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_no_network(folder):
+def test_no_network(folder, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with HubDouble() as hub:
         pass  # it has stopped: nobody listens at its address any more
     message = refused(folder, hub)
@@ -271,8 +272,8 @@ def test_no_network(folder):
 
 
 def test_offline_mode(folder, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with HubDouble() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         huggingface_hub.close_session()  # a client that was made online would go on
         try:
             assert "HF_HUB_OFFLINE is set" in refused(folder, hub)
@@ -343,7 +344,8 @@ def _push_and_reload(hub, tokenizer, tmp_path):
 
     # In a process of its own, because HF_ENDPOINT is read when huggingface_hub is imported.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment = clean | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment = clean | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
+                           "HF_HUB_OFFLINE": "0"}  # fmt: skip
     command = [sys.executable, "-c", LOAD, str(tmp_path), "me/adapter", "me/merged"]
     subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
 
