@@ -208,13 +208,13 @@ class RecipeParser(HfArgumentParser):
             if key not in self._hints:
                 raise _UsageError(f"{where}: unknown key {key!r}. {self._nearest(key, 'env')}")
             try:
-                self._take_entry(key, node, given)
+                self._take_entry(key, node, given, path)
             except (argparse.ArgumentError, _UsageError) as error:
                 raise _UsageError(f"{where}: {error}") from None
         os.environ.update(environment)
         return vars(given)
 
-    def _take_entry(self, name: str, node: yaml.Node, given: argparse.Namespace) -> None:
+    def _take_entry(self, name: str, node: yaml.Node, given: argparse.Namespace, path: str) -> None:
         """Hand one entry of a file to argparse as the flag that says the same, or set what no flag can say."""
         hint, many = self._hints[name], self._shown[name].get("nargs") == "+"
         if _is_null(node):
@@ -230,6 +230,9 @@ class RecipeParser(HfArgumentParser):
             if any(value.startswith("-") and not _NEGATIVE.fullmatch(value) for value in values):
                 raise _UsageError(f"{name}: an element of a list cannot start with '-', because no flag could say it.")
             self.parse_known_args([f"--{name}", *_shield_negatives(values)], given)
+            if dict in _members(hint):  # such an element may be wrong in ways that only its reader can tell
+                lines = [f"{path}, line {element.start_mark.line + 1}" for element in node.value]
+                setattr(given, name, [located(v, w) for v, w in zip(getattr(given, name), lines, strict=True)])
         else:  # an empty list, or one for an option such as `report_to`, whose flag takes a single value
             setattr(given, name, _python_value(node))
 
@@ -337,6 +340,27 @@ _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 def _shield_negatives(arguments: Iterable[str]) -> list[str]:
     """Put a space before negative numbers: argparse takes `-1e-3` for a flag, and `float(" -1e-3")` is the number."""
     return [f" {argument}" if _NEGATIVE.fullmatch(argument) else argument for argument in arguments]
+
+
+class LocatedText(str):
+    """A text of a file, with the place where it stands there."""
+
+    where: str
+
+
+class LocatedMapping(dict):
+    """A mapping of a file, with the place where it stands there."""
+
+    where: str
+
+
+def located(value: Any, where: str) -> Any:
+    """The same text or mapping, with an attribute `where` for whoever has to complain of it."""
+    if not isinstance(value, str | dict):
+        return value
+    made = LocatedText(value) if isinstance(value, str) else LocatedMapping(value)
+    made.where = where
+    return made
 
 
 class _Loader(yaml.SafeLoader):
@@ -576,7 +600,9 @@ def _to_yaml(value: Any, name: str) -> Any:
         return [_to_yaml(element, name) for element in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, str):
+        return str(value)  # and not a text that knows where it stands
+    if value is None or isinstance(value, bool | int | float):
         return value
     if hasattr(value, "to_dict"):  # such as accelerate's AcceleratorConfig
         return _to_yaml(value.to_dict(), name)

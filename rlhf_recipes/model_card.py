@@ -592,5 +592,6 @@ def _rewards_of(config: Mapping[str, Any]) -> list[Reward]:
         given = entry if isinstance(entry, Mapping) else {"func": entry}
         source = str(given.get("func") or "")
         weight = given.get("weight", 1.0) if weight is None else weight
+        weight = weight["end"] if isinstance(weight, dict) else weight  # of a schedule
         rewards.append(Reward(str(given.get("name") or source.split(":")[-1].split("/")[-1]), float(weight), source))
     return rewards

@@ -372,3 +372,23 @@ def test_a_value_without_a_form_in_yaml_is_named(tmp_path):
 
     with pytest.raises(TypeError, match="thing holds a object, which has no form in YAML"):
         save_config(tmp_path / "run.yaml", Odd(object()))
+
+
+def test_what_is_wrong_with_a_reward_of_a_file_is_said_with_its_line(tmp_path):
+    from rlhf_recipes.rewards import load_rewards
+    from rlhf_recipes.rewards.loading import RewardArguments
+
+    config = tmp_path / "run.yaml"
+    config.write_text("reward_funcs:\n  - EndsWithSentence\n  - EndsWithSentenc\n")
+    (rewards,) = RecipeParser((RewardArguments,), "A test.").parse(["--config", str(config)])
+    with pytest.raises(ValueError, match=r"run.yaml, line 3: There is no reward 'EndsWithSentenc'; did you mean"):
+        load_rewards(rewards.reward_funcs)
+
+    config.write_text("reward_funcs:\n  - EndsWithSentence\n  - func: LengthWindow\n    args: {maxmum: 3}\n")
+    (rewards,) = RecipeParser((RewardArguments,), "A test.").parse(["--config", str(config)])
+    with pytest.raises(ValueError, match=r"run.yaml, line 3: Reward 'LengthWindow' has no argument 'maxmum'"):
+        load_rewards(rewards.reward_funcs)
+    save_config(tmp_path / "saved.yaml", rewards)
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["reward_funcs"] == [
+        "EndsWithSentence", {"func": "LengthWindow", "args": {"maxmum": 3}}
+    ]  # fmt: skip

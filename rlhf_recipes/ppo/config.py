@@ -81,6 +81,9 @@ class PPOConfig(TrainingArguments):
             Subtracted from the score of a completion that did not end by itself.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
             Leave truncated completions out of the losses (and of whitening).
+        normalize_rewards (`bool`, *optional*, defaults to `False`):
+            Take the mean of each reward so far away and divide by its standard deviation so far, before its weight:
+            then weights compare rewards of any unit. Rewards that pay per token stay as they are.
         use_score_scaling, use_score_norm, score_clip:
             Divide scores by the standard deviation of all scores so far; subtract their mean too; clip them to
             `[-score_clip, score_clip]` afterwards.
@@ -169,6 +172,7 @@ class PPOConfig(TrainingArguments):
         None, "Subtracted from the score of a completion that did not end by itself."
     )
     mask_truncated_completions: bool = _option(False, "Leave truncated completions out of the losses.")
+    normalize_rewards: bool = _option(False, "Put each reward into units of its own spread so far, before its weight.")
     use_score_scaling: bool = _option(False, "Divide scores by the standard deviation of all scores so far.")
     use_score_norm: bool = _option(False, "With use_score_scaling: subtract the mean of all scores so far, too.")
     score_clip: float | None = _option(None, "Clip scores to this distance from 0, after scaling. Default: no clip.")

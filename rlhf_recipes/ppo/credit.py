@@ -7,6 +7,7 @@ whitening of advantages. It is given the rollout of all processes, so that every
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.controllers import KLController, RunningMoments
+from rlhf_recipes.ppo.diagnostics import completion_figures
 from rlhf_recipes.ppo.rollout import Rollout
 
 logger = logging.getLogger(__name__)
@@ -41,17 +43,46 @@ class Credit:
         args = self.args
         self.kl = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.moments = RunningMoments()
+        self.reward_moments: dict[str, RunningMoments] = {}  # by reward, with normalize_rewards
         self.kl_coef = args.kl_coef  # of the rollout in work; `kl` is already at that of the next one
         self.recent_kl = torch.zeros(0, dtype=torch.float64)
         self.told_of_negative_kl = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kl": self.kl.state_dict(), "kl_coef": self.kl_coef, "moments": self.moments.state_dict()}
+        of_rewards = {name: moments.state_dict() for name, moments in self.reward_moments.items()}
+        own = {"kl": self.kl.state_dict(), "kl_coef": self.kl_coef, "moments": self.moments.state_dict()}
+        return own | {"reward_moments": of_rewards}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kl.load_state_dict(state["kl"])
         self.kl_coef = state["kl_coef"]
         self.moments.load_state_dict(state["moments"])
+        self.reward_moments = {}
+        for name, moments in state.get("reward_moments", {}).items():
+            self.reward_moments[name] = RunningMoments()
+            self.reward_moments[name].load_state_dict(moments)
+
+    def learn_rewards(self, parts_of_processes: Sequence[Mapping[str, Sequence[Any]]]) -> None:
+        """Take in the rewards of a rollout, of all processes; those that pay per token are left alone."""
+        for name in parts_of_processes[0]:
+            values = [value for parts in parts_of_processes for value in parts[name] if value is not None]
+            if values and not isinstance(values[0], list):
+                self.reward_moments.setdefault(name, RunningMoments()).update(values)
+
+    def reward_scale(self, name: str) -> float:
+        """The standard deviation of a reward so far; 1 where there is none."""
+        return self.reward_moments[name].std if name in self.reward_moments else 1.0
+
+    def normalized_rewards(self, parts: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Each reward less its mean so far, over its standard deviation so far."""
+        means = {name: moments.mean for name, moments in self.reward_moments.items()}
+        return {
+            name: [
+                value if value is None or name not in means else (value - means[name]) / self.reward_scale(name)
+                for value in values
+            ]
+            for name, values in parts.items()
+        }
 
     def assign(self, rollout: Rollout, learn: bool = True) -> tuple[Rollout, dict[str, float]]:
         """Advantages and returns of a rollout, and the figures that describe it.
@@ -122,6 +153,7 @@ class Credit:
             "rollout/completion_length": float(mask.sum() / count),
             "rollout/finished": float(rollout.finished.float().mean()),
             "rollout/num_eos_tokens": float(rollout.finished.sum()),
+            **completion_figures(rollout.completion_ids, mask, scores),
         }
         if self.has_critic:
             figures["value/explained_variance"] = float(F.explained_variance(rollout.values, returns, mask))

@@ -9,6 +9,7 @@ from datasets import Dataset
 from rlhf_recipes.evaluation import distinct_n
 from rlhf_recipes.ppo import completions, functional
 from rlhf_recipes.ppo.generation import stable_key
+from rlhf_recipes.ppo.scoring import Scoring
 
 
 def evaluate(trainer: Any, eval_dataset: Any, prefix: str) -> dict[str, float]:
@@ -69,8 +70,9 @@ def measure(trainer: Any, split: str, indices: range) -> tuple[dict[str, float],
     missing = -(-len(indices) // world) - len(mine)
     mine += [indices[0]] * missing
     keys = [stable_key(trainer.args.seed, "eval", row) for row in mine]
-    rollout = trainer.sample(split, mine, keys, chunk=trainer.settings.per_device_eval_batch_size)
-    rollout, rows = trainer.score(split, mine, rollout, meter)
+    scoring = Scoring(trainer, split, mine, meter, learn=False)
+    chunk = trainer.settings.per_device_eval_batch_size
+    rollout, rows = scoring.finish(trainer.sample(split, mine, keys, chunk, when_written=scoring.start))
     kl = functional.kl_per_token(rollout.logprobs, rollout.ref_logprobs, trainer.settings.kl_estimator)
     nats = torch.where(rollout.mask.bool(), kl, 0.0).sum(dim=1).tolist()
     facts = zip(nats, rollout.mask.sum(dim=1).tolist(), rollout.finished.tolist(), strict=True)
@@ -85,22 +87,12 @@ def measure(trainer: Any, split: str, indices: range) -> tuple[dict[str, float],
         rollout = rollout.map(lambda name, tensor: tensor[kept])
         trainer._join_processes(meter)
     figures = meter.read()
-    figures |= _means_of_rewards(
-        rows, [name for name in trainer.reward.names if name in rows[0]]
-    )  # without the rows that were added
+    for of_reward, _ in trainer.reward_figures(rollout):
+        figures |= of_reward
     figures |= trainer.credit.assign(rollout, learn=False)[1]
     texts = [row["completion"] for row in rows]
     figures |= {f"rollout/distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
     return figures, rows
-
-
-def _means_of_rewards(rows: list[dict[str, Any]], names: Any) -> dict[str, float]:
-    means = {}
-    for name in names:
-        applying = [row[name] for row in rows if row.get(name) is not None]  # potentials have no figure
-        if applying:
-            means[f"reward/{name}"] = sum(applying) / len(applying)
-    return means
 
 
 def _names(trainer: Any) -> list[str]:

@@ -34,6 +34,9 @@ GLOSSARY: dict[str, str] = {
     "rollout/completion_length": "Real tokens in a completion, its end included; mean over episodes.",
     "rollout/finished": "Share of completions that ended by themselves.",
     "rollout/num_eos_tokens": "Completions of a rollout that ended by themselves.",
+    "rollout/repetition": "Share of token pairs that were there before in the same completion; mean over episodes.",
+    "rollout/length_slope": "Score for one more token: least-squares slope over the episodes of a rollout.",
+    "rollout/length_correlation": "Correlation of score and completion length over the episodes of a rollout.",
     "rollout/distinct_1": "Different words divided by all words, over all completions. Only while evaluating.",
     "rollout/distinct_2": "Different word pairs divided by all of them, over all completions. Only while evaluating.",
     "loss": "What is minimized: policy, value, KL, entropy and imitation terms; mean over optimizer steps.",
@@ -106,6 +109,11 @@ def as_markdown() -> str:
         "\n## The rest\n\n| name | definition |\n|---|---|\n"
         f"| `episode` | {GLOSSARY['episode']} |\n"
         "| `reward/<name>` | What that reward gave, before its weight; mean over the episodes that it applies to. |\n"
+        "| `reward/<name>/std` | Its standard deviation over these episodes. |\n"
+        "| `reward/<name>/share` | cov(weight * reward, sum) / var(sum): how much of what tells one completion from "
+        "another it decides. Shares add up to 1. |\n"
+        "| `time/reward/<name>` | Seconds that a rollout waited for that reward. Rewards that run side by side share "
+        "their wait: the first of a list shows it. |\n"
         "| `time/sample`, `time/score` | Seconds of a rollout: completions and log-probabilities; rewards. |\n"
         "| `time/update` | Seconds of the updates on a rollout. |\n"
         "| `time/episodes_per_second` | Since the run began or went on. |\n"

@@ -311,7 +311,7 @@ class PPOPlumbing(CheckpointOfRoles):
             "dataset_name": dataset_name or "an unnamed dataset",
             "num_examples": len(self.prompts["train"]),
             "repo_id": self.hub_model_id,
-            "rewards": [Reward(name, w) for name, w in zip(self.reward.names, self.reward.weights, strict=True)],
+            "rewards": [Reward(name, weight) for name, weight in self.reward.weights_at(1.0).items()],
         }
         config = known.pop("config", None) or config_of(self.settings)
         history = self.state.log_history

@@ -11,6 +11,19 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo.generation import Generator, completion_mask
 
+TOKENS = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Completions as they are written, before any model has read them."""
+
+    prompt_ids: Tensor  # (B, P)  padded on the left
+    prompt_mask: Tensor  # (B, P)
+    completion_ids: Tensor  # (B, T)  padded on the right, end-of-sequence token kept
+    mask: Tensor  # (B, T)
+    finished: Tensor  # (B,)
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -36,6 +49,7 @@ class Rollout:
     scores: Tensor | None = None  # (B,)  what is paid with the last token
     token_rewards: Tensor | None = None  # (B, T)  what is paid with each token
     potentials: Tensor | None = None  # (B, T)  Phi(s_t), for shaping
+    reward_parts: Tensor | None = None  # (B, K)  each reward before its weight, NaN where it does not apply
     loss_mask: Tensor | None = None  # (B, T)  mask without the completions that the losses leave out
     advantages: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
@@ -80,6 +94,47 @@ def pad_right(rows: Sequence[Sequence[Any]], fill: Any, length: int, **kwargs: A
     return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], **kwargs)
 
 
+def write(
+    generator: Generator,
+    prompts: Sequence[Sequence[int]],
+    row_keys: Sequence[int],
+    config: GenerationConfig,
+    device: torch.device,
+    chunk: int = 64,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Written:
+    """One completion for each prompt, at most `chunk` at a time. T = `max_new_tokens`.
+
+    The tokenizer is needed where completions stop at strings.
+    """
+    width, length = max(len(prompt) for prompt in prompts), int(config.max_new_tokens)
+    pad = int(config.pad_token_id)
+    parts: list[Written] = []
+    for start in range(0, len(prompts), chunk):
+        prompt_ids, prompt_mask = pad_left(prompts[start : start + chunk], pad, width)
+        prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
+        written = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
+        completion_ids = torch.nn.functional.pad(written, (0, length - written.shape[1]), value=pad)
+        mask, finished = completion_mask(completion_ids, config.eos_token_id, config.stop_strings, tokenizer)
+        mask[:, written.shape[1] :] = 0
+        completion_ids = completion_ids.masked_fill(mask == 0, pad)
+        parts.append(Written(prompt_ids, prompt_mask, completion_ids, mask, finished))
+    return Written(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Written)))
+
+
+def read(actor_critic: ActorCritic, written: Written, temperature: float, chunk: int = 64) -> Rollout:
+    """What policy, reference and critic say of completions. Logits exist for no more than `chunk` rows at a time."""
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(written.mask), chunk):
+        tokens = {name: getattr(written, name)[start : start + chunk] for name in TOKENS}
+        with torch.no_grad():
+            said = actor_critic(**tokens, temperature=temperature)
+        reference = actor_critic.reference_logprobs(**tokens, temperature=temperature)
+        parts.append({"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference})
+    said_of_all = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Rollout(**{field.name: getattr(written, field.name) for field in fields(Written)}, **said_of_all)
+
+
 def sample(
     actor_critic: ActorCritic,
     generator: Generator,
@@ -90,41 +145,18 @@ def sample(
     chunk: int = 64,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Rollout:
-    """Write one completion for each prompt, and read off what policy, reference and critic say of it.
-
-    At most `chunk` rows are in work at a time, so that logits exist for no more than these. The result has
-    T = `max_new_tokens`. The tokenizer is needed where completions stop at strings.
-    """
-    width, length = max(len(prompt) for prompt in prompts), int(config.max_new_tokens)
-    pad = int(config.pad_token_id)
-    parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(prompts), chunk):
-        prompt_ids, prompt_mask = pad_left(prompts[start : start + chunk], pad, width)
-        prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
-        written = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
-        completion_ids = torch.nn.functional.pad(written, (0, length - written.shape[1]), value=pad)
-        mask, finished = completion_mask(completion_ids, config.eos_token_id, config.stop_strings, tokenizer)
-        mask[:, written.shape[1] :] = 0
-        completion_ids = completion_ids.masked_fill(mask == 0, pad)
-        tokens = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids, "mask": mask}
-        with torch.no_grad():
-            said = actor_critic(**tokens, temperature=config.temperature)
-        reference = actor_critic.reference_logprobs(**tokens, temperature=config.temperature)
-        parts.append(
-            tokens
-            | {"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference}
-            | {"finished": finished}
-        )
-    return Rollout(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    """[`write`] and [`read`] in one."""
+    written = write(generator, prompts, row_keys, config, device, chunk, tokenizer)
+    return read(actor_critic, written, config.temperature, chunk)
 
 
-def token_lists(rollout: Rollout) -> list[list[int]]:
+def token_lists(rollout: Rollout | Written) -> list[list[int]]:
     """The completions as lists of token ids without padding, the end-of-sequence token kept."""
     lengths = rollout.mask.sum(dim=1).tolist()
     return [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
 
 
-def prompt_lists(rollout: Rollout) -> list[list[int]]:
+def prompt_lists(rollout: Rollout | Written) -> list[list[int]]:
     """The prompts as lists of token ids without padding."""
     lengths = rollout.prompt_mask.sum(dim=1).tolist()
     return [row[len(row) - n :] for row, n in zip(rollout.prompt_ids.tolist(), lengths, strict=True)]

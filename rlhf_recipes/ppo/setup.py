@@ -163,7 +163,7 @@ def resolve_reward(
     if isinstance(reward_funcs, WeightedSum) and reward_model is None:
         if weights is not None:
             raise ValueError("reward_weights were given, but reward_funcs is a WeightedSum, which has its own.")
-        return reward_funcs
+        return _checked_for_ppo(reward_funcs)
     given = [] if reward_funcs is None else reward_funcs
     given = list(given) if isinstance(given, list | tuple) else [given]
     own = processing_classes if isinstance(processing_classes, list | tuple) else [processing_classes] * len(given)
@@ -179,7 +179,18 @@ def resolve_reward(
         rewards.insert(0, _one_reward(reward_model, None))
     if not rewards:
         raise ValueError("Nothing is rewarded: give reward_funcs or reward_model.")
-    return load_rewards(rewards, weights)
+    return _checked_for_ppo(load_rewards(rewards, weights))
+
+
+def _checked_for_ppo(rewards: WeightedSum) -> WeightedSum:
+    for name, func, weight in zip(rewards.names, rewards.reward_funcs, rewards.weights, strict=True):
+        if getattr(func, "constant", False) and weight != 0:
+            raise ValueError(
+                f"Reward {name!r} is the same for all completions of a rollout, and PPO learns from what tells them "
+                "apart, so that it would change nothing. Make it a factor of a Product, take a cost that depends on "
+                "the completion (Flops, TokenCount), or give it weight 0 to have it logged."
+            )
+    return rewards
 
 
 def _one_reward(reward: Any, tokenizer: Any) -> Any:

@@ -18,7 +18,7 @@ it had never stopped.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rlhf_recipes.data.formats import is_conversational, load_rows
+from rlhf_recipes.data.formats import load_rows
 from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
 from rlhf_recipes.modeling.critics import build_critic
 from rlhf_recipes.modeling.roles import ActorCritic
@@ -38,6 +38,7 @@ from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.callbacks import AfterEachStep
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit
+from rlhf_recipes.ppo.diagnostics import reward_figures
 from rlhf_recipes.ppo.generation import (
     Generator,
     LocalGenerator,
@@ -49,7 +50,8 @@ from rlhf_recipes.ppo.interrupt import SaveOnInterrupt
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.plumbing import PPOPlumbing
 from rlhf_recipes.ppo.progress import RolloutProgress
-from rlhf_recipes.ppo.rollout import Rollout, pad_right, prompt_lists, sample, token_lists, trimmed
+from rlhf_recipes.ppo.rollout import Rollout, Written, read, trimmed, write
+from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.ppo.setup import (
     check_arguments,
     encode_demonstrations,
@@ -60,6 +62,7 @@ from rlhf_recipes.ppo.setup import (
     resolve_tokenizer,
 )
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
+from rlhf_recipes.rewards.schedules import progress_of
 
 logger = logging.getLogger(__name__)
 
@@ -224,12 +227,16 @@ class PPOTrainer(PPOPlumbing):
         self.interrupt.collecting = True
         if self.interrupt.asked and sizes.world == 1:  # while something else was going on
             raise KeyboardInterrupt
-        rollout = self.sample("train", rows, [stable_key(self.args.seed, "train", e) for e in episodes])
+        scoring = Scoring(self, "train", rows, meter)
+        keys = [stable_key(self.args.seed, "train", episode) for episode in episodes]
+        rollout = self.sample("train", rows, keys, when_written=scoring.start)
         sampled = time.perf_counter()
-        rollout, _ = self.score("train", rows, rollout, meter)
+        rollout, _ = scoring.finish(rollout)
         rollout = self.gather(rollout)
         self.interrupt.collecting = False
-        rollout, figures = self.credit.assign(rollout)
+        for of_reward, count in self.reward_figures(rollout):
+            meter.add(of_reward, weight=count)
+        rollout, figures = self.credit.assign(replace(rollout, reward_parts=None))
         meter.add(figures | {"time/sample": sampled - start, "time/score": time.perf_counter() - sampled})
         self.meter.merge(meter.state())
         return rollout
@@ -244,8 +251,19 @@ class PPOTrainer(PPOPlumbing):
         order = _permutation(count, self.args.seed, "prompts", number)
         return order[index * taken : (index + 1) * taken].repeat_interleave(self.sizes.siblings).tolist()
 
-    def sample(self, split: str, rows: Sequence[int], keys: Sequence[int], chunk: int | None = None) -> Rollout:
-        """One completion for each row, with the log-probabilities and values of its tokens."""
+    def sample(
+        self,
+        split: str,
+        rows: Sequence[int],
+        keys: Sequence[int],
+        chunk: int | None = None,
+        when_written: Callable[[Written], None] = lambda written: None,
+    ) -> Rollout:
+        """One completion for each row, with the log-probabilities and values of its tokens.
+
+        Args:
+            when_written (callable, *optional*): Is given the completions before any model reads them.
+        """
         was_training = self.model.training
         self.model.eval()
         sync = getattr(self.generator, "sync", None)
@@ -257,51 +275,21 @@ class PPOTrainer(PPOPlumbing):
         chunk = chunk or self.settings.rollout_forward_batch_size
         with self._policy_for_sampling() as roles, self.accelerator.autocast():
             generator = self.generator or LocalGenerator(roles.policy, self.processing_class)
-            rollout = sample(
-                roles, generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class
-            )
+            written = write(generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class)
+            when_written(written)
+            rollout = read(roles, written, self.sampling.temperature, chunk)
         self.model.train(was_training)
         return rollout
 
-    def score(
-        self, split: str, rows: Sequence[int], rollout: Rollout, meter: Meter
-    ) -> tuple[Rollout, list[dict[str, Any]]]:
-        """Add the score of each completion: the weighted rewards, less the penalty for a missing end.
-
-        Returns:
-            `tuple`: the rollout, and for each completion what a table shows of it.
-        """
-        columns = self.prompts[split].dataset[list(rows)]
-        prompts = columns.pop("prompt")
-        ids = token_lists(rollout)
-        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-        completions: list[Any] = texts
-        if is_conversational(prompts[0]):
-            completions = [[{"role": "assistant", "content": text}] for text in texts]
-        extra: dict[str, list] = {}
-
-        def log_metric(name: str, value: float) -> None:
-            meter.add({f"reward/{name}": value})
-
-        columns |= {"trainer_state": self.state, "log_metric": log_metric, "log_extra": extra.__setitem__}
-        parts = self.reward.parts(prompts, completions, ids, **columns, prompt_ids=prompt_lists(rollout))
-        parts_shown = self.reward.per_row(parts)
-        for name, values in parts_shown.items():
-            applying = [value for value in values if value is not None]
-            if applying:
-                meter.add({f"reward/{name}": sum(applying) / len(applying)}, weight=len(applying))
-        device, width = rollout.mask.device, rollout.mask.shape[1]
-        scores = torch.tensor(self.reward.combine(parts), device=device)
-        if self.settings.missing_eos_penalty is not None:
-            scores = scores - self.settings.missing_eos_penalty * (~rollout.finished)
-        per_token = {"token_rewards": self.reward.combine_tokens(parts, ids),
-                     "potentials": self.reward.combine_potentials(parts, ids)}  # fmt: skip
-        tensors = {k: pad_right(v, 0.0, width, device=device) for k, v in per_token.items() if v is not None}
-        rollout = replace(rollout, scores=scores, **tensors)
-        whole = scores if rollout.token_rewards is None else scores + rollout.token_rewards.sum(dim=1)
-        shown = zip(prompts, texts, whole.tolist(), *parts_shown.values(), *extra.values(), strict=True)
-        names = ["prompt", "completion", "score", *parts_shown, *extra]
-        return rollout, [dict(zip(names, row, strict=True)) for row in shown]
+    def reward_figures(self, rollout: Rollout) -> list[tuple[dict[str, float], int]]:
+        """Mean, spread and share of each reward over a rollout, see [`~rlhf_recipes.ppo.diagnostics`]."""
+        if rollout.reward_parts is None:
+            return []
+        names = [name for name in self.reward.names if name not in self.reward.potential_names]
+        weights = self.reward.weights_at(progress_of(self.state))
+        if self.settings.normalize_rewards:
+            weights = {name: weight / self.credit.reward_scale(name) for name, weight in weights.items()}
+        return reward_figures(rollout.reward_parts.cpu(), names, weights)
 
     def gather(self, rollout: Rollout) -> Rollout:
         """The rollouts of all processes as one, so that everything after it is over all of them."""

@@ -1,57 +1,198 @@
 """Rewards: the contract, the weighted sum, and the rewards that come with this project.
 
-Each name is imported when it is first used, so that a rule does not wait for torch.
+Each name is imported when it is first used, so that a rule does not wait for torch, and no reward for the libraries of
+another.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhf_recipes.rewards.answers import JsonSchema, NumberAnswer, ThinkAnswerFormat
+    from rlhf_recipes.rewards.balance import Balance, measure_balance
     from rlhf_recipes.rewards.base import RewardFunction, WeightedSum, as_text, compute_rewards
     from rlhf_recipes.rewards.calibration import LogisticCalibration
     from rlhf_recipes.rewards.checks import RewardError, reward_name
+    from rlhf_recipes.rewards.compose import Clip, Gate, Map, Product, Scale
+    from rlhf_recipes.rewards.compute import ActiveParameters, Discount, Flops, TokenCount
+    from rlhf_recipes.rewards.diversity import DistinctN, NgramNovelty, SelfBLEU
+    from rlhf_recipes.rewards.ensemble import EnsembleReward
+    from rlhf_recipes.rewards.fluency import Fluency
+    from rlhf_recipes.rewards.grammar import Acceptability, Spelling
+    from rlhf_recipes.rewards.languagetool import LanguageTool
     from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
     from rlhf_recipes.rewards.loading import load_reward, load_rewards
-    from rlhf_recipes.rewards.rules import EndsWithSentence, LengthWindow, PlainProse, RegexMatch, Repetition
-    from rlhf_recipes.rewards.sentiment import Vader
+    from rlhf_recipes.rewards.process import StepReward, TokenClassifierReward
+    from rlhf_recipes.rewards.reference import BLEU, ROUGE, ChrF, ExactMatch, TokenF1, corpus_bleu
+    from rlhf_recipes.rewards.remote import RemoteReward
+    from rlhf_recipes.rewards.rules import (
+        EndsWithSentence,
+        KeywordCoverage,
+        Language,
+        LengthWindow,
+        OnText,
+        PlainProse,
+        RegexMatch,
+        Repetition,
+    )
+    from rlhf_recipes.rewards.schedules import WeightSchedule
+    from rlhf_recipes.rewards.semantics import EmbeddingDistance, EmbeddingSimilarity
+    from rlhf_recipes.rewards.sentiment import SentimentClassifier, Vader
+    from rlhf_recipes.rewards.shaping import KeywordProgress, PrefixScore
 
-_MODULE_OF = {
-    "EndsWithSentence": "rules",
-    "LearnedReward": "learned",
-    "LengthWindow": "rules",
-    "LogisticCalibration": "calibration",
-    "PlainProse": "rules",
-    "RegexMatch": "rules",
-    "Repetition": "rules",
-    "RewardError": "checks",
-    "RewardFunction": "base",
-    "RewardModelSettings": "learned",
-    "Vader": "sentiment",
-    "WeightedSum": "base",
-    "as_text": "base",
-    "compute_rewards": "base",
-    "load_reward": "loading",
-    "load_rewards": "loading",
-    "reward_name": "checks",
+# What completions can be rewarded with: the names that a YAML file may use. By module.
+_REWARDS_OF = {
+    "answers": (
+        "JsonSchema",
+        "NumberAnswer",
+        "ThinkAnswerFormat",
+    ),
+    "compose": (
+        "Clip",
+        "Gate",
+        "Map",
+        "Product",
+        "Scale",
+    ),
+    "compute": (
+        "ActiveParameters",
+        "Discount",
+        "Flops",
+        "TokenCount",
+    ),
+    "diversity": (
+        "DistinctN",
+        "NgramNovelty",
+        "SelfBLEU",
+    ),
+    "ensemble": ("EnsembleReward",),
+    "fluency": ("Fluency",),
+    "grammar": (
+        "Acceptability",
+        "Spelling",
+    ),
+    "languagetool": ("LanguageTool",),
+    "learned": ("LearnedReward",),
+    "process": (
+        "StepReward",
+        "TokenClassifierReward",
+    ),
+    "reference": (
+        "BLEU",
+        "ChrF",
+        "ExactMatch",
+        "ROUGE",
+        "TokenF1",
+    ),
+    "remote": ("RemoteReward",),
+    "rules": (
+        "EndsWithSentence",
+        "KeywordCoverage",
+        "Language",
+        "LengthWindow",
+        "OnText",
+        "PlainProse",
+        "RegexMatch",
+        "Repetition",
+    ),
+    "semantics": (
+        "EmbeddingDistance",
+        "EmbeddingSimilarity",
+    ),
+    "sentiment": (
+        "SentimentClassifier",
+        "Vader",
+    ),
+    "shaping": (
+        "KeywordProgress",
+        "PrefixScore",
+    ),
 }
+_OTHERS_OF = {
+    "base": (
+        "RewardFunction",
+        "WeightedSum",
+        "as_text",
+        "compute_rewards",
+    ),
+    "balance": (
+        "Balance",
+        "measure_balance",
+    ),
+    "calibration": ("LogisticCalibration",),
+    "checks": (
+        "RewardError",
+        "reward_name",
+    ),
+    "learned": ("RewardModelSettings",),
+    "loading": (
+        "load_reward",
+        "load_rewards",
+    ),
+    "reference": ("corpus_bleu",),
+    "schedules": ("WeightSchedule",),
+}
+_MODULE_OF = {name: module for group in (_REWARDS_OF, _OTHERS_OF) for module, names in group.items() for name in names}
+
+REWARDS = tuple(sorted(name for names in _REWARDS_OF.values() for name in names))
 
 __all__ = [
+    "Acceptability",
+    "ActiveParameters",
+    "BLEU",
+    "Balance",
+    "ChrF",
+    "Clip",
+    "Discount",
+    "DistinctN",
+    "EmbeddingDistance",
+    "EmbeddingSimilarity",
     "EndsWithSentence",
+    "EnsembleReward",
+    "ExactMatch",
+    "Flops",
+    "Fluency",
+    "Gate",
+    "JsonSchema",
+    "KeywordCoverage",
+    "KeywordProgress",
+    "Language",
+    "LanguageTool",
     "LearnedReward",
     "LengthWindow",
     "LogisticCalibration",
+    "Map",
+    "NgramNovelty",
+    "NumberAnswer",
+    "OnText",
     "PlainProse",
+    "PrefixScore",
+    "Product",
+    "ROUGE",
     "RegexMatch",
+    "RemoteReward",
     "Repetition",
     "RewardError",
     "RewardFunction",
     "RewardModelSettings",
+    "Scale",
+    "SelfBLEU",
+    "SentimentClassifier",
+    "Spelling",
+    "StepReward",
+    "ThinkAnswerFormat",
+    "TokenClassifierReward",
+    "TokenCount",
+    "TokenF1",
     "Vader",
+    "WeightSchedule",
     "WeightedSum",
     "as_text",
     "compute_rewards",
+    "corpus_bleu",
     "load_reward",
     "load_rewards",
+    "measure_balance",
     "reward_name",
 ]
 

@@ -6,11 +6,22 @@ can be known, the row with its prompt and completion.
 
 import math
 import numbers
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rlhf_recipes.rewards.concurrent import called
+
+HERE = Path(__file__).resolve().parents[1]
+LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 # What a reward may say of itself, see `base.py`. A wrapper around a reward has to say the same.
-REWARD_ATTRIBUTES = ("per_token", "potential", "wants_prompt_ids")
+REWARD_ATTRIBUTES = ("per_token", "potential", "constant", "wants_prompt_ids", "wants_ref_logprobs")
+
+
+Weight: TypeAlias = float | Callable[[float], float]
 
 
 class RewardError(RuntimeError):
@@ -22,8 +33,11 @@ def reward_name(reward_func: Any) -> str:
     return getattr(reward_func, "__name__", None) or type(reward_func).__name__
 
 
-def checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> tuple[float, ...]:
-    """One finite number for each name, 1 for all where `weights` is `None`; `ValueError` says what does not fit."""
+def checked_weights(weights: Sequence[Weight] | None, names: Sequence[str]) -> tuple[Weight, ...]:
+    """One weight for each name, 1 for all where `weights` is `None`; `ValueError` says what does not fit.
+
+    A weight is a finite number, or a callable from progress (0 to 1) to one.
+    """
     if weights is None:
         return (1.0,) * len(names)
     if len(weights) != len(names):
@@ -32,9 +46,14 @@ def checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> tu
             "Give one weight for each reward, in the same order, or none at all for weights of 1."
         )
     for name, weight in zip(names, weights, strict=True):
+        if callable(weight):
+            continue
         if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not math.isfinite(weight):
-            raise ValueError(f"The weight of reward {name!r} is {weight!r}, but a weight must be a finite number.")
-    return tuple(float(weight) for weight in weights)
+            raise ValueError(
+                f"The weight of reward {name!r} is {weight!r}, but a weight must be a finite number or a"
+                " WeightSchedule."
+            )
+    return tuple(weight if callable(weight) else float(weight) for weight in weights)
 
 
 def is_per_token(func: Any) -> bool:
@@ -47,22 +66,27 @@ def is_potential(func: Any) -> bool:
     return bool(getattr(func, "potential", False))
 
 
-def checked_call(func: Callable[..., Any], name: str, batch: dict[str, Any]) -> list[Any]:
+def checked_call(
+    func: Callable[..., Any], name: str, batch: dict[str, Any], finish: Callable[[], Any] | None = None
+) -> list[Any]:
     """Call a reward on a batch and return its B values as Python floats or `None`.
 
     Of a per-token reward each value is `None` or a list with one float for each token of its completion.
+
+    Args:
+        finish (callable, *optional*): Gives the values of a reward that was started on this batch before.
 
     Raises:
         `RewardError`: if it raises, or returns anything but B such values.
     """
     try:
-        values = func(**batch)
+        values = called(func, batch) if finish is None else finish()
     except RewardError:  # a composition: the reward inside it has been named
         raise
     except Exception as error:
         raise RewardError(
             f"Reward {name!r} raised {type(error).__name__}: {error}. {_first_failing_row(func, batch)} "
-            f"It was called with {', '.join(batch)}."
+            f"It was called with {', '.join(batch)}.{_line_of(error)}"
         ) from error
     if hasattr(values, "tolist"):  # numpy arrays and tensors
         values = values.tolist()
@@ -123,6 +147,17 @@ def _checked_number(value: Any, name: str, place: str, or_none: str = "") -> flo
     raise RewardError(f"Reward {name!r} returned {problem}, for {place}. A reward must be a finite number{or_none}.")
 
 
+def _line_of(error: Exception) -> str:
+    """File and line of the innermost call that is neither of this package nor of an installed library."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    return f" It was raised in {own[-1].filename}, line {own[-1].lineno}." if own else ""
+
+
+def _is_library(filename: str) -> bool:
+    path = Path(filename).resolve()
+    return HERE in path.parents or LIBRARY in path.parents or "site-packages" in path.parts or filename.startswith("<")
+
+
 def _first_failing_row(func: Callable[..., Any], batch: dict[str, Any]) -> str:
     """Try the rows one by one, once the batch has failed, and say which is the first that fails alone."""
     size = len(batch["completions"])
@@ -132,7 +167,7 @@ def _first_failing_row(func: Callable[..., Any], batch: dict[str, Any]) -> str:
             for key, value in batch.items()
         }
         try:
-            func(**alone)
+            called(func, alone)
         except Exception:  # reported by the caller, with the first error as its cause
             return f"Tried one by one, the first row to fail is {_describe(row, batch)}."
     return f"None of its {size} rows fails alone."

@@ -12,6 +12,7 @@ Nothing has to be registered or decorated. A class is called once with `args` an
 `args` by keyword each time, before a column of the same name.
 """
 
+import asyncio
 import difflib
 import importlib
 import importlib.util
@@ -26,7 +27,9 @@ from types import ModuleType
 from typing import Any
 
 from rlhf_recipes.rewards.base import WeightedSum, reward_name
-from rlhf_recipes.rewards.checks import REWARD_ATTRIBUTES, checked_call
+from rlhf_recipes.rewards.checks import REWARD_ATTRIBUTES, Weight, checked_call
+from rlhf_recipes.rewards.concurrent import called, can_start, started
+from rlhf_recipes.rewards.schedules import WeightSchedule, progress_of
 
 SPEC_KEYS = ("func", "name", "weight", "args")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
@@ -56,7 +59,9 @@ class RewardArguments:
         """The rewards and their weights, apart, as TRL's `GRPOTrainer` and `RLOOTrainer` take them.
 
         These trainers log, weigh and, where asked to, normalize each reward. What a reward returns is checked here
-        first: one that raises, or returns NaN, stops the run and is named with the row (`RewardError`).
+        first: one that raises, or returns NaN, stops the run and is named with the row (`RewardError`). A reward that
+        can be started becomes a coroutine, which these trainers run side by side. A weight that changes is
+        multiplied in before TRL sees the reward, because its own weights are numbers.
 
         Raises:
             `ValueError`: as [`load_rewards`], and if a reward is per token, of which these trainers know nothing.
@@ -68,16 +73,28 @@ class RewardArguments:
                     f"Reward {name!r} gives one number for each token, but TRL's trainers take one for each "
                     "completion. Use it with PPO, or leave it out."
                 )
-        checked = [_checked(func, name) for name, func in zip(rewards.names, rewards.reward_funcs, strict=True)]
-        return checked, list(rewards.weights)
+        weights = dict(zip(rewards.names, rewards.weights, strict=True))
+        checked = [
+            _checked(func, name, weight if callable(weight) else None)
+            for func, (name, weight) in zip(rewards.reward_funcs, weights.items(), strict=True)
+        ]
+        return checked, [1.0 if callable(weight) else weight for weight in weights.values()]
 
 
-def _checked(func: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _checked(
+    func: Callable[..., Any], name: str, schedule: Callable[[float], float] | None = None
+) -> Callable[..., Any]:
     def reward(**batch: Any) -> list[float | None]:
-        return checked_call(func, name, batch)
+        values = checked_call(func, name, batch)
+        weight = 1.0 if schedule is None else schedule(progress_of(batch.get("trainer_state")))
+        return [None if value is None else weight * value for value in values]
 
-    reward.__name__ = name  # what TRL logs
-    return reward
+    async def side_by_side(**batch: Any) -> list[float | None]:
+        return await asyncio.to_thread(reward, **batch)
+
+    made = side_by_side if can_start(func) else reward
+    made.__name__ = name  # what TRL logs
+    return made
 
 
 class LoadedReward:
@@ -107,9 +124,14 @@ class LoadedReward:
         self.__name__ = name or reward_name(target)
         for attribute in REWARD_ATTRIBUTES:
             setattr(self, attribute, getattr(target, attribute, False))
+        if can_start(target):
+            self.start = self._start  # only then: to have it is to say that one can be started
+
+    def _start(self, **kwargs: Any) -> Callable[[], Any]:
+        return started(self.reward, {**kwargs, **self.args})
 
     def __call__(self, **kwargs: Any) -> Any:
-        return self.reward(**{**kwargs, **self.args})
+        return called(self.reward, {**kwargs, **self.args})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._made_from
@@ -119,15 +141,15 @@ class LoadedReward:
 
 
 def load_rewards(
-    specs: Sequence[str | Mapping[str, Any] | Callable[..., Any]], weights: Sequence[float] | None = None
+    specs: Sequence[str | Mapping[str, Any] | Callable[..., Any]], weights: Sequence[Weight] | None = None
 ) -> WeightedSum:
     """Find the rewards that a configuration names and put them into one weighted sum.
 
     Args:
         specs (`Sequence`):
             Rewards: a string, a dictionary with `func` and, where wanted, `name`, `weight` and `args`, or a callable.
-        weights (`Sequence[float]`, *optional*):
-            One for each reward, instead of those in the dictionaries. Default: 1.
+        weights (`Sequence`, *optional*):
+            One for each reward, instead of those in the dictionaries. Default: 1. Numbers, or schedules.
 
     Raises:
         `FileNotFoundError`: if a file or model folder is not there.
@@ -135,7 +157,7 @@ def load_rewards(
     """
     if isinstance(specs, (str, Mapping)) or callable(specs):
         raise TypeError(f"Rewards come as a list, but {specs!r} was given. Put it into brackets.")
-    dictionaries = [_as_dictionary(spec) for spec in specs]
+    dictionaries = [_located(_as_dictionary, spec, spec) for spec in specs]
     own = [spec["func"] for spec in dictionaries if "weight" in spec]
     if weights is not None and own:
         raise ValueError(
@@ -143,10 +165,27 @@ def load_rewards(
             f"({list(weights)}). Give them in one place."
         )
     if weights is None:
-        weights = [_as_weight(spec) for spec in dictionaries]
-    return WeightedSum(
-        [load_reward(spec["func"], spec.get("name"), spec.get("args")) for spec in dictionaries], weights
-    )
+        weights = [_located(_as_weight, spec, given) for given, spec in zip(specs, dictionaries, strict=True)]
+    return WeightedSum([_located(load_spec, spec, spec) for spec in specs], weights)
+
+
+def load_spec(spec: str | Mapping[str, Any] | Callable[..., Any]) -> Callable[..., Any]:
+    """Find the reward of one entry of a list, without its weight; see `load_rewards`."""
+    if spec is None:
+        raise ValueError("A reward is missing. Give a callable, or what a YAML file would say: a name or a mapping.")
+    given = _as_dictionary(spec)
+    return load_reward(given["func"], given.get("name"), given.get("args"))
+
+
+def _located(function: Callable[[Any], Any], value: Any, spec: Any) -> Any:
+    """Call a function; what it complains of is said with the file and line that the entry came from, if it did."""
+    where = getattr(spec, "where", None)
+    try:
+        return function(value)
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        if where is None:
+            raise
+        raise type(error)(f"{where}: {error}") from error
 
 
 def load_reward(
@@ -180,8 +219,12 @@ def _as_dictionary(spec: Any) -> dict[str, Any]:
     return dict(spec)
 
 
-def _as_weight(spec: Mapping[str, Any]) -> float:
+def _as_weight(spec: Mapping[str, Any]) -> Weight:
     weight = spec.get("weight", 1.0)
+    if isinstance(weight, Mapping):
+        return WeightSchedule.from_mapping(weight, str(spec.get("name") or spec["func"]))
+    if callable(weight):
+        return weight
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise ValueError(
             f"The weight of reward {spec['func']!r} is {weight!r}, of type {type(weight).__name__}, but must be a "
@@ -199,16 +242,17 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
         path, _, attribute = func.rpartition(":") if not func.endswith(".py") else (func, "", "")
         target = _from_file(Path(path).expanduser(), attribute)
     elif func in _rewards_here():
-        target = _rewards_here()[func]
+        target = getattr(importlib.import_module("rlhf_recipes.rewards"), func)
     elif IMPORT_PATH.fullmatch(func) and not Path(func).exists():
         module_name, _, attribute = func.replace(":", ".").rpartition(".")
         target = _from_module(module_name, attribute)
     elif "/" in func or "\\" in func or Path(func).exists():
         if "model" in settings:
             raise ValueError(f"The reward {func!r} is a model, and its args name another, {settings['model']!r}.")
-        target, settings = _rewards_here()["LearnedReward"], {"model": func, **settings}
+        learned = importlib.import_module("rlhf_recipes.rewards.learned").LearnedReward
+        target, settings = learned, {"model": func, **settings}
     else:
-        here = list(_rewards_here())
+        here = _rewards_here()
         raise ValueError(
             f"There is no reward {func!r}{_nearest(func, here)}. A reward is a name of rlhf_recipes.rewards "
             f"({', '.join(here)}), path/to/file.py:name, package.module.name, or a model folder or model id."
@@ -221,17 +265,10 @@ def _is_file(func: Any) -> bool:
     return isinstance(func, str) and (func.endswith(".py") or ".py:" in func)
 
 
-def _rewards_here() -> dict[str, type]:
-    """The classes of `rlhf_recipes.rewards` whose instances take completions."""
-    rewards = importlib.import_module("rlhf_recipes.rewards")
-    exported = {name: getattr(rewards, name) for name in rewards.__all__}
-    return {
-        name: value
-        for name, value in exported.items()
-        if inspect.isclass(value)
-        and value.__module__ != WeightedSum.__module__
-        and "completions" in inspect.signature(value.__call__).parameters
-    }
+def _rewards_here() -> tuple[str, ...]:
+    """The names of the rewards that come with this project; none of them is imported."""
+    names: tuple[str, ...] = importlib.import_module("rlhf_recipes.rewards").REWARDS
+    return names
 
 
 def _from_file(path: Path, attribute: str) -> Any:

@@ -156,6 +156,7 @@ def everything(folder, per_device=8, accumulation=1, **changed):
         ref_model=tiny_policy(seed=1),
         imitation_coef=0.5,
         imitation_dataset=TEXTS,
+        normalize_rewards=True,
         use_score_scaling=True,
         use_score_norm=True,
         score_clip=2.0,
@@ -173,7 +174,8 @@ def everything(folder, per_device=8, accumulation=1, **changed):
 
 
 # Much that a checkpoint must carry besides weights.
-CARRIED = {"optim": "adamw_torch", "learning_rate": 0.01, "use_score_scaling": True, "use_score_norm": True,
+CARRIED = {"optim": "adamw_torch", "learning_rate": 0.01, "normalize_rewards": True, "use_score_scaling": True,
+           "use_score_norm": True,
            "kl_target": 0.01, "kl_horizon": 16, "kl_coef": 0.2, "total_episodes": 24}  # fmt: skip
 
 

@@ -1,0 +1,69 @@
+"""Rewards that wait on something outside (a server, a subprocess): they run side by side, while the trainer goes on.
+
+Two kinds of rewards can be started and fetched later:
+
+- a coroutine function, `async def reward(prompts, completions, ...)`, as TRL's trainers take it;
+- an object with a method `start(**batch)` that begins the work at once and returns a function that gives the values.
+
+All others are called when their values are fetched, in the thread of the caller: a model on the processor that the
+policy is on would gain nothing from being called earlier.
+"""
+
+import asyncio
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+Finish = Callable[[], Any]
+
+
+def is_async(func: Any) -> bool:
+    """Whether calling it gives a coroutine."""
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
+
+
+def can_start(func: Any) -> bool:
+    """Whether a reward may be begun before its values are needed."""
+    return getattr(func, "start", None) is not None or is_async(func)
+
+
+def started(func: Callable[..., Any], batch: dict[str, Any]) -> Finish:
+    """Begin a reward, where it can be begun, and return what gives its values."""
+    start = getattr(func, "start", None)
+    if start is not None:
+        finish: Finish = start(**batch)
+        return finish
+    if is_async(func):
+        return functools.partial(wait_for, run_in_background(func(**batch)))
+    return functools.partial(func, **batch)
+
+
+def called(func: Callable[..., Any], batch: dict[str, Any]) -> Any:
+    """Call a reward of any kind and wait for its values."""
+    return started(func, batch)()
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
+    """Run a coroutine on the event loop that all rewards of this process share, in a thread of its own."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop(os.getpid()))
+
+
+def wait_for(future: "Future[Any]") -> Any:
+    """The result of a coroutine in the background. If the wait is interrupted (Ctrl-C), the coroutine is cancelled."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    # One for each process id: a forked child inherits the object, but not the thread that runs it.
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rlhf_recipes-rewards", daemon=True).start()
+    return loop

@@ -1,0 +1,176 @@
+import math
+import pickle
+
+import pytest
+
+from rlhf_recipes.rewards import Clip, Gate, Map, Product, RewardError, Scale, WeightedSum, load_rewards
+
+ROWS = {"prompts": ["a", "b", "c"], "completions": ["x", "yy", "zzz"], "completion_ids": [[1], [1, 2], [3, 4, 5]]}
+
+
+def length(completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+
+def signed(completions, **kwargs):
+    return [-1.0, 0.0, 2.0][: len(completions)]
+
+
+def sometimes(completions, **kwargs):
+    return [0.5, None, 3.0]
+
+
+def per_token(completion_ids, **kwargs):
+    return [[float(t) for t in ids] for ids in completion_ids]
+
+
+per_token.per_token = True
+
+
+def test_a_product():
+    assert Product([length, length_plus_one := Scale(length, center=-1.0, name="plus_one")])(**ROWS) == [
+        2.0,
+        6.0,
+        12.0,
+    ]
+    assert length_plus_one.__name__ == "plus_one"
+
+
+def test_a_product_does_not_apply_where_a_factor_does_not():
+    assert Product([length, sometimes])(**ROWS) == [0.5, None, 9.0]
+
+
+def test_a_factor_below_0_is_refused_with_the_way_out():
+    with pytest.raises(RewardError, match=r"factor 'signed' of 'Product' is -1 in row 0.*Map"):
+        Product([length, signed])(**ROWS)
+    mapped = Product([length, Map(signed, by="relu")])
+    assert mapped(**ROWS) == [0.0, 0.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("by", "values"),
+    [  # of -1, 0 and 2, by a calculator
+        ("sigmoid", [0.2689414213699951, 0.5, 0.8807970779778823]),
+        ("exp", [0.36787944117144233, 1.0, 7.38905609893065]),
+        ("softplus", [0.31326168751822286, 0.6931471805599453, 2.1269280110429727]),
+        ("relu", [0.0, 0.0, 2.0]),
+    ],
+)
+def test_maps(by, values):
+    assert Map(signed, by=by)(**ROWS) == pytest.approx(values, abs=1e-12)
+    halved = Map(signed, by=by, scale=0.5, center=-1.0)(**ROWS)  # x = 2 (r + 1) = 0, 2, 6
+    assert halved[0] == pytest.approx({"sigmoid": 0.5, "exp": 1.0, "softplus": math.log(2), "relu": 0.0}[by])
+
+
+def test_maps_of_extreme_values():
+    def extreme(completions, **kwargs):
+        return [-1e6, 1e6, 0.0]
+
+    assert Map(extreme)(**ROWS) == [0.0, 1.0, 0.5]
+    assert Map(extreme, by="softplus")(**ROWS) == [0.0, 1e6, math.log(2)]
+    with pytest.raises(RewardError, match="1e[+]06 scales above its center"):
+        Map(extreme, by="exp")(**ROWS)
+
+
+def test_a_gate_counts_only_where_the_condition_reaches_the_threshold():
+    assert Gate(length, only_if=signed)(**ROWS) == [0.0, 0.0, 3.0]
+    assert Gate(length, only_if=signed, at_least=0.0, otherwise=-5.0)(**ROWS) == [-5.0, 2.0, 3.0]
+    assert Gate(length, only_if=sometimes, at_least=1.0, otherwise=None)(**ROWS) == [None, None, 3.0]
+    assert Gate(sometimes, only_if=length, at_least=1.0)(**ROWS) == [0.5, None, 3.0]
+
+
+def test_clip_and_scale():
+    assert Clip(signed, low=-0.5, high=1.0)(**ROWS) == [-0.5, 0.0, 1.0]
+    assert Clip(signed, high=1.0)(**ROWS) == [-1.0, 0.0, 1.0]
+    assert Clip(sometimes, low=1.0)(**ROWS) == [1.0, None, 3.0]
+    assert Scale(signed, scale=4.0, center=2.0)(**ROWS) == [-0.75, -0.5, 0.0]
+    assert Scale(signed).__name__ == "signed"
+
+
+def test_clip_scale_and_map_take_rewards_per_token():
+    scaled = Scale(per_token, scale=2.0)
+    assert scaled.per_token
+    assert scaled(**ROWS) == [[0.5], [0.5, 1.0], [1.5, 2.0, 2.5]]
+    reward = WeightedSum([Clip(per_token, high=2.0)])
+    assert reward.combine_tokens(reward.parts(**ROWS), ROWS["completion_ids"]) == [[1.0], [1.0, 2.0], [2.0, 2.0, 2.0]]
+    for make in (lambda: Product([length, per_token]), lambda: Gate(length, only_if=per_token)):
+        with pytest.raises(
+            ValueError, match="one number for each completion, but 'per_token' gives one for each token"
+        ):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Product([length]), "two rewards or more"),
+        (lambda: Product([length, length]), "Two rewards are named 'length'"),
+        (lambda: Gate(length), "A reward is missing"),
+        (lambda: Clip(length), "neither low nor high"),
+        (lambda: Clip(length, low=1.0, high=1.0), "low must be below high"),
+        (lambda: Scale(length, scale=0.0), "the scale must be above 0"),
+        (lambda: Scale(length, scale=-1.0), "negative weight"),
+        (lambda: Map(length, by="square"), "known are sigmoid, exp, softplus and relu"),
+        (lambda: Map(length, scale=math.inf), "the scale must be above 0"),
+        (lambda: Gate("NoSuch", only_if=length), "There is no reward 'NoSuch'"),
+    ],
+)
+def test_compositions_that_cannot_be(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_composition_hands_on_what_is_in_it():
+    def wanting(completions, prompt_ids=None, **kwargs):
+        return [float(len(ids)) for ids in prompt_ids]
+
+    def fixed(completions, **kwargs):
+        return [2.0 for _ in completions]
+
+    wanting.wants_prompt_ids = True
+    fixed.constant = True
+    product = Product([wanting, fixed])
+    assert product.wants_prompt_ids
+    assert not product.wants_ref_logprobs
+    assert not product.constant  # one factor differs between completions
+    assert Scale(fixed).constant
+    assert product(**ROWS, prompt_ids=[[1], [1, 2], [1, 2, 3]]) == [2.0, 4.0, 6.0]
+
+
+def test_the_means_of_what_is_inside_are_logged():
+    logged = {}
+    Product([length, sometimes], name="both")(**ROWS, log_metric=logged.__setitem__)
+    assert logged == {"both/length": 2.0, "both/sometimes": 1.75}
+
+
+def test_a_failure_inside_names_the_reward_inside():
+    def broken(completions, **kwargs):
+        raise KeyError("no such thing")
+
+    with pytest.raises(RewardError, match="'broken' raised KeyError"):
+        WeightedSum([Gate(length, only_if=broken)])(**ROWS)
+
+
+def test_out_of_a_yaml_file_nested_and_pickled():
+    spec = {
+        "func": "Product",
+        "name": "quality_per_word",
+        "args": {
+            "rewards": [
+                {"func": "Map", "name": "ends", "args": {"reward": "EndsWithSentence", "by": "sigmoid"}},
+                {"func": "Clip", "args": {"reward": {"func": "LengthWindow", "args": {"unit": "words"}}, "high": 0.5}},
+            ]
+        },
+    }
+    rewards = load_rewards([spec])
+    rows = ROWS | {"completions": ["yes.", "no", "maybe so."]}
+    sigmoid_of_1 = 0.7310585786300049
+    assert rewards(**rows) == pytest.approx([sigmoid_of_1 / 2, 0.25, sigmoid_of_1 / 2])
+    assert rewards.names == ("quality_per_word",)
+    assert pickle.loads(pickle.dumps(rewards))(**rows) == rewards(**rows)
+
+
+def test_its_description_does_not_change_from_process_to_process():
+    """A resumed run compares descriptions, so that no address of an object may stand there."""
+    assert repr(Gate(length, only_if=signed)) == "Gate(length, signed, at_least=0.5, otherwise=0.0)"
+    assert repr(Product([length, Map(signed)])) == "Product(length, signed)"
