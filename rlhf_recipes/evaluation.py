@@ -15,7 +15,7 @@ from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo.functional import kl_per_token
 from rlhf_recipes.ppo.generation import LocalGenerator, sampling_config, stable_key
-from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, sample, token_lists
+from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists, sample, token_lists
 from rlhf_recipes.rewards import WeightedSum
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,9 @@ def _scored_rows(
     completions: list[Any] = texts
     if is_conversational(prompts[0]):
         completions = [[{"role": "assistant", "content": text}] for text in texts]
-    parts = reward.parts(prompts, completions, completion_ids, **columns, prompt_ids=prompt_lists(rollout))
-    scores, by_reward = reward.totals(parts), reward.per_row(parts)
+    columns |= {"prompt_ids": prompt_lists(rollout), "ref_logprobs": reference_lists(rollout)}
+    parts = reward.parts(prompts, completions, completion_ids, **columns)
+    scores, by_reward = reward.totals(parts, progress=1.0), reward.per_row(parts)
     kl = kl_per_token(rollout.logprobs, rollout.ref_logprobs).masked_fill(rollout.mask == 0, 0.0).sum(dim=1)
     for i, prompt in enumerate(prompts):
         yield {

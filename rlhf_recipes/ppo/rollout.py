@@ -156,6 +156,12 @@ def token_lists(rollout: Rollout | Written) -> list[list[int]]:
     return [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
 
 
+def reference_lists(rollout: Rollout) -> list[list[float]]:
+    """For each token of the completions its log-probability under the reference, without padding."""
+    lengths = rollout.mask.sum(dim=1).tolist()
+    return [row[:length] for row, length in zip(rollout.ref_logprobs.tolist(), lengths, strict=True)]
+
+
 def prompt_lists(rollout: Rollout | Written) -> list[list[int]]:
     """The prompts as lists of token ids without padding."""
     lengths = rollout.prompt_mask.sum(dim=1).tolist()

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from rlhf_recipes.data.formats import is_conversational
 from rlhf_recipes.ppo.metrics import Meter
-from rlhf_recipes.ppo.rollout import Rollout, Written, pad_right, prompt_lists, token_lists
+from rlhf_recipes.ppo.rollout import Rollout, Written, pad_right, prompt_lists, reference_lists, token_lists
 from rlhf_recipes.rewards.base import Parts, StartedRewards
 from rlhf_recipes.rewards.schedules import progress_of
 
@@ -68,8 +68,7 @@ class Scoring:
         assert self.rewards is not None, "start before finish"
         reward, settings = self.trainer.reward, self.trainer.settings
         ids = token_lists(rollout)
-        reference = [row[: len(own)] for row, own in zip(rollout.ref_logprobs.tolist(), ids, strict=True)]
-        parts = self.rewards.values(ref_logprobs=reference)
+        parts = self.rewards.values(ref_logprobs=reference_lists(rollout))
         self.meter.add({f"time/reward/{name}": seconds for name, seconds in self.rewards.seconds.items()})
         shown = reward.per_row(parts)
         parts = self._normalized(parts)

@@ -20,8 +20,8 @@ DECISIVE = (
     "use_score_scaling", "use_score_norm", "score_clip", "kl_coef", "kl_estimator", "use_kl_loss", "kl_target",
     "kl_horizon", "gamma", "lam", "lam_value", "lam_length_alpha", "whiten_rewards", "whiten_advantages", "critic",
     "critic_warmup", "vf_coef", "cliprange_value", "cliprange", "cliprange_high", "dual_clip", "entropy_coef",
-    "target_kl", "imitation_coef", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args", "ref_model_name_or_path",
+    "target_kl", "imitation_coef", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args", "ref_model_name_or_path",
     "ref_adapter_name", "model_adapter_name", "seed", "bf16", "fp16",
 )  # fmt: skip
 
