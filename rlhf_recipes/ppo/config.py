@@ -84,6 +84,9 @@ class PPOConfig(TrainingArguments):
         normalize_rewards (`bool`, *optional*, defaults to `False`):
             Take the mean of each reward so far away and divide by its standard deviation so far, before its weight:
             then weights compare rewards of any unit. Rewards that pay per token stay as they are.
+        hacking_monitor (`"warn"`, `"stop"` or `"off"`, *optional*, defaults to `"warn"`):
+            Whether a monitor looks at the log for signs that the rewards are exploited, and what it does then: say so,
+            or save and end the run as well. See [`~rlhf_recipes.ppo.monitor`].
         use_score_scaling, use_score_norm, score_clip:
             Divide scores by the standard deviation of all scores so far; subtract their mean too; clip them to
             `[-score_clip, score_clip]` afterwards.
@@ -173,6 +176,7 @@ class PPOConfig(TrainingArguments):
     )
     mask_truncated_completions: bool = _option(False, "Leave truncated completions out of the losses.")
     normalize_rewards: bool = _option(False, "Put each reward into units of its own spread so far, before its weight.")
+    hacking_monitor: str = _option("warn", "Where rewards are exploited: warn, stop (and save), or off.")
     use_score_scaling: bool = _option(False, "Divide scores by the standard deviation of all scores so far.")
     use_score_norm: bool = _option(False, "With use_score_scaling: subtract the mean of all scores so far, too.")
     score_clip: float | None = _option(None, "Clip scores to this distance from 0, after scaling. Default: no clip.")
@@ -291,6 +295,7 @@ class PPOConfig(TrainingArguments):
         check("missing_eos_penalty", lambda x: x >= 0, "0 or more: it is subtracted")
         check("overlong_prompts", lambda x: x in ("cut", "drop"), "'cut' or 'drop'")
         check("stop_token", lambda x: x in ("eos", "none"), "'eos' or 'none'")
+        check("hacking_monitor", lambda x: x in ("warn", "stop", "off"), "warn, stop or off")
         check("kl_estimator", lambda x: x in KL_ESTIMATORS, " or ".join(KL_ESTIMATORS))
         if self.min_new_tokens and self.min_new_tokens > self.max_completion_length:
             raise ValueError(

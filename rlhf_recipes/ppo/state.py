@@ -21,8 +21,8 @@ DECISIVE = (
     "kl_horizon", "gamma", "lam", "lam_value", "lam_length_alpha", "whiten_rewards", "whiten_advantages", "critic",
     "critic_warmup", "vf_coef", "cliprange_value", "cliprange", "cliprange_high", "dual_clip", "entropy_coef",
     "target_kl", "imitation_coef", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args", "ref_model_name_or_path",
-    "ref_adapter_name", "model_adapter_name", "seed", "bf16", "fp16",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args",
+    "ref_model_name_or_path", "ref_adapter_name", "model_adapter_name", "seed", "bf16", "fp16",
 )  # fmt: skip
 
 

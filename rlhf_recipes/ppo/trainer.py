@@ -48,6 +48,7 @@ from rlhf_recipes.ppo.generation import (
 )
 from rlhf_recipes.ppo.interrupt import SaveOnInterrupt
 from rlhf_recipes.ppo.metrics import Meter
+from rlhf_recipes.ppo.monitor import HackingMonitor
 from rlhf_recipes.ppo.plumbing import PPOPlumbing
 from rlhf_recipes.ppo.progress import RolloutProgress
 from rlhf_recipes.ppo.rollout import Rollout, Written, read, trimmed, write
@@ -155,7 +156,12 @@ class PPOTrainer(PPOPlumbing):
             train_dataset=self.prompts["train"].dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            callbacks=[AfterEachStep(self), self.interrupt, *(callbacks or [])],
+            callbacks=[
+                AfterEachStep(self),
+                self.interrupt,
+                HackingMonitor.of_rewards(self.reward, action=args.hacking_monitor),
+                *(callbacks or []),
+            ],
             optimizers=optimizers,
         )
         self._check_launch()
