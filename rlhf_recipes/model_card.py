@@ -365,6 +365,10 @@ def _shown(metrics: Mapping[str, Any]) -> list[str]:
 def _meaning(name: str, glossary: Mapping[str, str]) -> str:
     if name in glossary:
         return _text(glossary[name])
+    if name.endswith("/std"):
+        return "Its standard deviation over episodes."
+    if name.endswith("/share"):
+        return "How much of what tells one completion from another it decides; shares add up to 1."
     return "This reward before its weight; mean over episodes." if name.startswith("reward/") else ""
 
 

@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rlhf_recipes.ppo.config import BatchSizes
+from rlhf_recipes.ppo.metrics import is_mean_of_reward
 
 # What a line shows, and under which short name.
 SHOWN = {
@@ -41,7 +42,8 @@ class RolloutProgress(TrainerCallback):
         # One for training, and one for each set of held-out prompts.
         for prefix in [name.removesuffix("objective/scores") for name in logs if name.endswith("objective/scores")]:
             figures = [f"{short} {logs[prefix + name]:.3g}" for name, short in SHOWN.items() if prefix + name in logs]
-            figures += [f"{n.split('/')[1]} {v:.3g}" for n, v in logs.items() if n.startswith(f"{prefix}reward/")]
+            own = {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
+            figures += [f"{n.removeprefix('reward/')} {v:.3g}" for n, v in own.items() if is_mean_of_reward(n)]
             of_set = prefix.removeprefix("eval").strip("_")
             where = f"evaluation {of_set}".strip() if prefix else f"episode {logs.get('episode', 0):g}"
             # To stderr, where the bar is: a pipe or a file would hold back stdout until the end.

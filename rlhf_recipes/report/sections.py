@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from rlhf_recipes.ppo.metrics import is_mean_of_reward
 from rlhf_recipes.report import plots, words
 from rlhf_recipes.report.run import JUDGE, MAIN_REWARD, Completion, Run, number
 
@@ -374,7 +375,7 @@ FROM_ZERO = ("curve-kl", "curve-value-loss", "curve-clip", "curve-finished")
 
 
 def _expand(run: Run, series: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    logged = dict.fromkeys(key for row in run.log_history for key in row if key.startswith("reward/"))
+    logged = dict.fromkeys(key for row in run.log_history for key in row if is_mean_of_reward(key))
     expanded: list[tuple[str, str]] = []
     for label, key in series:
         expanded += [(name.removeprefix("reward/"), name) for name in logged] if key == "reward/*" else [(label, key)]
