@@ -56,7 +56,7 @@ def rating_metrics(
         "pairwise_accuracy_ci95": all_pairs_interval(logits, ratings, min_gap),
         "pairs": pairs,
         "pearson": pearson(logits if scores is None else scores, ratings),
-        "vader_accuracy": all_pairs_accuracy(Vader()([""] * len(texts), texts), ratings, min_gap)[0],
+        "vader_accuracy": all_pairs_accuracy(_vader(texts), ratings, min_gap)[0],
         "length_accuracy": all_pairs_accuracy([len(text) for text in texts], ratings, min_gap)[0],
     }
     if scores is not None:
@@ -92,15 +92,18 @@ def pair_metrics(
     kinds = np.array([1.0, 0.5, 0.0])
     shares = [np.mean(credit == kind) for kind in kinds]
     draws = np.random.default_rng(seed).multinomial(len(credit), shares, size=samples)  # (S, 3)
-    vader = Vader()
-    blank = [""] * len(chosen)
     return {
         "pairwise_accuracy": float(credit.mean()),
         "pairwise_accuracy_ci95": percentile_interval(draws @ kinds / len(credit)),
         "pairs": len(credit),
-        "vader_accuracy": float(_order_credit(vader(blank, chosen), vader(blank, rejected)).mean()),
+        "vader_accuracy": float(_order_credit(_vader(chosen), _vader(rejected)).mean()),
         "length_accuracy": float(_order_credit([*map(len, chosen)], [*map(len, rejected)]).mean()),
     }
+
+
+def _vader(texts: Sequence[str]) -> list[float]:
+    # A text that VADER cannot read counts as neutral: a baseline has to say something of every text.
+    return [score or 0.0 for score in Vader()([""] * len(texts), texts)]
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:

@@ -1,19 +1,31 @@
-"""Sentiment as a reward, from a lexicon."""
+"""Sentiment as a reward: from a lexicon, or from a trained classifier."""
 
 import functools
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.rewards.base import Text, as_text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Vader:
-    """VADER's compound score of the text, from -1 (most negative) to 1 (most positive); 0 for a text without words.
+    """VADER's compound score of the text, from -1 (most negative) to 1 (most positive).
 
     `r = s / sqrt(s^2 + 15)`, where `s` sums the valences of the words, raised or turned by their neighbours (Hutto and
-    Gilbert, ICWSM 2014). A lexicon is easy to exploit: a policy soon learns to pile up praise. English alone.
+    Gilbert, ICWSM 2014). A lexicon is easy to exploit: a policy soon learns to pile up praise.
+
+    It knows English words, emoticons and emoji. A text of English words without any feeling gets 0, and so do most
+    texts of other languages in Latin letters, which it cannot tell from it. A text with no Latin letter and nothing
+    else that it knows gets `None`: one that is empty, punctuation alone, or Chinese.
+
+    VADER's time grows with the square of the emotional words: 25 words take 0.15 ms, 10,000 of praise 17 seconds.
 
     Args:
         completion_only (`bool`, *optional*, defaults to `False`):
@@ -29,17 +41,151 @@ class Vader:
     def __name__(self) -> str:
         return self.name
 
-    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
-        texts = [as_text(completion) for completion in completions]
-        if not self.completion_only:
-            texts = [_joined(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
         analyzer = _analyzer()
-        return [analyzer.polarity_scores(text)["compound"] for text in texts]
+        values: list[float | None] = []
+        for text in _texts(prompts, completions, self.completion_only):
+            compound = analyzer.polarity_scores(text)["compound"]
+            values.append(compound if compound or any(map(_is_latin, text)) else None)
+        return values
+
+
+class SentimentClassifier:
+    """How much more likely a classifier takes the text for positive than for negative, from -1 to 1.
+
+    `r = sum_k w_k p_k`, where `p` are the model's probabilities: the softmax of its logits over all labels, or of a
+    model for several labels at once the sigmoid of each. By default `w` is 1 for the
+    positive label, -1 for the negative one and 0 for all others, so that `r = P(positive) - P(negative)`. It knows the
+    languages that the model was trained on, and says something of all others too.
+
+    A text that is longer than the model can read loses its beginning. A text of white space alone, the empty one among
+    them, gets `None`; punctuation and emoji are left to the model. A model that gives NaN stops the run
+    (`RewardError`).
+
+    Args:
+        model (`str`, `Path` or `torch.nn.Module`):
+            A sequence classifier: a folder, a model id of the Hub, or one that is loaded already.
+        positive (`int` or `str`, *optional*), negative (`int` or `str`, *optional*):
+            The two labels, by index or by name. Default: the only label whose name begins with "pos" or "neg", in any
+            case.
+        weights (`Mapping`, *optional*):
+            The weight of each label, by index or by name, instead of `positive` and `negative`; for a model of stars
+            `{"1 star": -1, "2 stars": -0.5, "4 stars": 0.5, "5 stars": 1}`. A label that is left out has 0.
+        completion_only (`bool`, *optional*, defaults to `False`):
+            Whether to leave out the prompt. By default prompt and completion are scored as one text.
+        processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
+            The model's tokenizer, or where it lies. Default: that of `model`.
+        batch_size (`int`, *optional*, defaults to 32):
+            Texts in one forward pass; they are of similar length.
+        max_length (`int`, *optional*):
+            Tokens of a text that the model reads. Default: all that it can.
+        device (`str` or `torch.device`, *optional*):
+            Where to put the model. Default: this process's GPU, or the CPU where there is none.
+        dtype (`str` or `torch.dtype`, *optional*):
+            Precision to load in. Default: that of the files on a GPU, float32 on a CPU.
+        name (`str`, *optional*, defaults to `"SentimentClassifier"`):
+            What logs show.
+
+    Raises:
+        `ValueError`: if the model does not have the labels, or has one alone.
+
+    Example:
+
+    ```python
+    reward = SentimentClassifier("distilbert/distilbert-base-uncased-finetuned-sst-2-english", completion_only=True)
+    ```
+    """
+
+    def __init__(
+        self,
+        model: "str | Path | torch.nn.Module",
+        positive: int | str | None = None,
+        negative: int | str | None = None,
+        weights: Mapping[int | str, float] | None = None,
+        completion_only: bool = False,
+        processing_class: "str | Path | PreTrainedTokenizerBase | None" = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        device: "str | torch.device | None" = None,
+        dtype: "str | torch.dtype | None" = None,
+        name: str | None = None,
+    ) -> None:
+        from rlhf_recipes.rewards.learned import LearnedReward  # VADER needs no torch
+
+        self._arguments = (
+            model, positive, negative, weights, completion_only, processing_class, batch_size, max_length, device,
+            dtype, name,
+        )  # fmt: skip
+        self.__name__ = name or type(self).__name__
+        self.completion_only = completion_only
+        loaded = LearnedReward(
+            model, processing_class, batch_size, max_length, label=0, name=self.__name__, calibrate=False,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        self.weights = _weights_of(list(loaded.model.config.id2label.values()), positive, negative, weights)
+        # The same model, now that its labels are known.
+        self.reward = LearnedReward(
+            loaded.model, loaded.tokenizer, batch_size, loaded.max_length, name=self.__name__,
+            settings=loaded.settings, calibrate=False, labels=self.weights, probabilities=True,
+        )  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
+        """Score each text. `(B,)`"""
+        texts = _texts(prompts, completions, self.completion_only)
+        values = self.reward(prompts=[""] * len(texts), completions=texts)
+        return [value if text.strip() else None for value, text in zip(values, texts, strict=True)]
+
+    def __repr__(self) -> str:
+        return f"SentimentClassifier(name={self.__name__!r}, weights={self.weights})"
+
+
+def _texts(prompts: Sequence[Text], completions: Sequence[Text], completion_only: bool) -> list[str]:
+    texts = [as_text(completion) for completion in completions]
+    if completion_only:
+        return texts
+    return [_joined(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _joined(prompt: Text, text: str) -> str:
     # A completion goes on in the middle of a plain prompt; the messages of a conversation stand apart.
     return prompt + text if isinstance(prompt, str) else f"{as_text(prompt)}\n{text}"
+
+
+def _is_latin(character: str) -> bool:
+    return character.isalpha() and unicodedata.name(character, "").startswith("LATIN")
+
+
+def _weights_of(
+    labels: Sequence[str],
+    positive: int | str | None,
+    negative: int | str | None,
+    weights: Mapping[int | str, float] | None,
+) -> dict[int | str, float]:
+    if len(labels) < 2:
+        raise ValueError(f"The model has one label, {labels[0]}, so its probability is always 1. Use LearnedReward.")
+    if weights is None:
+        weights = {
+            _named(labels, "positive") if positive is None else positive: 1.0,
+            _named(labels, "negative") if negative is None else negative: -1.0,
+        }
+    elif positive is not None or negative is not None:
+        raise ValueError("SentimentClassifier was given weights, and positive or negative as well. Give either.")
+    if len(weights) < 2:
+        raise ValueError(f"SentimentClassifier weighs one label alone, {dict(weights)}. Give two or more.")
+    return dict(weights)
+
+
+def _named(labels: Sequence[str], side: str) -> str:
+    found = [label for label in labels if label.lower().startswith(side[:3])]
+    if len(found) != 1:
+        raise ValueError(
+            f"The model's labels are {', '.join(labels)}, of which {len(found)} begin with {side[:3]!r}: say by "
+            f"{side} which one is {side}, or give the weights of all."
+        )
+    return found[0]
 
 
 @functools.cache

@@ -5,8 +5,10 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tokenizers import processors
+from transformers.utils import is_bitsandbytes_available
 
-from rlhf_recipes.rewards import LearnedReward, LogisticCalibration, RewardModelSettings
+from rlhf_recipes.rewards import LearnedReward, LogisticCalibration, RewardError, RewardModelSettings, WeightedSum
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 KINDS = ("bert", "llama")
@@ -254,6 +256,131 @@ def test_of_several_labels_one_is_chosen():
             LearnedReward(model, tokenizer, label=label)
 
 
+THREE = {0: "negative", 1: "neutral", 2: "positive"}
+
+
+def three_labels(**config):
+    tokenizer = tiny_tokenizer("bert")
+    model = tiny_classifier(tokenizer, num_labels=3, id2label=THREE, **config)
+    with torch.no_grad():
+        return model, tokenizer, model(**tokenizer("The film is good.", return_tensors="pt")).logits[0]
+
+
+def test_labels_are_weighed_by_name_or_index():
+    model, tokenizer, (negative, neutral, positive) = three_labels()
+    row = (["The film is"], [" good."])
+    by_name = LearnedReward(model, tokenizer, labels={"positive": 1.0, "negative": -1.0})
+    assert by_name(*row) == pytest.approx([(positive - negative).item()], abs=1e-5)
+    by_index = LearnedReward(model, tokenizer, labels={2: 0.5, 1: 2})
+    assert by_index(*row) == pytest.approx([(0.5 * positive + 2 * neutral).item()], abs=1e-5)
+
+
+def test_logits_become_probabilities_over_all_labels():
+    model, tokenizer, logits = three_labels()
+    row = (["The film is"], [" good."])
+    odds = torch.exp(logits.double())
+    p = (odds / odds.sum()).tolist()
+    assert LearnedReward(model, tokenizer, label="positive", probabilities=True)(*row) == pytest.approx([p[2]])
+    weighed = LearnedReward(model, tokenizer, labels={"positive": 1.0, "negative": -1.0}, probabilities=True)
+    assert weighed(*row) == pytest.approx([p[2] - p[0]], abs=1e-6)
+
+
+def test_one_label_and_labels_apart_have_a_probability_each():
+    tokenizer = tiny_tokenizer("bert")
+    model = tiny_classifier(tokenizer)
+    x = logit(model, tokenizer, "The film is good.")
+    row = (["The film is"], [" good."])
+    assert LearnedReward(model, tokenizer, probabilities=True)(*row) == pytest.approx([1 / (1 + 2.718281828**-x)])
+    model, tokenizer, logits = three_labels(problem_type="multi_label_classification")
+    positive = 1 / (1 + 2.718281828 ** -logits[2].item())
+    reward = LearnedReward(model, tokenizer, label="positive", probabilities=True)
+    assert reward(*row) == pytest.approx([positive])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"labels": {"positive": 1.0}, "label": "positive"}, r"Give label \('positive'\).*or labels .*, not both"),
+        ({"labels": {}}, "labels is empty"),
+        ({"labels": {"good": 1.0}}, r"no label 'good'. It has negative, neutral, positive \(0 to 2\)"),
+        ({"labels": {"positive": float("nan")}}, "weight of label 'positive' is nan"),
+        ({"labels": {"positive": "1"}}, "weight of label 'positive' is '1'"),
+        ({"probabilities": True}, "say which is the reward by label"),
+        ({"label": 0, "dtype": "bfloat16"}, "load_in_4bit and dtype come too late"),
+    ],
+)
+def test_labels_that_cannot_be_weighed_are_refused(settings, words):
+    model, tokenizer, _ = three_labels()
+    with pytest.raises(ValueError, match=words):
+        LearnedReward(model, tokenizer, **settings)
+
+
+def test_a_calibration_is_that_of_one_logit():
+    settings = RewardModelSettings(LogisticCalibration(scale=0.5, offset=-1.0, low=-4.0, high=4.0))
+    for asked in ({"probabilities": True}, {"labels": {0: 1.0}}):
+        with pytest.raises(ValueError, match="holds a calibration, which makes ratings of one logit"):
+            reward_of("bert", settings=settings, **asked)
+        reward_of("bert", settings=settings, calibrate=False, **asked)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_model_that_gives_no_number_is_an_error_that_names_the_row(number):
+    tokenizer = tiny_tokenizer("bert")
+    model = tiny_classifier(tokenizer)
+    broken = tokenizer("!", add_special_tokens=False).input_ids[0]
+    torch.nn.init.constant_(model.bert.embeddings.word_embeddings.weight[broken], float(number))
+    calibration = LogisticCalibration(scale=0.5, offset=-1.0, low=-4.0, high=4.0)  # would turn inf into 4
+    for settings in (None, RewardModelSettings(calibration)):
+        reward = LearnedReward(model, tokenizer, name="judge", settings=settings)
+        with pytest.raises(RewardError, match=r"model of reward 'judge' gave \w+, for row 3 \(prompt 'What a', compl"):
+            reward(PROMPTS, COMPLETIONS)
+
+
+def test_a_template_that_writes_the_beginning_of_sequence_gets_no_second_one():
+    tokenizer = tiny_tokenizer("llama", chat_template=True)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    model = tiny_classifier(tokenizer, "llama")
+    once = "<bos><|user|>Was it good?<|assistant|>yes<eos>"
+    ids = tokenizer(once, add_special_tokens=False).input_ids
+    assert tokenizer(once).input_ids == [tokenizer.bos_token_id, *ids]  # what must not be read
+    expected = logit(model, tokenizer, once, add_special_tokens=False)
+    score = LearnedReward(model, tokenizer)([[{"role": "user", "content": "Was it good?"}]], ["yes"])
+    assert score == pytest.approx([expected], abs=1e-5)
+
+
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs bitsandbytes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_4_bit_keeps_its_head_and_gives_the_same_alone_and_in_a_batch(kind, tmp_path):
+    tokenizer = tiny_tokenizer(kind)
+    model = tiny_classifier(tokenizer, kind, hidden_size=64)
+    folder = save_tiny(tmp_path / "reward", model, tokenizer)
+    reward = LearnedReward(folder, load_in_4bit=True)
+    quantized = {name for name, module in reward.model.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert quantized
+    assert not any("score" in name or "classifier" in name for name in quantized)
+    alone = [reward([p], [c])[0] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(alone, abs=1e-5)
+    exact = LearnedReward(folder)(PROMPTS, COMPLETIONS)
+    assert alone != pytest.approx(exact, abs=1e-5)  # it is another model
+    assert torch.corrcoef(torch.tensor([alone, exact]))[0, 1] > 0.5  # and not a strange one
+
+
+def test_it_is_weighed_in_a_sum():
+    expected = reward_of("bert")(PROMPTS, COMPLETIONS)
+    total = WeightedSum([reward_of("bert")], [-2.0])(PROMPTS, COMPLETIONS, [[1]] * 4)
+    assert total == pytest.approx([-2 * score for score in expected], abs=1e-5)
+
+
+def test_any_text_has_a_score():
+    reward = reward_of("bert")
+    texts = ["...", "今天 is 😀 день", "\u200b", "x " * 10_000, "\x00"]
+    scores = reward([""] * 5, texts)
+    assert scores == pytest.approx([reward([""], [text])[0] for text in texts], abs=1e-5)
+
+
 def test_dropout_is_off_while_scoring_and_the_mode_is_given_back():
     tokenizer = tiny_tokenizer("bert")
     model = tiny_classifier(tokenizer, hidden_dropout_prob=0.5)
@@ -281,7 +408,7 @@ def test_half_precision_is_kept_and_gives_numbers(tmp_path):
 def test_it_survives_pickling_and_the_pickle_of_a_path_is_small(tmp_path):
     tokenizer = tiny_tokenizer("bert")
     folder = save_tiny(tmp_path / "reward", tiny_classifier(tokenizer), tokenizer)
-    reward = LearnedReward(str(folder), batch_size=2, name="judge")
+    reward = LearnedReward(str(folder), batch_size=2, name="judge", labels={0: 2.0}, probabilities=True)
     pickled = pickle.dumps(reward)
     assert len(pickled) < 1000
     again = pickle.loads(pickled)

@@ -113,7 +113,7 @@ def test_rewards_from_files_and_with_settings_survive_pickling(my_rewards):
         ("nowhere.rewards.brevity", ValueError, "no module 'nowhere.rewards' to take the reward 'brevity' from"),
         ("rlhf_recipes.rewards.rules.Regex", ValueError, "no 'Regex' in rlhf_recipes.rewards.rules; did you mean"),
         ("EndWithSentence", ValueError, "no reward 'EndWithSentence'; did you mean 'EndsWithSentence'?"),
-        ("load_rewards", ValueError, "A reward is a name of rlhf_recipes.rewards (EndsWithSentence, LearnedReward"),
+        ("load_rewards", ValueError, "A reward is a name of rlhf_recipes.rewards (Acceptability, ActiveParameters"),
         ("./nowhere", FileNotFoundError, "No model at './nowhere'"),
         ({"func": "Vader", "wieght": 1}, ValueError, "no key 'wieght'; did you mean 'weight'?. Known: func, name"),
         ({"name": "x"}, ValueError, "says no func"),
