@@ -1,0 +1,197 @@
+"""Any reward behind HTTP, for [`~rlhf_recipes.rewards.remote.RemoteReward`] or for whatever can send JSON.
+
+    POST /score   {"prompts": [...], "completions": [...], "completion_ids": [[...], ...], "columns": {"name": [...]}}
+                  -> {"rewards": [0.5, null, ...], "parts": {"name": [0.5, null, ...]}}
+    GET  /health  -> {"name": "...", "parts": ["..."], "weights": [1.0]}
+    GET  /openapi.json                                   both requests as a schema
+
+`completion_ids` and `columns` may be left out. `rewards` are the weighted sums, null where no reward applies to a row;
+`parts` are the values of each reward before weighting. A refusal is `{"detail": "a sentence"}`: 401 for a wrong token,
+413 for too much at once, 422 for rows that do not fit or that a reward fails on.
+
+The rewards see one request at a time, in one thread. Requests are not joined into larger batches: a reward may compare
+the completions of a prompt, and then those of another client would change its values.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, WeightedSum, compute_rewards
+from rlhf_recipes.rewards.checks import RewardError, reward_name
+from rlhf_recipes.rewards.optional import optional
+from rlhf_recipes.rewards.remote import TOKEN_ENV
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+MEGABYTE = 2**20
+# What a reward may ask for and the protocol does not carry.
+NOT_CARRIED = {
+    "per_token": "gives one number for each token, and the protocol has one for each row",
+    "wants_prompt_ids": "wants prompt_ids, which the protocol does not carry",
+    "wants_ref_logprobs": "wants ref_logprobs, which the protocol does not carry",
+}
+
+
+def make_app(
+    reward: RewardFunction, token_env: str | None = TOKEN_ENV, max_rows: int = 1024, max_body_mb: float = 16
+) -> "FastAPI":
+    """A FastAPI app that scores rows with a reward.
+
+    Args:
+        reward (`RewardFunction`):
+            A [`WeightedSum`], or any single reward.
+        token_env (`str`, *optional*, defaults to `"REWARD_API_TOKEN"`):
+            The environment variable with the bearer token that `/score` asks for. Where it is not set, or this is
+            `None`, it asks for none. `/health` never does.
+        max_rows (`int`, *optional*, defaults to 1024):
+            Rows in one request.
+        max_body_mb (`float`, *optional*, defaults to 16):
+            Size of one request, in units of 2^20 bytes.
+
+    Raises:
+        `ValueError`: if the reward cannot be served, because it is per token or wants what only a trainer has.
+    """
+    optional("fastapi", "A reward server", extra="serve")
+    from fastapi import FastAPI, HTTPException, Request
+    from starlette.requests import ClientDisconnect
+
+    rewards = _as_sum(reward)
+    _check_limits(max_rows, max_body_mb)
+    parse, schema = _parser()
+    # One thread for all requests: torch makes a pool of threads for each thread that calls it.
+    worker, turn = ThreadPoolExecutor(1, "reward"), asyncio.Lock()
+    # FastAPI's pages of documentation would have a browser fetch scripts from elsewhere.
+    app = FastAPI(title=f"Reward {rewards.__name__}", docs_url=None, redoc_url=None)
+    body_schema = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+    @app.post("/score", openapi_extra=body_schema)
+    async def score(request: Request) -> dict[str, Any]:
+        if not _is_admitted(request.headers.get("Authorization", ""), token_env):
+            raise HTTPException(
+                401,
+                f"This server wants the token that its {token_env} holds, as a bearer token.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_body_mb * MEGABYTE:
+                    raise HTTPException(413, f"The request is larger than {max_body_mb:g} MB; send less at once.")
+        except ClientDisconnect:
+            raise HTTPException(499, "The client has closed the connection.") from None
+        try:
+            batch = parse(bytes(body))
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        if len(batch["completions"]) > max_rows:
+            raise HTTPException(413, f"{len(batch['completions'])} rows are more than {max_rows}; send fewer at once.")
+        async with turn:
+            if await request.is_disconnected():  # it has given up, and will ask again: do not score twice
+                raise HTTPException(499, "The client has closed the connection.")
+            try:
+                return await asyncio.get_running_loop().run_in_executor(worker, score_rows, rewards, batch)
+            except (RewardError, ValueError) as error:
+                raise HTTPException(422, str(error)) from None
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"name": rewards.__name__, "parts": list(rewards.names), "weights": list(rewards.weights)}
+
+    return app
+
+
+def score_rows(rewards: WeightedSum, batch: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one request: the weighted sum of each row, `None` where no reward applies, and the parts."""
+    parts = compute_rewards(rewards.reward_funcs, **batch)
+    applies = [row for row in range(len(batch["completions"])) if any(own[row] is not None for own in parts.values())]
+    sums: Series = [None] * len(batch["completions"])
+    some: Parts = {name: [own[row] for row in applies] for name, own in parts.items()}
+    for row, value in zip(applies, rewards.combine(some), strict=True):
+        sums[row] = value
+    return {"rewards": sums, "parts": parts}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for connections; port 0 takes any that is free.
+
+    Raises:
+        `OSError`: if the address cannot be had; the message says what to change.
+    """
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(
+            f"Cannot listen at {host}, port {port}: {error.strerror}. Choose another host or port."
+        ) from error
+    # Otherwise each answer waits for 40 ms: head and body go separately, and the second for the first to be received.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def serve(app: "FastAPI", listener: socket.socket) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; those under way are finished first."""
+    uvicorn = optional("uvicorn", "A reward server", extra="serve")
+    # With no configuration of its own, uvicorn's log goes where the program's goes.
+    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run(sockets=[listener])
+
+
+def _as_sum(reward: RewardFunction) -> WeightedSum:
+    rewards = reward if isinstance(reward, WeightedSum) else WeightedSum([reward], name=reward_name(reward))
+    for name, func in zip(rewards.names, rewards.reward_funcs, strict=True):
+        for attribute, reason in NOT_CARRIED.items():
+            if getattr(func, attribute, False):
+                raise ValueError(f"Reward {name!r} cannot be served: it {reason}. Let the trainer call it itself.")
+    return rewards
+
+
+def _check_limits(max_rows: int, max_body_mb: float) -> None:
+    if max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows}; it must be 1 or more.")
+    if not max_body_mb > 0:
+        raise ValueError(f"max_body_mb is {max_body_mb}; it must be above 0.")
+
+
+def _is_admitted(header: str, token_env: str | None) -> bool:
+    token = os.environ.get(token_env, "").strip() if token_env else ""
+    return not token or secrets.compare_digest(header.encode(), f"Bearer {token}".encode())
+
+
+def _parser() -> tuple[Callable[[bytes], dict[str, Any]], dict[str, Any]]:
+    """What makes a batch of a request's body, or raises `ValueError` with what does not fit; and its JSON schema."""
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+    class Rows(BaseModel):
+        model_config = ConfigDict(strict=True, extra="forbid")
+        prompts: list[str | list[dict[str, Any]]]
+        completions: list[str | list[dict[str, Any]]]
+        completion_ids: list[list[int]] | None = None
+        columns: dict[str, list[Any]] = Field(default_factory=dict)
+
+    def parse(body: bytes) -> dict[str, Any]:
+        try:
+            batch = Rows.model_validate_json(body).model_dump()
+        except ValidationError as error:
+            places = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors()[:3]]
+            more = "" if error.error_count() <= 3 else f" (and {error.error_count() - 3} more)"
+            raise ValueError("; ".join(places) + more) from None
+        _check_sizes(batch)
+        return batch
+
+    return parse, Rows.model_json_schema()
+
+
+def _check_sizes(batch: dict[str, Any]) -> None:
+    size = len(batch["completions"])
+    ids: Sequence[Any] | None = batch["completion_ids"]
+    sizes = {"prompts": len(batch["prompts"]), "completion_ids": size if ids is None else len(ids)}
+    sizes |= {f"columns.{name}": len(values) for name, values in batch["columns"].items()}
+    wrong = [f"{name} {number}" for name, number in sizes.items() if number != size]
+    if wrong:
+        raise ValueError(f"There are {size} completions, but {', '.join(wrong)}: give one for each row.")
