@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.languagetool import LanguageTool
     from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
     from rlhf_recipes.rewards.loading import load_reward, load_rewards
-    from rlhf_recipes.rewards.process import StepReward, TokenClassifierReward
+    from rlhf_recipes.rewards.process import StepModel, StepReward, TokenClassifierReward
     from rlhf_recipes.rewards.reference import BLEU, ROUGE, ChrF, ExactMatch, TokenF1, corpus_bleu
     from rlhf_recipes.rewards.remote import RemoteReward
     from rlhf_recipes.rewards.rules import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         Repetition,
     )
     from rlhf_recipes.rewards.schedules import WeightSchedule
-    from rlhf_recipes.rewards.semantics import EmbeddingDistance, EmbeddingSimilarity
+    from rlhf_recipes.rewards.semantics import Embedder, EmbeddingDistance, EmbeddingSimilarity
     from rlhf_recipes.rewards.sentiment import SentimentClassifier, Vader
     from rlhf_recipes.rewards.shaping import KeywordProgress, PrefixScore
 
@@ -129,8 +129,10 @@ _OTHERS_OF = {
         "load_reward",
         "load_rewards",
     ),
+    "process": ("StepModel",),
     "reference": ("corpus_bleu",),
     "schedules": ("WeightSchedule",),
+    "semantics": ("Embedder",),
 }
 _MODULE_OF = {name: module for group in (_REWARDS_OF, _OTHERS_OF) for module, names in group.items() for name in names}
 
@@ -145,6 +147,7 @@ __all__ = [
     "Clip",
     "Discount",
     "DistinctN",
+    "Embedder",
     "EmbeddingDistance",
     "EmbeddingSimilarity",
     "EndsWithSentence",
@@ -179,6 +182,7 @@ __all__ = [
     "SelfBLEU",
     "SentimentClassifier",
     "Spelling",
+    "StepModel",
     "StepReward",
     "ThinkAnswerFormat",
     "TokenClassifierReward",

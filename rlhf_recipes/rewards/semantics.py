@@ -1,0 +1,261 @@
+"""Meaning as a reward: how near a completion is to a text, or how far from its siblings, to a sentence encoder.
+
+An encoder makes a vector of a text, and the cosine between two vectors says how alike their meanings are
+(Sentence-BERT, Reimers and Gurevych, arXiv 1908.10084). It knows the languages that it was trained on; in others, and
+for nonsense, the cosine is a number too, but says little.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from rlhf_recipes.rewards.base import Series, Text, as_text
+from rlhf_recipes.rewards.batching import check_finite, model_outputs, pad_id_of
+from rlhf_recipes.rewards.diversity import siblings
+from rlhf_recipes.rewards.frozen import FrozenModel, check_batch_size, find_file
+from rlhf_recipes.rewards.reference import as_references
+from rlhf_recipes.rewards.rules import column_values
+from rlhf_recipes.rewards.words import is_blank
+
+POOLING_FILE = "1_Pooling/config.json"
+LENGTH_FILE = "sentence_bert_config.json"
+POOLINGS = ("mean", "cls")
+
+
+class Embedder:
+    """Texts to vectors of length 1: the mean of an encoder's last hidden states over a text's tokens, normalized.
+
+    `e = m / |m|`, `m = 1/T sum_t h_t`, special tokens included, as sentence-transformers does it. Where a model's
+    folder follows that library's layout, its pooling (mean, or the first token) and its length in tokens are read from
+    there. A longer text loses its end, as it does there. Equal texts of one call are encoded once.
+
+    Args:
+        model (`str`, `Path` or `torch.nn.Module`):
+            A folder or a model id of the Hub, or an encoder that is loaded already.
+        processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
+            The model's tokenizer, or where it lies. Default: that of `model`.
+        batch_size (`int`, *optional*, defaults to 32):
+            Texts in one forward pass.
+        max_length (`int`, *optional*):
+            Tokens of a text that are read. Default: what the folder says, else all that the model can.
+        pooling (`"mean"` or `"cls"`, *optional*):
+            How one vector is made of those of the tokens. Default: what the folder says, else `"mean"`.
+        device, dtype, load_in_4bit: as in [`LearnedReward`].
+
+    Raises:
+        `ValueError`: if the folder asks for another pooling than these two, or a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module,
+        processing_class: str | Path | PreTrainedTokenizerBase | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        pooling: Literal["mean", "cls"] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        load_in_4bit: bool = False,
+    ) -> None:
+        check_batch_size(batch_size)
+        if pooling not in (None, *POOLINGS):
+            raise ValueError(f"pooling is {pooling!r}, but must be one of {', '.join(POOLINGS)}.")
+        self.reader = FrozenModel(AutoModel, model, processing_class, max_length, device, dtype, load_in_4bit)
+        self.reader.tokenizer.truncation_side = "right"
+        source = self.reader.source
+        if source is not None and max_length is None:
+            trained = _read_json(source, LENGTH_FILE).get("max_seq_length")
+            self.reader.max_length = min(
+                (limit for limit in (trained, self.reader.max_length) if limit is not None), default=None
+            )
+        self.pooling = pooling or (_pooling_of(source) if source is not None else "mean")
+        self.batch_size = batch_size
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Vectors of length 1, in float32 on the CPU. `N texts -> (N, H)`"""
+        place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        vectors = self._encode(list(place))
+        return vectors[[place[text] for text in texts]]
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        tokenizer = self.reader.tokenizer
+        said = tokenizer(list(texts), truncation=True, max_length=self.reader.max_length) if texts else None
+        token_ids = [ids or [pad_id_of(tokenizer)] for ids in said.input_ids] if said is not None else []
+        vectors = torch.zeros(len(texts), self.reader.model.config.get_text_config().hidden_size)
+        for rows, output in model_outputs(self.reader.model, token_ids, self.batch_size, pad_id_of(tokenizer)):
+            states = output.last_hidden_state.float().cpu()  # (b, L, H)
+            for index, row in enumerate(rows):
+                own = states[index, : len(token_ids[row])]
+                vectors[row] = own.mean(dim=0) if self.pooling == "mean" else own[0]
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+
+class _EmbeddingReward:
+    """What both rewards share: an embedder, a name, and pickling by the arguments."""
+
+    def __init__(self, arguments: tuple[Any, ...], embedder: Embedder, name: str | None) -> None:
+        self._arguments = arguments
+        self.embedder = embedder
+        self.__name__ = name or type(self).__name__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.__name__!r}, model={self.embedder.reader.source!r})"
+
+    def _cosines(self, texts: Sequence[str], others: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each text the cosine with each of its others, within -1 and 1 however it is rounded."""
+        flat = [*texts, *(text for row in others for text in row)]
+        vectors = self.embedder(flat)
+        start, result = len(texts), []
+        for row, own in enumerate(others):
+            result.append((vectors[start : start + len(own)] @ vectors[row]).clamp(-1.0, 1.0).tolist())
+            start += len(own)
+        return result
+
+
+class EmbeddingSimilarity(_EmbeddingReward):
+    """Cosine between the embeddings of the completion and of a reference, or of its prompt; from -1 to 1.
+
+    `r = max_j e(y) . e(z_j)` over the references `z_j` of the row. Two texts that have nothing to do with each other
+    come out near 0 with most encoders, and the same text at 1. It rewards meaning and not truth: "the film is good"
+    and "the film is not good" are near.
+
+    `None` for a completion without a visible sign, and for a row without a reference (`None`, an empty list, or
+    nothing to see in it). Languages are those of the encoder. Messages are read as their texts, one below the other.
+
+    Args:
+        model (`str`, `Path` or `torch.nn.Module`):
+            A sentence encoder: a folder, a model id of the Hub, or a model that is loaded already.
+        to (`"reference"` or `"prompt"`, *optional*, defaults to `"reference"`):
+            What the completion is compared with.
+        column (`str`, *optional*, defaults to `"reference"`):
+            The dataset's column with the references: a text for each row, or a list of texts, of which the nearest
+            counts. Not for `to="prompt"`.
+        processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit: as in [`Embedder`].
+        name (`str`, *optional*, defaults to `"EmbeddingSimilarity"`):
+            What logs show.
+
+    Raises:
+        `ValueError`: when called, if the dataset has no such column.
+        `RewardError`: when called, if the model gives NaN or infinity.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module,
+        to: Literal["reference", "prompt"] = "reference",
+        column: str = "reference",
+        processing_class: str | Path | PreTrainedTokenizerBase | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        pooling: Literal["mean", "cls"] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        load_in_4bit: bool = False,
+        name: str | None = None,
+    ) -> None:
+        if to not in ("reference", "prompt"):
+            raise ValueError(f"EmbeddingSimilarity compares with 'reference' or 'prompt', not with {to!r}.")
+        if to == "prompt" and column != "reference":
+            raise ValueError(f"EmbeddingSimilarity(to='prompt') reads no column, but column is {column!r}.")
+        options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)
+        super().__init__((model, to, column, *options, name), Embedder(model, *options), name)
+        self.to = to
+        self.column = column
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
+        """The cosine of each completion with what it is compared with. `(B,)`"""
+        texts = [as_text(completion) for completion in completions]
+        if self.to == "prompt":
+            others = [as_references(as_text(prompt), "prompt") for prompt in prompts]
+        else:
+            values = column_values(kwargs, self.column, self.__name__)
+            others = [as_references(v, f"Row {row} of the column {self.column!r}") for row, v in enumerate(values)]
+        rows = [row for row, text in enumerate(texts) if not is_blank(text) and others[row]]
+        cosines = self._cosines([texts[row] for row in rows], [others[row] for row in rows])
+        result: Series = [None] * len(texts)
+        for row, own in zip(rows, cosines, strict=True):
+            # A maximum may pass a NaN over.
+            result[row] = max(own) if all(map(math.isfinite, own)) else math.nan
+        check_finite(result, self.__name__, prompts, completions)
+        return result
+
+
+class EmbeddingDistance(_EmbeddingReward):
+    """Mean distance in meaning to the other completions of the same prompt; from 0, all the same, to 2.
+
+    `r_i = 1/(G-1) sum_{j != i} (1 - e(y_i) . e(y_j))` over the siblings `y_j` in the batch, the rows with an equal
+    prompt: diversity of meaning, where n-grams see diversity of words. Nonsense is far from everything; use it beside
+    a reward of quality, with a smaller weight. All completions of a prompt must be on one process, and
+    `num_generations` 2 or more.
+
+    `None` for a completion without a visible sign, and for one without a sibling that has one.
+
+    Args:
+        model (`str`, `Path` or `torch.nn.Module`):
+            A sentence encoder: a folder, a model id of the Hub, or a model that is loaded already.
+        processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit: as in [`Embedder`].
+        name (`str`, *optional*, defaults to `"EmbeddingDistance"`):
+            What logs show.
+
+    Raises:
+        `RewardError`: when called, if the model gives NaN or infinity.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module,
+        processing_class: str | Path | PreTrainedTokenizerBase | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        pooling: Literal["mean", "cls"] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        load_in_4bit: bool = False,
+        name: str | None = None,
+    ) -> None:
+        options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)
+        super().__init__((model, *options, name), Embedder(model, *options), name)
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
+        """The mean distance of each completion to its siblings. `(B,)`"""
+        texts = [as_text(completion) for completion in completions]
+        others = [[texts[row] for row in rows if not is_blank(texts[row])] for rows in siblings(prompts)]
+        rows = [row for row, text in enumerate(texts) if not is_blank(text) and others[row]]
+        cosines = self._cosines([texts[row] for row in rows], [others[row] for row in rows])
+        result: Series = [None] * len(texts)
+        for row, own in zip(rows, cosines, strict=True):
+            result[row] = 1.0 - math.fsum(own) / len(own)
+        check_finite(result, self.__name__, prompts, completions)
+        return result
+
+
+def _pooling_of(source: str) -> str:
+    """The pooling that a folder in the layout of sentence-transformers asks for."""
+    config = _read_json(source, POOLING_FILE)
+    asked = sorted(key for key, value in config.items() if key.startswith("pooling_mode") and value is True)
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if "pooling_mode" in config:  # newer files name it
+        asked = [f"pooling_mode_{config['pooling_mode']}"]
+        known = {"pooling_mode_mean": "mean", "pooling_mode_cls": "cls"}
+    if not asked:
+        return "mean"
+    if len(asked) > 1 or asked[0] not in known:
+        raise ValueError(
+            f"The encoder {source!r} asks for {', '.join(asked)}, but only the mean and the first token (cls) are "
+            "known here. Say which comes nearest by pooling, or give another encoder."
+        )
+    return known[asked[0]]
+
+
+def _read_json(source: str, filename: str) -> dict[str, Any]:
+    path = find_file(source, filename)
+    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
