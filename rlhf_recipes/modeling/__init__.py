@@ -1,1 +1,1 @@
-"""Loading models for their roles; the only place that knows peft and bitsandbytes."""
+"""Loading models for their roles, with peft and bitsandbytes; the frozen models of rewards are in `rewards/frozen.py`."""

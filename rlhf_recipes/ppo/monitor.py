@@ -245,8 +245,8 @@ class Curves:
                 continue
             text = (
                 f"The score does not measure what {name} measures. Over {self._when(part)} the score went "
-                f"{_from_to(score)}, and {name}, which is watched and not rewarded, {_from_to(held_out)}: {said}. Read "
-                "some completions. If they are worse than the score says, stop, and reward what is missing as well "
+                f"{_from_to(score)}, and {name}, which is watched and not rewarded, {_from_to(held_out)}: {said}. "
+                "Read some completions. If they are worse than the score says, stop, and reward what is missing, too "
                 f"(a weight for {name}), or raise kl_coef."
             )
             return Finding("held-out", name, count, text)
@@ -286,8 +286,8 @@ class Curves:
         if last < self.limits.length_collapse * first:
             text = (
                 f"Completions have become short: {first:.3g} tokens in the first rollouts, {last:.3g} in the last "
-                f"({self._when(part)}). Read some. If they break off, reward what a whole answer has (EndsWithSentence, "
-                "LengthWindow), or raise kl_coef."
+                f"({self._when(part)}). Read some. If they break off, reward what a whole answer has "
+                "(EndsWithSentence, LengthWindow), or raise kl_coef."
             )
             return Finding("length", "collapse", count, text)
         correlation = self.correlation[max(0, count - self.limits.window) : count]
@@ -311,8 +311,8 @@ class Curves:
             return None
         text = (
             f"Completions repeat themselves: {first:.1%} of the pairs of neighbouring tokens had been there "
-            f"before in the first rollouts, {last:.1%} in the last ({self._when(slice(0, count))}). Read some. Reward the "
-            "opposite (Repetition, whose values are penalties already, with a weight above 0), or raise kl_coef."
+            f"before in the first rollouts, {last:.1%} in the last ({self._when(slice(0, count))}). Read some. Give "
+            "Repetition, whose values are penalties, a weight above 0, or raise kl_coef."
         )
         return Finding("repetition", "", count, text)
 

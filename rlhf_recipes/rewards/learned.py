@@ -125,7 +125,8 @@ class LearnedReward:
             Instead of those in the folder; for a model that is given, whose folder is not known.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether to hold the model's linear layers, all but the head, in 4 bit (NF4, arXiv 2305.14314), with
-            bitsandbytes. It saves memory, takes longer on a CPU, and changes the scores: compare them on held-out texts.
+            bitsandbytes. It saves memory, takes longer on a CPU, and changes the scores: compare them on held-out
+            texts.
         labels (`dict`, *optional*):
             What each label counts, by name or index: `{"positive": 1.0, "negative": -1.0}` makes the score the
             difference of the two. Labels that are not named count nothing.

@@ -201,6 +201,18 @@ def load_reward(
     return loaded if name is not None or loaded.args or _is_file(func) else loaded.reward
 
 
+def find_function(where: str) -> Callable[..., Any]:
+    """The function or class that a text names, `path/to/file.py:name` or `package.module:name`."""
+    if _is_file(where):
+        path, _, attribute = where.rpartition(":")
+        found = _from_file(Path(path).expanduser(), attribute)
+    else:
+        found = _from_module(*where.rsplit(":", 1))
+    if not callable(found):
+        raise TypeError(f"{where} is of type {type(found).__name__}, and not a function.")
+    return found
+
+
 def _as_dictionary(spec: Any) -> dict[str, Any]:
     if isinstance(spec, str) or callable(spec):
         return {"func": spec}

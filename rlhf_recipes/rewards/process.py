@@ -19,6 +19,7 @@ from rlhf_recipes.rewards.labels import LabelScore
 
 Span: TypeAlias = tuple[int, int]  # first character, and the one after the last
 Reduction = Literal["last", "min", "mean", "product", "per_token"]
+FUNCTION = re.compile(r"(\.py|^[\w.]+):\w+$")  # a file or a module, and a name in it
 STEP_BREAK = "\n\n"
 
 
@@ -311,7 +312,8 @@ class StepReward:
         score (callable, `str`, `Mapping` or [`StepModel`]):
             A function `f(prompt, steps) -> list[float]`, one number for each step, which is given the prompt as it is
             in the dataset and the steps as texts. Or a process reward model: a [`StepModel`], its arguments as a
-            mapping (`{model: my-org/prm, label: 1}`), or its folder or id alone.
+            mapping (`{model: my-org/prm, label: 1}`), or its folder or id alone. A function may be named:
+            `path/to/file.py:name`, or `package.module:name`.
         separator (`str` or `re.Pattern`, *optional*, defaults to a blank line):
             What stands between steps: a text, or a pattern.
         regex (`bool`, *optional*, defaults to `False`):
@@ -480,6 +482,10 @@ def _pattern(separator: str | re.Pattern[str], regex: bool) -> re.Pattern[str]:
 
 
 def _scorer(score: Any) -> Any:
+    if isinstance(score, str) and FUNCTION.search(score):
+        from rlhf_recipes.rewards.loading import find_function  # it finds rewards by name, these among them
+
+        return find_function(score)
     if isinstance(score, (str, Path)):
         return StepModel(score)
     if isinstance(score, Mapping):

@@ -442,3 +442,13 @@ def test_a_step_reward_survives_pickling_and_is_weighed_in_a_sum(tmp_path, token
     total = WeightedSum([reward, by_function], [2.0, 1.0])
     said = total(["2 + 2?"], [ANSWER], ids)
     assert said == pytest.approx([2.0 * sum(expected[0]) + 5.0], abs=1e-5)
+
+
+def test_the_score_of_steps_may_be_a_function_of_a_file(tmp_path):
+    file = tmp_path / "steps.py"
+    file.write_text("def lengths(prompt, steps):\n    return [float(len(step)) for step in steps]\n")
+    reward = StepReward(f"{file}:lengths", reduce="mean")
+    assert reward(["?"], ["ab\n\ncdef"], [[1]]) == [3.0]
+    assert pickle.loads(pickle.dumps(reward))(["?"], ["ab\n\ncdef"], [[1]]) == [3.0]
+    with pytest.raises(ValueError, match="There is no 'length' in"):
+        StepReward(f"{file}:length")
