@@ -50,7 +50,7 @@ RESERVED = ("config", "env", "help", "help_all")
 SECRETS = re.compile(r"(token|hf_token|hub_token|push_to_hub_token|.*(api_?key|password|secret))", re.IGNORECASE)
 
 
-class _UsageError(ValueError):
+class UsageError(ValueError):
     """A mistake of the user's, to be shown below the usage line."""
 
 
@@ -157,7 +157,7 @@ class RecipeParser(HfArgumentParser):
             for path in given.pop("config", []):
                 in_files |= self._read_config(path)
             return self._build(in_files | given)
-        except (argparse.ArgumentError, _UsageError) as error:
+        except (argparse.ArgumentError, UsageError) as error:
             self.error(str(error))
 
     def _build(self, given: dict[str, Any]) -> tuple[Any, ...]:
@@ -168,14 +168,14 @@ class RecipeParser(HfArgumentParser):
             elif _has_no_default(self.dataclass_types, name) and name not in given:
                 given[name] = shown["default"]  # HfArgumentParser's rule: a `bool` without a default is False
         if missing:
-            raise _UsageError(f"missing: {', '.join(missing)}. Give it as a flag or in the file of --config.")
+            raise UsageError(f"missing: {', '.join(missing)}. Give it as a flag or in the file of --config.")
         built = []
         for cls in self.dataclass_types:
             try:
                 built.append(cls(**{name: given[name] for name in _option_hints(cls) if name in given}))
             except (ValueError, TypeError) as error:
                 logger.debug("%s refused its arguments.", cls.__name__, exc_info=True)
-                raise _UsageError(str(error)) from error
+                raise UsageError(str(error)) from error
         for args in built:
             if getattr(args, "hub_token", None):
                 # Trainers pickle their arguments into training_args.bin, and push that file too.
@@ -184,10 +184,10 @@ class RecipeParser(HfArgumentParser):
 
     def _refuse(self, argument: str) -> NoReturn:
         if not argument.startswith("-"):
-            raise _UsageError(f"unexpected argument {argument!r} on the command line: options are --NAME VALUE.")
+            raise UsageError(f"unexpected argument {argument!r} on the command line: options are --NAME VALUE.")
         flag = argument.partition("=")[0]
         name = flag.lstrip("-").replace("-", "_")
-        raise _UsageError(f"unknown option {flag} on the command line. {self._nearest(name, 'config', prefix='--')}")
+        raise UsageError(f"unknown option {flag} on the command line. {self._nearest(name, 'config', prefix='--')}")
 
     def _nearest(self, name: str, *more: str, prefix: str = "") -> str:
         known = [*self._hints, *more]
@@ -197,20 +197,20 @@ class RecipeParser(HfArgumentParser):
         return f"Did you mean {prefix + near[0]!r}? --help_all lists all options."
 
     def _read_config(self, path: str) -> dict[str, Any]:
-        entries = _read_yaml(path)
+        entries = read_yaml(path)
         environment: dict[str, str] = {}
         given = argparse.Namespace()
         for key, (line, node) in entries.items():
             where = f"{path}, line {line}"
             if key == "env":
-                environment = _environment(node, where)
+                environment = environment_of(node, where)
                 continue
             if key not in self._hints:
-                raise _UsageError(f"{where}: unknown key {key!r}. {self._nearest(key, 'env')}")
+                raise UsageError(f"{where}: unknown key {key!r}. {self._nearest(key, 'env')}")
             try:
                 self._take_entry(key, node, given, path)
-            except (argparse.ArgumentError, _UsageError) as error:
-                raise _UsageError(f"{where}: {error}") from None
+            except (argparse.ArgumentError, UsageError) as error:
+                raise UsageError(f"{where}: {error}") from None
         os.environ.update(environment)
         return vars(given)
 
@@ -219,16 +219,16 @@ class RecipeParser(HfArgumentParser):
         hint, many = self._hints[name], self._shown[name].get("nargs") == "+"
         if _is_null(node):
             if type(None) not in _top_members(hint):
-                raise _UsageError(f"{name} cannot be null. Give it a value, or leave the key out for its default.")
+                raise UsageError(f"{name} cannot be null. Give it a value, or leave the key out for its default.")
             setattr(given, name, None)
         elif not isinstance(node, yaml.SequenceNode):
             self.parse_known_args([f"--{name}={_as_typed(name, node, hint)}"], given)
         elif list not in _members(hint):
-            raise _UsageError(f"{name} takes one value, and the file gives a list.")
+            raise UsageError(f"{name} takes one value, and the file gives a list.")
         elif many and node.value:
             values = [_as_typed(name, element, hint) for element in node.value]
             if any(value.startswith("-") and not _NEGATIVE.fullmatch(value) for value in values):
-                raise _UsageError(f"{name}: an element of a list cannot start with '-', because no flag could say it.")
+                raise UsageError(f"{name}: an element of a list cannot start with '-', because no flag could say it.")
             self.parse_known_args([f"--{name}", *_shield_negatives(values)], given)
             if dict in _members(hint):  # such an element may be wrong in ways that only its reader can tell
                 lines = [f"{path}, line {element.start_mark.line + 1}" for element in node.value]
@@ -372,28 +372,28 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str) -> dict[str, tuple[int, yaml.Node]]:
+def read_yaml(path: str) -> dict[str, tuple[int, yaml.Node]]:
     """Read a file that holds one mapping. Returns the line and the unconverted value of each key."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise _UsageError(f"--config {path}: no such file (looked for {file.absolute()}).")
+        raise UsageError(f"--config {path}: no such file (looked for {file.absolute()}).")
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=_Loader)
     except UnicodeDecodeError as error:
-        raise _UsageError(f"{path} is not UTF-8 text: {error}") from None
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise _UsageError(f"{path}{line}: not valid YAML: {problem}") from None
+        raise UsageError(f"{path}{line}: not valid YAML: {problem}") from None
     if not isinstance(root, yaml.MappingNode):
         found = "nothing" if root is None else "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
-        raise _UsageError(f"{path} must hold `key: value` lines, one per option, and holds {found}.")
+        raise UsageError(f"{path} must hold `key: value` lines, one per option, and holds {found}.")
     entries: dict[str, tuple[int, yaml.Node]] = {}
     for key_node, value_node in root.value:
         key, line = str(key_node.value).replace("-", "_"), key_node.start_mark.line + 1
         if key in entries:
-            raise _UsageError(f"{path}, line {line}: key {key!r} again; it stands in line {entries[key][0]} already.")
+            raise UsageError(f"{path}, line {line}: key {key!r} again; it stands in line {entries[key][0]} already.")
         _refuse_duplicates(value_node, path)
         entries[key] = (line, value_node)
     return entries
@@ -406,7 +406,7 @@ def _refuse_duplicates(node: yaml.Node, path: str) -> None:
         for key_node, value_node in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in seen:
-                raise _UsageError(f"{path}, line {line}: key {key!r} again; it stands in line {seen[key]} already.")
+                raise UsageError(f"{path}, line {line}: key {key!r} again; it stands in line {seen[key]} already.")
             seen[key] = line
             _refuse_duplicates(value_node, path)
     elif isinstance(node, yaml.SequenceNode):
@@ -422,12 +422,12 @@ def _as_typed(name: str, node: yaml.Node, hint: Any) -> str:
     """The text that stands for a value on the command line: a scalar as it is written, a mapping as JSON."""
     if isinstance(node, yaml.MappingNode):
         if dict not in _members(hint):
-            raise _UsageError(f"{name} takes no mapping, and the file gives one.")
+            raise UsageError(f"{name} takes no mapping, and the file gives one.")
         return json.dumps(_python_value(node), default=str)
     if isinstance(node, yaml.SequenceNode):
-        raise _UsageError(f"{name} takes no list within a list, and the file gives one.")
+        raise UsageError(f"{name} takes no list within a list, and the file gives one.")
     if _is_null(node):
-        raise _UsageError(f"{name}: an element of the list is null.")
+        raise UsageError(f"{name}: an element of the list is null.")
     if node.tag == "tag:yaml.org,2002:float" and node.value.lower().endswith((".inf", ".nan")):
         return str(_python_value(node))  # YAML's `.inf` is no number to Python
     return node.value
@@ -438,16 +438,16 @@ def _python_value(node: yaml.Node) -> Any:
     try:
         return loader.construct_object(node, deep=True)
     except yaml.YAMLError as error:
-        raise _UsageError(f"not valid YAML: {error}") from None
+        raise UsageError(f"not valid YAML: {error}") from None
     finally:
         loader.dispose()
 
 
-def _environment(node: yaml.Node, where: str) -> dict[str, str]:
+def environment_of(node: yaml.Node, where: str) -> dict[str, str]:
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     scalars = all(isinstance(value, yaml.ScalarNode) and not _is_null(value) for _, value in pairs)
     if not isinstance(node, yaml.MappingNode) or not scalars:
-        raise _UsageError(f"{where}: `env` must be a mapping from names of environment variables to values.")
+        raise UsageError(f"{where}: `env` must be a mapping from names of environment variables to values.")
     return {key.value: value.value for key, value in pairs}
 
 

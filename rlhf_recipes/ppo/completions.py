@@ -48,15 +48,15 @@ def show(rows: Sequence[Mapping[str, Any]], title: str, limit: int = 5) -> None:
     plain = console.options.ascii_only
     chosen = spread(rows, limit)
     several = f" ({len(chosen)} of {len(rows)}, from the best to the worst score)" if len(chosen) < len(rows) else ""
-    table = Table(title=_text(title + several, plain), title_justify="left", show_lines=True, expand=True)
+    table = Table(title=cell_text(title + several, plain), title_justify="left", show_lines=True, expand=True)
     # One column for all figures: with one for each reward the texts would be squeezed away.
     for name, share in (("prompt", 3), ("completion", 5), ("figures", 2)):
         table.add_column(name, ratio=share, overflow="fold")
     for row in chosen:
         prompt = shorten(readable(row["prompt"]), PROMPT_LENGTH)
         completion = shorten(readable(row["completion"]), COMPLETION_LENGTH)
-        figures = Text("\n").join(_text(line, plain) for line in _figures(row))
-        table.add_row(_text(prompt, plain), _text(completion, plain), figures)
+        figures = Text("\n").join(cell_text(line, plain) for line in _figures(row))
+        table.add_row(cell_text(prompt, plain), cell_text(completion, plain), figures)
     with tqdm.external_write_mode(file=sys.stderr):
         console.print(table)
 
@@ -182,7 +182,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _text(text: str, plain: bool) -> Text:
+def cell_text(text: str, plain: bool) -> Text:
     """A cell in which rich looks for no markup and a terminal finds no control sequence; `plain` is ASCII alone."""
     return Text("".join(_shown(character, plain) for character in text))
 
