@@ -14,7 +14,6 @@ metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto go
 """
 
 import copy
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from rlhf_recipes.cli import find_checkpoint, run
 from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
-from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.outputs import prepare_output_dir, write_figures
 from rlhf_recipes.rewards.loading import RewardArguments
 
 
@@ -84,12 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "ref" in getattr(trainer.model, "peft_config", {}):
         trainer.model.delete_adapter("ref")  # TRL's frozen copy of the adapters
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        history = [{k: v if math.isfinite(v or 0) else None for k, v in e.items()} for e in trainer.state.log_history]
-        write_json(output_dir / "log_history.json", history)  # JSON has no NaN, which an fp16 gradient may be
-        metrics = {name: value for entry in history for name, value in entry.items()} | peak_memory_gb()
-        metrics |= {"train_seconds": metrics["train_runtime"], "seconds": round(time.perf_counter() - start, 1)}
-        write_json(output_dir / "metrics.json", metrics)
+    if metrics := write_figures(trainer, output_dir, start):  # on the main process
         print(f"\n{metrics['step']} steps in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

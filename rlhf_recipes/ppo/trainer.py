@@ -144,6 +144,7 @@ class PPOTrainer(PPOPlumbing):
         self.update_start = self.start = time.perf_counter()
         self.meter, self.eval_meter, self.step_meter = Meter(), Meter(), Meter()
         self.interrupt = SaveOnInterrupt(self)
+        monitor = HackingMonitor.of_rewards(self.reward, action=args.hacking_monitor)
         super().__init__(
             model=ActorCritic(
                 policy,
@@ -156,12 +157,7 @@ class PPOTrainer(PPOPlumbing):
             train_dataset=self.prompts["train"].dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            callbacks=[
-                AfterEachStep(self),
-                self.interrupt,
-                HackingMonitor.of_rewards(self.reward, action=args.hacking_monitor),
-                *(callbacks or []),
-            ],
+            callbacks=[AfterEachStep(self), self.interrupt, monitor, *(callbacks or [])],
             optimizers=optimizers,
         )
         self._check_launch()
