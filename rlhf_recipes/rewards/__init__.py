@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.base import RewardFunction, WeightedSum, as_text, compute_rewards
     from rlhf_recipes.rewards.calibration import LogisticCalibration
     from rlhf_recipes.rewards.checks import RewardError, reward_name
-    from rlhf_recipes.rewards.compose import Clip, Gate, Map, Product, Scale
+    from rlhf_recipes.rewards.compose import Clip, Gate, Map, Product, Relative, Scale
     from rlhf_recipes.rewards.compute import ActiveParameters, Discount, Flops, TokenCount
     from rlhf_recipes.rewards.diversity import DistinctN, NgramNovelty, SelfBLEU
     from rlhf_recipes.rewards.ensemble import EnsembleReward
@@ -52,6 +52,7 @@ _REWARDS_OF = {
         "Gate",
         "Map",
         "Product",
+        "Relative",
         "Scale",
     ),
     "compute": (
@@ -173,6 +174,7 @@ __all__ = [
     "Product",
     "ROUGE",
     "RegexMatch",
+    "Relative",
     "RemoteReward",
     "Repetition",
     "RewardError",

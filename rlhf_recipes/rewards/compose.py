@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from rlhf_recipes.rewards.base import Series, StartedRewards, by_name
 from rlhf_recipes.rewards.checks import RewardError, is_per_token, is_potential, reward_name
+from rlhf_recipes.rewards.diversity import siblings
 from rlhf_recipes.rewards.loading import load_spec
 
 
@@ -182,6 +183,41 @@ class OneReward(Composition):
     @property
     def __name__(self) -> str:
         return self.name or reward_name(self.reward)
+
+
+@dataclass(frozen=True, repr=False)
+class Relative(Composition):
+    """A reward less the mean of the other completions of the same prompt: `r_i - mean_{j != i} r_j`.
+
+    This is the leave-one-out baseline of RLOO (Kool, van Hoof and Welling 2019; arXiv 2402.14740), for PPO: what a
+    prompt makes easy or hard drops out, so that far fewer completions tell which was the better one. The others do not
+    depend on completion i, so that the expected gradient stays that of the reward. It needs several completions of
+    each prompt (`num_generations`).
+
+    `None` where the reward is, or where no other completion of the prompt has a value, as in evaluation. Put the
+    reward itself beside it with weight 0, to see it and to have a value there.
+
+    Args:
+        reward: The reward.
+    """
+
+    reward: Any = None
+
+    def start(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Callable[[], list[Any]]:
+        finish = super().start(prompts, completions, completion_ids, **columns)
+
+        def relative() -> Series:
+            values = finish()
+            result: Series = []
+            for value, others in zip(values, siblings(prompts), strict=True):
+                known = [values[other] for other in others if values[other] is not None]
+                result.append(value - math.fsum(known) / len(known) if value is not None and known else None)
+            return result
+
+        return relative
+
+    def merged(self, parts: list[Series]) -> Series:
+        return parts[0]
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from rlhf_recipes.rewards import Clip, Gate, Map, Product, RewardError, Scale, WeightedSum, load_rewards
+from rlhf_recipes.rewards import Clip, Gate, Map, Product, Relative, RewardError, Scale, WeightedSum, load_rewards
 
 ROWS = {"prompts": ["a", "b", "c"], "completions": ["x", "yy", "zzz"], "completion_ids": [[1], [1, 2], [3, 4, 5]]}
 
@@ -174,3 +174,21 @@ def test_its_description_does_not_change_from_process_to_process():
     """A resumed run compares descriptions, so that no address of an object may stand there."""
     assert repr(Gate(length, only_if=signed)) == "Gate(length, signed, at_least=0.5, otherwise=0.0)"
     assert repr(Product([length, Map(signed)])) == "Product(length, signed)"
+
+
+def test_relative_to_the_other_completions_of_the_prompt():
+    rows = {
+        "prompts": ["a", "b", "a", "a", "b", "c"],
+        "completions": ["x", "xx", "xxxx", "xxxxxx", "x", "xxx"],
+        "completion_ids": [[1]] * 6,
+    }
+    # Of prompt a: 1, 4, 6. The others' means are 5, 3.5 and 2.5.
+    assert Relative(length)(**rows) == [1 - 5, 2 - 1, 4 - 3.5, 6 - 2.5, 1 - 2, None]
+
+
+def test_relative_passes_over_what_does_not_apply():
+    def some(completions, **kwargs):
+        return [3.0, None, 1.0, None]
+
+    rows = {"prompts": ["a", "a", "a", "b"], "completions": [""] * 4, "completion_ids": [[1]] * 4}
+    assert Relative(some)(**rows) == [2.0, None, -2.0, None]
