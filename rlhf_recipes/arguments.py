@@ -363,6 +363,11 @@ def located(value: Any, where: str) -> Any:
     return made
 
 
+# Whoever writes such values as YAML means what they say, and not where they come from.
+yaml.SafeDumper.add_representer(LocatedText, lambda dumper, value: dumper.represent_str(str(value)))
+yaml.SafeDumper.add_representer(LocatedMapping, lambda dumper, value: dumper.represent_dict(value))
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, in which `1e-5` is a number (YAML 1.2) and not a string (YAML 1.1)."""
 

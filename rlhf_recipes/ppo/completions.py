@@ -179,6 +179,8 @@ def _figure(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
+        value = value.tolist()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -73,6 +73,10 @@ class Credit:
         """The standard deviation of a reward so far; 1 where there is none."""
         return self.reward_moments[name].std if name in self.reward_moments else 1.0
 
+    def reward_mean(self, name: str) -> float:
+        """The mean of a reward so far; 0 where there is none."""
+        return self.reward_moments[name].mean if name in self.reward_moments else 0.0
+
     def normalized_rewards(self, parts: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Each reward less its mean so far, over its standard deviation so far."""
         means = {name: moments.mean for name, moments in self.reward_moments.items()}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def reward_figures(
-    parts: Tensor, names: Sequence[str], weights: Mapping[str, float]
+    parts: Tensor, names: Sequence[str], weights: Mapping[str, float], means: Tensor | None = None
 ) -> list[tuple[dict[str, float], int]]:
     """Mean, standard deviation and share of each reward, over the episodes of all processes.
 
@@ -24,7 +24,8 @@ def reward_figures(
     """
     parts = parts.double()
     applies = ~parts.isnan()
-    weighted = torch.where(applies, parts, 0.0) * torch.tensor([weights[name] for name in names], dtype=parts.dtype)
+    paid = parts if means is None else parts - means
+    weighted = torch.where(applies, paid, 0.0) * torch.tensor([weights[name] for name in names], dtype=parts.dtype)
     total = weighted.sum(dim=1)
     centered = total - total.mean()
     variance = float((centered**2).mean())

@@ -22,6 +22,7 @@ from rlhf_recipes.modeling.loading import (
     load_policy,
     load_tokenizer,
 )
+from rlhf_recipes.ppo.completions import FIGURES, TEXTS
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.rewards import LearnedReward, WeightedSum, load_rewards
 from rlhf_recipes.rewards.shared_tokenizer import SharedTokenizerReward
@@ -182,7 +183,25 @@ def resolve_reward(
     return _checked_for_ppo(load_rewards(rewards, weights))
 
 
+def check_siblings(reward: WeightedSum, num_generations: int, evaluates: bool) -> None:
+    """Raise `ValueError` where all rewards need several completions of a prompt, and there will be one."""
+    if not all(getattr(func, "wants_siblings", False) for func in reward.reward_funcs):
+        return
+    if num_generations == 1 or evaluates:
+        raise ValueError(
+            f"The rewards ({', '.join(reward.names)}) compare the completions of a prompt with each other, and "
+            + ("num_generations is 1." if num_generations == 1 else "an evaluation writes one for each prompt.")
+            + " Add a reward that applies to a single completion (weight 0 is enough)"
+            + (", or raise num_generations." if num_generations == 1 else ", or leave eval_dataset out.")
+        )
+
+
 def _checked_for_ppo(rewards: WeightedSum) -> WeightedSum:
+    taken = sorted({*TEXTS, *FIGURES} & set(rewards.names))
+    if taken:
+        raise ValueError(
+            f"A reward is named {taken[0]!r}, as a column of the table of completions is. Give it another name."
+        )
     for name, func, weight in zip(rewards.names, rewards.reward_funcs, rewards.weights, strict=True):
         if getattr(func, "constant", False) and weight != 0:
             raise ValueError(

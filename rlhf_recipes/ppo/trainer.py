@@ -16,6 +16,7 @@ tokens are functions of (seed, episode) alone, so that `global_step` is the only
 it had never stopped.
 """
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,7 @@ from rlhf_recipes.ppo.rollout import Rollout, Written, read, trimmed, write
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.ppo.setup import (
     check_arguments,
+    check_siblings,
     encode_demonstrations,
     load_model,
     pad_demonstrations,
@@ -133,6 +135,7 @@ class PPOTrainer(PPOPlumbing):
         reference: Any = load_model(ref_model, args) if isinstance(ref_model, str) else ref_model
         self.settings = args
         self.reward = resolve_reward(reward_model, reward_funcs, reward_weights, reward_processing_classes, tokenizer)
+        check_siblings(self.reward, args.num_generations, evaluates=eval_dataset is not None)
         self._set_up_data(tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
         critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
         self.credit = Credit(args, has_critic=critic is not None)
@@ -233,8 +236,13 @@ class PPOTrainer(PPOPlumbing):
         keys = [stable_key(self.args.seed, "train", episode) for episode in episodes]
         rollout = self.sample("train", rows, keys, when_written=scoring.start)
         sampled = time.perf_counter()
-        rollout, _ = scoring.finish(rollout)
-        rollout = self.gather(rollout)
+        moments = copy.deepcopy(self.credit.reward_moments)
+        try:
+            rollout, _ = scoring.finish(rollout)
+            rollout = self.gather(rollout)
+        except BaseException:
+            self.credit.reward_moments = moments  # the rollout is collected anew on resume, and learned from then
+            raise
         self.interrupt.collecting = False
         for of_reward, count in self.reward_figures(rollout):
             meter.add(of_reward, weight=count)
@@ -289,9 +297,12 @@ class PPOTrainer(PPOPlumbing):
             return []
         names = [name for name in self.reward.names if name not in self.reward.potential_names]
         weights = self.reward.weights_at(progress_of(self.state))
+        parts = rollout.reward_parts.cpu()
+        means = None
         if self.settings.normalize_rewards:
+            means = torch.tensor([self.credit.reward_mean(name) for name in names])
             weights = {name: weight / self.credit.reward_scale(name) for name, weight in weights.items()}
-        return reward_figures(rollout.reward_parts.cpu(), names, weights)
+        return reward_figures(parts, names, weights, means)
 
     def gather(self, rollout: Rollout) -> Rollout:
         """The rollouts of all processes as one, so that everything after it is over all of them."""

@@ -17,7 +17,7 @@ Where = Literal["anywhere", "tag", "boxed", "hashes", "last"]
 WHERE = ("anywhere", "tag", "boxed", "hashes", "last")
 NO_BREAK_SPACES = "\u00a0\u202f\u2009"
 # A sign counts where nothing stands before it that it could subtract from: "-3" and "= -3", but not "10-3".
-SIGN = r"(?:(?<![A-Za-z0-9_)\]])[-+])?"
+SIGN = r"(?:(?<![A-Za-z0-9_)\]])[-+][$€£¥]?)?"
 DIGITS = r"(?:(?:\d{1,3}(?:[%(group)s]\d{3})+(?!\d)|\d+)(?:%(decimal)s\d+)?|%(decimal)s\d+)(?:[eE][-+]?\d+)?"
 # What LaTeX and typographers write otherwise: \frac{1}{2}, 1{,}234, \$5, 50\%, a minus sign.
 FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
@@ -196,7 +196,7 @@ class NumberAnswer(Rule):
 
     def _value(self, match: re.Match[str]) -> float | None:
         group, decimal = (".", ",") if self.decimal_comma else (",", ".")
-        ignored = str.maketrans(decimal, ".", group + NO_BREAK_SPACES)
+        ignored = str.maketrans(decimal, ".", group + NO_BREAK_SPACES + "$€£¥")
         value = float(match["number"].translate(ignored))
         if match["divisor"]:
             divisor = float(match["divisor"].translate(ignored))

@@ -18,7 +18,7 @@ synchronous reward written for them works here.
 It may be a coroutine function, `async def`, or have a method `start(**batch)` (see `concurrent.py`): such rewards
 begin as soon as the completions are written, and run side by side.
 
-Five attributes of the callable, all `False` unless set, say that it is more than that:
+Six attributes of the callable, all `False` unless set, say that it is more than that:
 
 - `per_token = True`: for each row it returns `None` or a list of numbers, one for each id in `completion_ids[row]`.
   TRL's trainers take such a reward inside a `WeightedSum`, which adds its numbers up.
@@ -28,6 +28,7 @@ Five attributes of the callable, all `False` unless set, say that it is more tha
   them. No other reward is.
 - `wants_ref_logprobs = True`: it is given `ref_logprobs`, B lists of log-probabilities under the reference policy, one
   for each id in `completion_ids`, at the sampling temperature, where the trainer has them. No other reward is.
+- `wants_siblings = True`: it compares a completion with the others of its prompt, and is `None` where there are none.
 - `constant = True`: its value is the same for all completions. As a reward it would teach nothing, so that PPO refuses
   it; as a factor of a product it is welcome.
 
@@ -48,7 +49,7 @@ from rlhf_recipes.rewards.checks import (
     is_potential,
     reward_name,
 )
-from rlhf_recipes.rewards.concurrent import Finish, can_start, started
+from rlhf_recipes.rewards.concurrent import Finish, begun, can_start
 from rlhf_recipes.rewards.schedules import progress_of
 
 Messages: TypeAlias = list[dict[str, Any]]
@@ -131,7 +132,7 @@ class StartedRewards:
         self.batch = batch | dict(columns)
         self.seconds: dict[str, float] = {}
         self._begun: dict[str, Finish] = {
-            name: started(func, self._given_to(func))
+            name: begun(func, self._given_to(func))
             for name, func in reward_funcs.items()
             if can_start(func) and not getattr(func, "wants_ref_logprobs", False)  # which come later
         }
@@ -193,13 +194,14 @@ class WeightedSum:
         if not named:
             raise ValueError("No reward was given: a weighted sum needs one at least.")
         for own_name, func in named.items():
-            _check_not_nested(own_name, func)
+            check_not_nested(own_name, func)
         self.reward_funcs = tuple(reward_funcs)
         self.names = tuple(named)
         self.weights = checked_weights(weights, self.names)
         self.__name__ = name
         self.wants_prompt_ids = any(getattr(func, "wants_prompt_ids", False) for func in reward_funcs)
         self.wants_ref_logprobs = any(getattr(func, "wants_ref_logprobs", False) for func in reward_funcs)
+        self.wants_siblings = all(getattr(func, "wants_siblings", False) for func in reward_funcs)
         self.constant = all(getattr(func, "constant", False) for func in reward_funcs)
         per_token = [name for name, func in named.items() if is_per_token(func)]
         self.potential_names = tuple(name for name in per_token if is_potential(named[name]))
@@ -350,7 +352,12 @@ class WeightedSum:
 
     def __repr__(self) -> str:
         at_hand = zip(self.names, self.weights, strict=True)
-        terms = [f"{weight!r} * {name}" if callable(weight) else f"{weight:g} * {name}" for name, weight in at_hand]
+        # A function's repr has its address, and PPO holds this text against that of the checkpoint it resumes from.
+        terms = [
+            f"{getattr(weight, '__qualname__', None) or repr(weight)} * {name}" if callable(weight)
+            else f"{weight:g} * {name}"
+            for name, weight in at_hand
+        ]  # fmt: skip
         return f"WeightedSum({', '.join(terms)})"
 
 
@@ -372,11 +379,13 @@ def by_name(reward_funcs: Sequence[RewardFunction]) -> dict[str, RewardFunction]
     return named
 
 
-def _check_not_nested(name: str, func: Any) -> None:
+def check_not_nested(name: str, func: Any) -> None:
+    """Raise `ValueError` for a weighted sum that holds what would be lost inside another composition."""
     inner = getattr(func, "reward", func)  # a LoadedReward holds what it has loaded
     if isinstance(inner, WeightedSum) and (inner.token_names or inner.potential_names):
         raise ValueError(
             f"The weighted sum {name!r} contains the per-token rewards "
-            f"{', '.join(inner.token_names + inner.potential_names)}, so it cannot be part of another sum, where only "
-            "their sums would be left. Put its rewards into the outer sum, with the product of the weights."
+            f"{', '.join(inner.token_names + inner.potential_names)}, so it cannot be part of another sum or "
+            "composition, where only their sums would be left. Put its rewards into the outer sum, with the "
+            "product of the weights."
         )

@@ -4,6 +4,7 @@ Kept apart from `base.py`, so that the contract there reads without them. A fail
 can be known, the row with its prompt and completion.
 """
 
+import functools
 import math
 import numbers
 import sysconfig
@@ -12,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlhf_recipes.rewards.concurrent import called
+from rlhf_recipes.rewards.concurrent import begun, called, is_async
 
 HERE = Path(__file__).resolve().parents[1]
 LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 # What a reward may say of itself, see `base.py`. A wrapper around a reward has to say the same.
-REWARD_ATTRIBUTES = ("per_token", "potential", "constant", "wants_prompt_ids", "wants_ref_logprobs")
+REWARD_ATTRIBUTES = ("per_token", "potential", "constant", "wants_prompt_ids", "wants_ref_logprobs", "wants_siblings")
 
 
 Weight: TypeAlias = float | Callable[[float], float]
@@ -161,13 +162,18 @@ def _is_library(filename: str) -> bool:
 def _first_failing_row(func: Callable[..., Any], batch: dict[str, Any]) -> str:
     """Try the rows one by one, once the batch has failed, and say which is the first that fails alone."""
     size = len(batch["completions"])
-    for row in range(size):
-        alone = {
+    alone = [
+        {
             key: [value[row]] if isinstance(value, (list, tuple)) and len(value) == size else value
             for key, value in batch.items()
         }
+        for row in range(size)
+    ]
+    # Coroutines all at once: one after the other, slow ones would keep their user waiting for the message.
+    attempts = [begun(func, row) if is_async(func) else functools.partial(called, func, row) for row in alone]
+    for row, attempt in enumerate(attempts):
         try:
-            called(func, alone)
+            attempt()
         except Exception:  # reported by the caller, with the first error as its cause
             return f"Tried one by one, the first row to fail is {_describe(row, batch)}."
     return f"None of its {size} rows fails alone."

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from rlhf_recipes.rewards.base import Series, StartedRewards, by_name
+from rlhf_recipes.rewards.base import Series, StartedRewards, by_name, check_not_nested
 from rlhf_recipes.rewards.checks import RewardError, is_per_token, is_potential, reward_name
 from rlhf_recipes.rewards.diversity import siblings
 from rlhf_recipes.rewards.loading import load_spec
@@ -46,6 +46,7 @@ class Composition:
             inner += loaded
         named = by_name(inner)
         for name, func in named.items():
+            check_not_nested(name, func)
             if is_potential(func) or (is_per_token(func) and not self.per_token_allowed):
                 raise ValueError(
                     f"{self.__name__} takes rewards of one number for each completion, but {name!r} gives one "
@@ -74,6 +75,10 @@ class Composition:
     @property
     def wants_ref_logprobs(self) -> bool:
         return any(getattr(func, "wants_ref_logprobs", False) for func in self.inner.values())
+
+    @property
+    def wants_siblings(self) -> bool:
+        return any(getattr(func, "wants_siblings", False) for func in self.inner.values())
 
     def merged(self, parts: list[list[Any]]) -> list[Any]:
         """The composition's values, from those of each reward inside it."""
@@ -202,6 +207,7 @@ class Relative(Composition):
     """
 
     reward: Any = None
+    wants_siblings: ClassVar[bool] = True
 
     def start(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Callable[[], list[Any]]:
         finish = super().start(prompts, completions, completion_ids, **columns)

@@ -28,18 +28,31 @@ def is_async(func: Any) -> bool:
 
 def can_start(func: Any) -> bool:
     """Whether a reward may be begun before its values are needed."""
-    return getattr(func, "start", None) is not None or is_async(func)
+    return callable(getattr(func, "start", None)) or is_async(func)
 
 
 def started(func: Callable[..., Any], batch: dict[str, Any]) -> Finish:
     """Begin a reward, where it can be begun, and return what gives its values."""
     start = getattr(func, "start", None)
-    if start is not None:
+    if callable(start):
         finish: Finish = start(**batch)
         return finish
     if is_async(func):
         return functools.partial(wait_for, run_in_background(func(**batch)))
     return functools.partial(func, **batch)
+
+
+def begun(func: Any, batch: dict[str, Any]) -> Finish:
+    """[`started`], whose failure waits until the values are asked for: there the reward's name is known."""
+    try:
+        return started(func, batch)
+    except Exception as error:
+        failed = error  # the name `error` is gone after this block
+
+        def finish() -> Any:
+            raise failed
+
+        return finish
 
 
 def called(func: Callable[..., Any], batch: dict[str, Any]) -> Any:
@@ -49,7 +62,14 @@ def called(func: Callable[..., Any], batch: dict[str, Any]) -> Any:
 
 def run_in_background(coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
     """Run a coroutine on the event loop that all rewards of this process share, in a thread of its own."""
-    return asyncio.run_coroutine_threadsafe(coroutine, _loop(os.getpid()))
+    return asyncio.run_coroutine_threadsafe(_kept_in(coroutine), _loop(os.getpid()))
+
+
+async def _kept_in(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:  # either would end the loop, and every wait would be for ever
+        raise RuntimeError(f"it asked the program to end ({type(error).__name__}: {error})") from error
 
 
 def wait_for(future: "Future[Any]") -> Any:

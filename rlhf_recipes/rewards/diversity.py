@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 from rlhf_recipes.rewards.base import Text, as_text
 from rlhf_recipes.rewards.optional import optional
@@ -78,6 +78,7 @@ class SiblingReward(Rule):
     """A reward of the completions of one prompt: a subclass defines `compare(tokens) -> list[float]`."""
 
     n: int = 2
+    wants_siblings: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_n(self)

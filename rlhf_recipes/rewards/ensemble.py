@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rlhf_recipes.rewards.base import Series, StartedRewards
@@ -28,8 +29,8 @@ class EnsembleReward:
 
     `None` where any member says `None`: a mean or a minimum over fewer of them is no measure of the same thing. Range,
     languages and what becomes of an empty completion are those of the members. Where the trainer has `log_metric`, the
-    mean over the rows of the standard deviation `sqrt(v)` is logged as `<name>/std`: if it climbs while the reward
-    does, the policy has gone where the members guess.
+    mean over the rows of the standard deviation `sqrt(v)` is logged as `<name>/disagreement`: if it climbs while the
+    reward does, the policy has gone where the members guess.
 
     Args:
         models (`Sequence`):
@@ -76,7 +77,7 @@ class EnsembleReward:
         self.reduce = reduce
         self.std_coef = std_coef
         self.__name__ = name or type(self).__name__
-        self.members = tuple(load_spec(model) for model in models)
+        self.members = tuple(load_spec(str(model) if isinstance(model, Path) else model) for model in models)
         for member in self.members:
             if is_per_token(member):
                 raise ValueError(
@@ -101,7 +102,8 @@ class EnsembleReward:
             judged = [row for row in scores if None not in row]
             if judged and columns.get("log_metric") is not None:
                 columns["log_metric"](
-                    f"{self.__name__}/std", math.fsum(math.sqrt(_variance(row)) for row in judged) / len(judged)
+                    f"{self.__name__}/disagreement",
+                    math.fsum(math.sqrt(_variance(row)) for row in judged) / len(judged),
                 )
             return [None if None in row else self._reduced(row) for row in scores]
 

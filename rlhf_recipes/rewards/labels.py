@@ -48,6 +48,8 @@ def _label_index(config: Any, label: int | str | None) -> int:
     names = [config.id2label[index] for index in range(config.num_labels)]
     if label is None and len(names) > 1:
         raise ValueError(f"The model has {len(names)} labels, {', '.join(names)}: say which is the reward by label.")
+    if isinstance(label, str) and label not in names and label.isdecimal():
+        label = int(label)  # the keys of a mapping come out of a YAML file as texts
     index = names.index(label) if label in names else (label or 0)
     if isinstance(index, str) or not 0 <= index < len(names):
         raise ValueError(f"The model has no label {label!r}. It has {', '.join(names)} (0 to {len(names) - 1}).")

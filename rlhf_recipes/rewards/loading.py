@@ -182,10 +182,13 @@ def _located(function: Callable[[Any], Any], value: Any, spec: Any) -> Any:
     where = getattr(spec, "where", None)
     try:
         return function(value)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if where is None:
             raise
-        raise type(error)(f"{where}: {error}") from error
+        # Not type(error): many of its subclasses (JSONDecodeError) cannot be made of a text alone.
+        kinds = (FileNotFoundError, OSError, ImportError, TypeError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"{where}: {error}") from error
 
 
 def load_reward(

@@ -284,7 +284,7 @@ def _coverage(text: str, wanted: frozenset[str], forbidden: frozenset[str]) -> f
 
 
 def _phrases(keywords: Sequence[str] | None) -> frozenset[str]:
-    return frozenset(phrase for keyword in keywords or () if (phrase := _phrase(keyword)).strip())
+    return frozenset(phrase for keyword in keywords or () if keyword and (phrase := _phrase(keyword)).strip())
 
 
 def _phrase(text: str) -> str:

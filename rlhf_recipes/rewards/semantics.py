@@ -74,6 +74,8 @@ class Embedder:
             self.reader.max_length = min(
                 (limit for limit in (trained, self.reader.max_length) if limit is not None), default=None
             )
+        if source is not None:
+            _check_modules(source)
         self.pooling = pooling or (_pooling_of(source) if source is not None else "mean")
         self.batch_size = batch_size
 
@@ -210,6 +212,8 @@ class EmbeddingDistance(_EmbeddingReward):
         `RewardError`: when called, if the model gives NaN or infinity.
     """
 
+    wants_siblings = True
+
     def __init__(
         self,
         model: str | Path | torch.nn.Module,
@@ -256,6 +260,17 @@ def _pooling_of(source: str) -> str:
     return known[asked[0]]
 
 
-def _read_json(source: str, filename: str) -> dict[str, Any]:
+def _check_modules(source: str) -> None:
+    """Refuse an encoder with layers after the pooling, which would be left out."""
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in _read_json(source, "modules.json") or ()]
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise ValueError(
+            f"The encoder {source!r} has {', '.join(unknown)} beside transformer and pooling (modules.json), which is "
+            "not known here, so that its vectors would be others. Give an encoder without."
+        )
+
+
+def _read_json(source: str, filename: str) -> Any:
     path = find_file(source, filename)
     return {} if path is None else json.loads(path.read_text(encoding="utf-8"))

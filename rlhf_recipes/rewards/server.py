@@ -148,6 +148,13 @@ def _as_sum(reward: RewardFunction) -> WeightedSum:
         for attribute, reason in NOT_CARRIED.items():
             if getattr(func, attribute, False):
                 raise ValueError(f"Reward {name!r} cannot be served: it {reason}. Let the trainer call it itself.")
+    changing = [name for name, weight in zip(rewards.names, rewards.weights, strict=True) if callable(weight)]
+    if changing:
+        raise ValueError(
+            f"The weight of reward {changing[0]!r} changes with the progress of a run, of which a server knows "
+            "nothing. Serve it with a weight that is a number, and let the trainer change the weight of the "
+            "RemoteReward."
+        )
     return rewards
 
 

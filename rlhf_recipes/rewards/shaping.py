@@ -274,7 +274,7 @@ def _phrases(*keywords: Sequence[str] | None) -> list[list[str]]:
     """The words of each keyword, one that is there twice and one without words left out."""
     from rlhf_recipes.rewards.words import words
 
-    found = [tuple(words(keyword)) for group in keywords for keyword in group or ()]
+    found = [tuple(words(keyword)) for group in keywords for keyword in group or () if keyword]
     return [list(phrase) for phrase in dict.fromkeys(found) if phrase]
 
 

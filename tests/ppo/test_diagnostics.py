@@ -66,3 +66,16 @@ def test_no_slope_without_two_lengths_and_two_scores(scores):
     assert set(completion_figures(torch.tensor([[1, 2], [3, 4]]), mask, torch.tensor(scores))) == {
         "rollout/repetition"
     }
+
+
+def test_the_share_is_of_what_is_paid_where_means_are_taken_away():
+    # Reward a, 10 and 12, less its mean of 10, applies to the first two rows; b to all.
+    parts = torch.tensor([[10.0, 1.0], [12.0, 1.0], [NAN, 3.0]])
+    means = torch.tensor([10.0, 0.0])
+    figures = {}
+    for own, _ in reward_figures(parts, ["a", "b"], {"a": 1.0, "b": 1.0}, means):
+        figures |= own
+    paid = np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
+    covariance = np.cov(np.column_stack([paid, paid.sum(axis=1)]).T, ddof=0)
+    assert figures["reward/a/share"] == pytest.approx(covariance[0, 2] / covariance[2, 2])
+    assert figures["reward/a"] == 11.0

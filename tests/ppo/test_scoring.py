@@ -9,7 +9,7 @@ import torch
 
 from rlhf_recipes.ppo import rollout as rollouts
 from rlhf_recipes.ppo import trainer as trainer_module
-from rlhf_recipes.rewards import WeightedSum, WeightSchedule
+from rlhf_recipes.rewards import SelfBLEU, WeightedSum, WeightSchedule
 from tests.ppo.helpers import DATA, logged, many_short_tokens, trainer
 
 
@@ -135,3 +135,47 @@ def test_a_reward_that_is_the_same_for_all_is_refused(tmp_path):
     watched.train()
     assert logged(watched)[0]["reward/parameters"] == 5.0
     assert math.isclose(logged(watched)[0]["reward/parameters/share"], 0.0)
+
+
+def test_rewards_that_all_compare_completions_are_refused_where_there_is_one(tmp_path):
+    with pytest.raises(ValueError, match="num_generations is 1"):
+        trainer(tmp_path, reward=[SelfBLEU()])
+    with pytest.raises(ValueError, match="an evaluation writes one for each prompt.*weight 0 is enough"):
+        trainer(tmp_path, reward=[SelfBLEU()], num_generations=2, eval_dataset=DATA)
+    watched = WeightedSum([SelfBLEU(), many_short_tokens], [1.0, 0.0])
+    run = trainer(tmp_path, reward=watched, num_generations=2, eval_dataset=DATA.select(range(8)), total_episodes=8)
+    run.train()
+    assert "eval_reward/SelfBLEU" not in run.evaluate()
+    assert "reward/SelfBLEU" in logged(run)[0]
+
+
+def test_a_reward_cannot_have_the_name_of_a_column_of_the_table(tmp_path):
+    def kl(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    with pytest.raises(ValueError, match="A reward is named 'kl', as a column of the table"):
+        trainer(tmp_path, reward=[kl])
+
+
+def test_an_interrupt_after_the_statistics_have_learned_takes_it_back(tmp_path, monkeypatch):
+    run = trainer(tmp_path, normalize_rewards=True)
+    run.collect(0)
+    before = run.credit.state_dict()
+
+    def interrupted(rollout):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "gather", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.collect(1)
+    assert run.credit.state_dict() == before
+
+
+def test_numbers_of_numpy_may_go_into_the_table(tmp_path):
+    def noted(completions, log_extra, **kwargs):
+        log_extra("note", [np.float32(0.5)] * len(completions))
+        return [0.0] * len(completions)
+
+    run = trainer(tmp_path, reward=[noted], eval_dataset=DATA)
+    run.evaluate()
+    assert '"note": 0.5' in (tmp_path / "completions/step_000000.jsonl").read_text()

@@ -331,3 +331,10 @@ def test_answer_rules_add_up():
     completions = ["<think>a</think><answer>4</answer>", "4", GOOD]
     scores = reward(prompts=[""] * 3, completions=completions, completion_ids=[[1]] * 3, answer=[4, 4, None])
     assert scores == [1.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("reference", "right", "wrong"), [("-$5", "-5", "5"), ("$1,234.50", "1234.5", "-1234.5")])
+def test_money_keeps_its_sign(reference, right, wrong):
+    rows = {"prompts": ["?", "?"], "completion_ids": [[1], [1]], "answer": [reference] * 2}
+    assert NumberAnswer(column="answer")(completions=[right, wrong], **rows) == [1.0, 0.0]
+    assert NumberAnswer(column="answer")(completions=[reference, f"It is {reference}."], **rows) == [1.0, 1.0]

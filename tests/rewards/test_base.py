@@ -117,10 +117,11 @@ def test_a_reward_that_raises_names_itself_and_the_first_row_that_fails_alone():
 
     with pytest.raises(RewardError) as caught:
         compute(inverse, answer=["a", "b", "c"])
+    line = inverse.__code__.co_firstlineno + 1
     assert str(caught.value) == (
         "Reward 'inverse' raised ZeroDivisionError: division by zero. Tried one by one, the first row to fail is "
         "row 1 (prompt 'The cast is', completion ' bad'). It was called with prompts, completions, completion_ids, "
-        "answer."
+        f"answer. It was raised in {__file__}, line {line}."
     )
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

@@ -192,3 +192,17 @@ def test_relative_passes_over_what_does_not_apply():
 
     rows = {"prompts": ["a", "a", "a", "b"], "completions": [""] * 4, "completion_ids": [[1]] * 4}
     assert Relative(some)(**rows) == [2.0, None, -2.0, None]
+
+
+def test_what_compares_completions_of_a_prompt_says_so():
+    from rlhf_recipes.rewards import SelfBLEU
+
+    alone, one_of_two = WeightedSum([SelfBLEU()]), WeightedSum([SelfBLEU(), length])
+    assert [alone.wants_siblings, one_of_two.wants_siblings] == [True, False]
+    assert Product([SelfBLEU(), length]).wants_siblings  # it applies only where both do
+    assert Relative(length).wants_siblings
+
+
+def test_a_sum_with_rewards_per_token_is_no_factor():
+    with pytest.raises(ValueError, match="contains the per-token rewards per_token"):
+        Product([length, WeightedSum([per_token])])

@@ -130,3 +130,36 @@ def test_trl_is_given_coroutines_for_what_can_start():
         return await asyncio.gather(first(**ROWS), second(**ROWS))
 
     assert asyncio.run(both()) == [[1.0, 2.0], [2.0, 2.0]]
+
+
+def test_a_coroutine_that_ends_the_program_is_an_error_and_no_wait_for_ever():
+    async def judge(completions, **kwargs):
+        raise SystemExit("set JUDGE_KEY")
+
+    with pytest.raises(RewardError, match="'judge' raised RuntimeError: .*set JUDGE_KEY"):
+        WeightedSum([judge])(**ROWS)
+    assert WeightedSum([slow_length])(**ROWS) == [1.0, 2.0]  # and the others go on
+
+
+def test_what_fails_at_the_start_is_named_like_any_other():
+    async def without_kwargs(completions):
+        return [0.0 for _ in completions]
+
+    class Broken(Startable):
+        def start(self, completions, **kwargs):
+            raise KeyError("x")
+
+    with pytest.raises(RewardError, match="'without_kwargs' raised TypeError"):
+        WeightedSum([without_kwargs])(**ROWS)
+    with pytest.raises(RewardError, match="'startable' raised KeyError"):
+        WeightedSum([Broken()])(**ROWS)
+
+
+def test_a_setting_may_be_called_start():
+    class Ramp:
+        start = 3.0
+
+        def __call__(self, completions, **kwargs):
+            return [self.start for _ in completions]
+
+    assert WeightedSum([Ramp()])(**ROWS) == [3.0, 3.0]

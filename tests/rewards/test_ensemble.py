@@ -49,7 +49,7 @@ def test_the_disagreement_is_logged_over_the_rows_that_all_judge():
     logged = {}
     members = [Says(1.0, 0.0, None), Says(3.0, 0.0, 5.0)]  # standard deviations 1 and 0
     EnsembleReward(members, name="judges")(**ROWS, log_metric=logged.__setitem__)
-    assert logged == {"judges/std": 0.5}
+    assert logged == {"judges/disagreement": 0.5}
     logged.clear()
     EnsembleReward([Says(None, None, None)] * 2)(**ROWS, log_metric=logged.__setitem__)
     assert logged == {}

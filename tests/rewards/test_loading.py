@@ -171,3 +171,32 @@ def test_a_file_that_does_not_run_is_named_with_the_line(my_rewards, text, words
     my_rewards.write_text(text)
     with pytest.raises(ImportError, match=words):
         load_rewards([f"{my_rewards}:brevity"])
+
+
+def test_an_error_that_no_text_alone_can_make_keeps_its_text_and_its_line():
+    from rlhf_recipes.arguments import located
+
+    class Odd(ValueError):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}")
+
+    class Reward:
+        def __init__(self):
+            raise Odd("this", "that")
+
+        def __call__(self, completions, **kwargs):
+            return []
+
+    with pytest.raises(ValueError, match="run.yaml, line 3: this and that"):
+        load_rewards([located({"func": Reward}, "run.yaml, line 3")])
+
+
+def test_the_description_of_a_weight_that_is_a_function_has_no_address():
+    """A resumed run compares descriptions."""
+
+    def falling(progress):
+        return 1 - progress
+
+    reward = load_rewards([{"func": "EndsWithSentence", "weight": falling}])
+    assert "0x" not in repr(reward)
+    assert "falling" in repr(reward)
