@@ -442,7 +442,7 @@ def drop_blank(dataset: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     blank_in: Counter[str] = Counter()
     kept, first_blank = [], None
     for row_number, row in enumerate(dataset.select_columns(list(columns))):
-        blank = [column for column in columns if _is_blank(row[column], column, row_number)]
+        blank = [column for column in columns if is_blank(row[column], column, row_number)]
         blank_in.update(blank)
         if not blank:
             kept.append(row_number)
@@ -460,7 +460,7 @@ def drop_blank(dataset: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     return dataset.select(kept), dropped
 
 
-def _is_blank(value: Any, column: str, row_number: int) -> bool:
+def is_blank(value: Any, column: str, row_number: int) -> bool:
     if value is None:
         return True
     if isinstance(value, str):
