@@ -1,0 +1,48 @@
+"""Share of pairs of texts that scores put in people's order. Loaded by `evaluate`; see `rlhf_recipes.metrics`."""
+
+import datasets
+import evaluate
+
+from rlhf_recipes.reward_modeling.scoring_metrics import accuracy_by_margin, subset_accuracy
+
+DESCRIPTION = "Share of pairs of texts that scores put in people's order; equal scores count half."
+INPUTS = """
+Args:
+    predictions: score of each text; in the configuration "pairs" of each chosen text.
+    references: rating of each text; in the configuration "pairs" the score of the rejected text.
+    min_gap (ratings): least difference of two ratings (default 0.5).
+    prompts: what each text answers; only texts of one prompt are compared, and prompts are drawn by the bootstrap.
+    subsets, sections, section_weights (pairs): as in subset_accuracy of rlhf_recipes.
+    samples, seed: of the bootstrap (default 1000 and 0).
+Returns:
+    pairwise_accuracy, pairwise_accuracy_ci95, pairs; in the configuration "pairs" also subsets, sections, score.
+"""
+CITATION = "Bradley and Terry (1952). Rank Analysis of Incomplete Block Designs. Biometrika 39."
+CONFIGURATIONS = ("default", "ratings", "pairs")
+
+
+class PairwiseAccuracy(evaluate.Metric):
+    def _info(self):
+        if self.config_name not in CONFIGURATIONS:
+            raise ValueError(f"pairwise_accuracy has the configurations ratings and pairs, not {self.config_name!r}.")
+        column = datasets.Value("float64")
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": column, "references": column}),
+        )
+
+    def _compute(self, predictions, references, min_gap=0.5, subsets=None, prompts=None, **options):
+        if self.config_name == "pairs":
+            names = ["all"] * len(predictions) if subsets is None else subsets
+            metrics = subset_accuracy(predictions, references, names, prompts, **options)
+            return metrics if subsets is not None else {k: v for k, v in metrics.items() if k != "subsets"}
+        if subsets is not None:
+            raise ValueError('subsets belong to the configuration "pairs": load("pairwise_accuracy", "pairs").')
+        bucket = accuracy_by_margin(predictions, references, [min_gap], prompts, **options)[0]
+        return {
+            "pairwise_accuracy": bucket["accuracy"],
+            "pairwise_accuracy_ci95": bucket["accuracy_ci95"],
+            "pairs": bucket["pairs"],
+        }

@@ -1,0 +1,32 @@
+"""How far scores lie from ratings, and how the two correlate. Loaded by `evaluate`; see `rlhf_recipes.metrics`."""
+
+import datasets
+import evaluate
+
+from rlhf_recipes.reward_modeling.scoring_metrics import rating_errors
+
+DESCRIPTION = "MAE, RMSE, R2, Pearson, Spearman and Kendall's tau-b of scores and ratings, with bootstrap intervals."
+INPUTS = """
+Args:
+    predictions: score of each text.
+    references: rating of each text.
+    prompts: what the bootstrap draws (default: the rows).
+    samples, seed: of the bootstrap (default 1000 and 0).
+Returns:
+    mae, rmse, r2, pearson, spearman, kendall, each with _ci95, and texts.
+"""
+CITATION = "Kendall (1945). The Treatment of Ties in Ranking Problems. Biometrika 33."
+
+
+class RatingErrors(evaluate.Metric):
+    def _info(self):
+        column = datasets.Value("float64")
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": column, "references": column}),
+        )
+
+    def _compute(self, predictions, references, **options):
+        return rating_errors(predictions, references, **options)
