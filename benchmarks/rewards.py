@@ -1,9 +1,11 @@
-"""What each reward costs: seconds for 1,000 completions, and its share of a PPO step at the quickstart's size.
+"""What each reward costs: CPU seconds for 1,000 completions, and its share of a PPO step at the quickstart's size.
 
-    python benchmarks/rewards.py [--rows 1000] [--step_seconds 28 --episodes 64]
+    OMP_NUM_THREADS=1 python benchmarks/rewards.py [--rows 1000] [--step_seconds 28 --episodes 64]
 
-Completions are endings of film-review sentences of the starter kit, four for each opening, each with the true ending as
-reference. Rewards that need a model use those of the starter kit and of the quickstart; where one is missing, what
+CPU seconds, because they say the same on a busy machine as on an idle one; on one core they are seconds.
+
+Completions are endings of film-review sentences of the starter kit, four for each opening, each with the true ending
+as reference. Rewards that need a model use those of the starter kit and of the quickstart; where one is missing, what
 needs it is left out and said so. Without --step_seconds the step is that of runs/quickstart/ppo/log_history.json.
 Prints a table on stderr and one JSON line.
 """
@@ -51,14 +53,16 @@ REWARDS = {
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1000, help="Completions that each reward is timed on.")
+    parser.add_argument("--model_rows", type=int, default=200, help="The same, of rewards that need a model.")
     parser.add_argument("--step_seconds", type=float, help="Seconds of one rollout with its updates.")
     parser.add_argument("--episodes", type=int, default=64, help="Completions in a rollout.")
     parser.add_argument("--repeats", type=int, default=3, help="Each reward's time is the least of so many.")
     args = parser.parse_args(argv)
-    batch = completions(args.rows)
     step = args.step_seconds or quickstart_step()
     seconds, shares = {}, {}
     for needed, specs in REWARDS.items():
+        rows = args.rows if needed == "nothing" else min(args.rows, args.model_rows)
+        batch = completions(rows)
         if needed != "nothing" and not Path(needed).exists():
             print(f"{needed} is not there; left out: {specs}", file=sys.stderr)
             continue
@@ -69,9 +73,9 @@ def main(argv: list[str] | None = None) -> None:
             small = {key: value[:8] for key, value in given.items()}
             func(**small)  # what is loaded at first use is no cost of a completion
             took = min(timed(func, given) for _ in range(args.repeats if needed == "nothing" else 1))
-            seconds[name] = round(took * 1000 / args.rows, 4)
+            seconds[name] = round(took * 1000 / rows, 4)
             if step:
-                shares[name] = round(took / args.rows * args.episodes / step, 4)
+                shares[name] = round(took / rows * args.episodes / step, 4)
             share = f"{shares[name]:8.2%}" if step else ""
             print(f"{name:24} {seconds[name]:9.3f} s for 1,000 {share}", file=sys.stderr)
     print(json.dumps({"rows": args.rows, "step_seconds": step, "seconds_per_1000": seconds, "share_of_step": shares}))
@@ -106,9 +110,9 @@ def without(batch: dict[str, list], key: str) -> dict[str, list]:
 
 
 def timed(func: object, batch: dict[str, list]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     func(**batch)  # type: ignore[operator]
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def quickstart_step() -> float | None:

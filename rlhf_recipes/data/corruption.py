@@ -22,13 +22,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.data.formats import load_rows, require_columns
 from rlhf_recipes.data.preprocessing import deduplicate, tidy_text
 from rlhf_recipes.outputs import write_jsonl
-from rlhf_recipes.rewards.reference import BLEU
 
 logger = logging.getLogger(__name__)
 
@@ -120,16 +118,6 @@ def misspell(word: str, rng: random.Random) -> str:
     if kind == "exchange" and place > letters[1] and neighbour.isalpha() and neighbour != letter:
         return before[:-1] + letter + neighbour + after
     return before + rng.choice([other for other in ALPHABET if other != letter.lower()]) + after
-
-
-def copied_bleu(*, corrupted: Sequence[str], reference: Sequence[str], **kwargs: Any) -> list[float | None]:
-    """Sentence BLEU of the input itself, from 0 to 1: what the answer would earn that copies it. A reward.
-
-    It is the same for every completion of a prompt, so with weight -1 it changes nothing about which one is best. It
-    is a baseline: it takes away most of the difference between easy and hard prompts, and leaves a score above 0 to
-    whatever beats copying. Rows without a reference get `None`.
-    """
-    return BLEU()(completions=corrupted, reference=reference)
 
 
 @dataclass

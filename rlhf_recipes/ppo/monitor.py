@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # The rewards of rules.py say what a text has to keep, not how good it is: they need not rise with the score.
 RULES_OF_FORM = ("EndsWithSentence", "LengthWindow", "PlainProse", "RegexMatch", "Repetition")
+# Less of a cost is no worse, so that one which is only logged need neither rise nor hold.
+COSTS = ("ActiveParameters", "Flops", "TokenCount")
 CONFIRMED = 3.5  # standard errors of a change that is taken for real; of 4,300 changes by chance one is as large
 BOUND = 2.33  # standard errors from an estimate to its bound, with 99% confidence
 
@@ -42,8 +44,9 @@ class Limits:
     """What counts as a finding.
 
     Args:
-        window (`int`, *optional*, defaults to 20):
-            A change is looked for since the first rollout, and over this many of the last.
+        window (`int`, *optional*, defaults to 12):
+            A change is looked for since the first rollout, and over this many of the last, twice as many, four times
+            and so on: an exploit may take hold late, and fast or slowly.
         min_rollouts (`int`, *optional*, defaults to 8):
             Before that nothing is said.
         held_out_share (`float`, *optional*, defaults to 0.2):
@@ -61,11 +64,12 @@ class Limits:
             Budget in nats. At 1 nat a token the policy's choices are e times likelier than under the reference (as a
             geometric mean). 20 tokens make 20 nats: as much as the best of n completions has, `log n - (n - 1) / n`,
             at n = 1.3 billion.
-        gain_share (`float`, *optional*, defaults to 0.1):
-            Score per nat over the last window, at least, as a share of what the nats before it gave.
+        gain_share (`float`, *optional*, defaults to 0.2):
+            Score per nat over the second half of the run, at least, as a share of what it was over the first. A score
+            that goes with the square root of KL keeps 0.4 when KL doubles.
     """
 
-    window: int = 20
+    window: int = 12
     min_rollouts: int = 8
     held_out_share: float = 0.2
     length_growth: float = 1.25
@@ -73,7 +77,7 @@ class Limits:
     length_correlation: float = 0.15
     repetition: float = 0.05
     kl_per_token: float = 1.0
-    gain_share: float = 0.1
+    gain_share: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -222,8 +226,10 @@ class Curves:
     def windows(self, count: int) -> Iterator[slice]:
         """All rollouts so far, and the last ones."""
         yield slice(0, count)
-        if count > self.limits.window:
-            yield slice(count - self.limits.window, count)
+        size = self.limits.window
+        while size < count:
+            yield slice(count - size, count)
+            size *= 2
 
     def _when(self, part: slice) -> str:
         first, last = self.episode[part.start], self.episode[part.stop - 1]
@@ -329,7 +335,9 @@ class Curves:
         return Finding("kl", "budget", count, text)
 
     def _gain(self, count: int) -> Finding | None:
-        start = count - self.limits.window
+        start = (
+            count - 2 * self.limits.window
+        )  # a gain near 0 takes more rollouts to be sure of than one that is large
         if start < self.limits.min_rollouts:
             return None
         before, part = slice(0, start), slice(start, count)
@@ -403,7 +411,7 @@ def held_out_rewards(names: Sequence[str], weights: Sequence[Any], kinds: Sequen
     """
     sets: dict[str, list[str]] = {"watched": [], "holding": []}
     for name, weight, kind in zip(names, weights, kinds, strict=True):
-        if not callable(weight) and weight == 0:  # a schedule is no weight of 0
+        if kind not in COSTS and not callable(weight) and weight == 0:  # a schedule is no weight of 0
             sets["holding" if kind in RULES_OF_FORM else "watched"].append(name)
     return sets
 
@@ -436,7 +444,8 @@ class HackingMonitor(TrainerCallback):
         """A monitor of the rewards in a [`~rlhf_recipes.rewards.WeightedSum`] that have weight 0."""
         inner = [getattr(func, "reward", func) for func in reward.reward_funcs]
         kinds = [getattr(func, "__qualname__", type(func).__name__) for func in inner]
-        return cls(**held_out_rewards(reward.names, reward.weights, kinds), **settings)
+        sets = held_out_rewards(reward.names, reward.weights, kinds)
+        return cls(sets["watched"], sets["holding"], **settings)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.action == "off" or "objective/scores" not in (logs or {}):
@@ -475,10 +484,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(sets["watched"] + sets["holding"]) - logged)
     if unknown:
         parser.exit(1, f"error: The log has no reward {', '.join(unknown)}; it has {', '.join(sorted(logged))}.\n")
-    curves = Curves(history, **sets)
+    curves = Curves(history, sets["watched"], sets["holding"])
     write = sys.stdout.write
     write(f"{len(curves)} rollouts. Held out: {', '.join(sets['watched'] + sets['holding']) or 'nothing'}.\n")
-    found, at_the_end = findings(history, **sets), {finding.key for finding in curves.check(len(curves))}
+    found = findings(history, sets["watched"], sets["holding"])
+    at_the_end = {finding.key for finding in curves.check(len(curves))}
     for finding in found:
         state = "" if finding.key in at_the_end else " (no more at the end)"
         write(f"\nRollout {finding.since}{state}: {finding.text}\n")
@@ -521,11 +531,24 @@ def held_out_of(folder: Path, history: Sequence[Mapping[str, Any]]) -> dict[str,
     specs = [spec if isinstance(spec, dict) else {"func": spec} for spec in (config or {}).get("reward_funcs") or []]
     weights = config.get("reward_weights") or [spec.get("weight", 1.0) for spec in specs] if config else []
     # A reward without a name is logged under that of its class or function.
-    names = [spec.get("name") or str(spec["func"]).replace(":", ".").rpartition(".")[2] for spec in specs]
+    names = [_name_of(spec) for spec in specs]
     kinds = [str(spec["func"]).rpartition(".")[2] for spec in specs]
     sets = held_out_rewards(names, weights, kinds)
     logged = {key for entry in history for key in entry}
     return {kind: [name for name in of_kind if f"reward/{name}" in logged] for kind, of_kind in sets.items()}
+
+
+def _name_of(spec: Any) -> str:
+    """The name under which an entry of a reward list is logged."""
+    spec = spec if isinstance(spec, dict) else {"func": spec}
+    if spec.get("name"):
+        return str(spec["name"])
+    func = str(spec["func"])
+    if func in ("Clip", "Map", "Scale"):  # which keep the name of their reward
+        return _name_of(spec["args"]["reward"])
+    if ":" in func:
+        return func.rpartition(":")[2]
+    return Path(func).name if "/" in func else func.rpartition(".")[2]
 
 
 if __name__ == "__main__":
