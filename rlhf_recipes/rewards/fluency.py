@@ -1,7 +1,8 @@
 """Fluency as a reward: how probable a causal language model finds the completion."""
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +97,8 @@ def _logprobs(
         # Logits of prompts are not needed, and with a large vocabulary they are most of the memory.
         dropped = min(rows[row][1][0] for row in chosen) - 1 if saves_memory else 0
         kwargs = {"logits_to_keep": width - dropped} if saves_memory else {}
-        logits = forward(model, [rows[row][0] for row in chosen], pad_id, **kwargs).logits  # (b, kept, V)
+        with _whole_rows(inner):
+            logits = forward(model, [rows[row][0] for row in chosen], pad_id, **kwargs).logits  # (b, kept, V)
         for index, row in enumerate(chosen):
             ids, positions = rows[row]
             for start in range(0, len(positions), SLICE):
@@ -104,6 +106,19 @@ def _logprobs(
                 targets = torch.tensor([ids[position] for position in some.tolist()])
                 result[row] += _chosen_logprobs(logits[index, some - 1 - dropped], targets)
     return result
+
+
+@contextlib.contextmanager
+def _whole_rows(model: Any) -> Iterator[None]:
+    """Copy the hidden states that are kept: on a CPU the product of a slice with the vocabulary takes 2 times as long
+    in float32, and 35 times in bfloat16, as that of a copy."""
+    head = model.get_output_embeddings()
+    hook = None if head is None else head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _chosen_logprobs(logits: Tensor, targets: Tensor) -> list[float]:
