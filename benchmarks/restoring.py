@@ -9,8 +9,8 @@ r"""Does PPO with BLEU as its reward raise BLEU? Held-out sentences, restored be
 Three answers to each corrupted sentence of the test split: the corrupted sentence itself (`copy`), and what the policy
 writes before and after PPO, both greedily and sampled at the temperature of the training. For each: corpus BLEU and
 chrF of sacrebleu (0 to 100, tokenizer 13a), mean sentence BLEU (0 to 1, effective order: the reward) and the share of
-sentences restored exactly. For differences of corpus BLEU: 95% percentile intervals of a paired bootstrap over the
-test sentences (Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation).
+sentences restored exactly. For differences: 95% percentile intervals of a paired bootstrap over the test sentences
+(Koehn 2004, Statistical Significance Tests for Machine Translation Evaluation).
 
 Progress and tables go to stderr; the last line, on stdout, is one JSON object. `--output` is a folder for the same and
 for every sentence. `--plot` draws the run's own held-out BLEU, of the validation split, over episodes.
@@ -37,8 +37,10 @@ from tiny_tasks import machine, save_figure
 
 from rlhf_recipes.data.formats import load_rows, sample_rows
 from rlhf_recipes.data.prompts import tokenize_prompts
+from rlhf_recipes.evaluation import paired_gain
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
 from rlhf_recipes.outputs import write_json, write_jsonl
+from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.ppo.generation import LocalGenerator, sampling_config, stable_key
 
 DIFFERENCES = (("after", "before"), ("after", "copy"), ("before", "copy"))
@@ -72,6 +74,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     rows = sample_rows(load_rows(args.dataset_name, args.split), args.max_samples)
     run = yaml.safe_load((args.after / "config.yaml").read_text(encoding="utf-8"))
+    # A saved config leaves out what is as it is by default.
+    run = {name: field.default for name, field in PPOConfig.__dataclass_fields__.items()} | run
     temperature, longest = run["temperature"], run["max_completion_length"]
     answers = {"copy": list(rows["corrupted"])}
     for name, folder in (("before", args.before), ("after", str(args.after))):
@@ -94,7 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         columns = {"corrupted": rows["corrupted"], "reference": references, **answers}
         write_jsonl(args.output / "sentences.jsonl", list(Dataset.from_dict(columns)))
     if args.plot:
-        plot(args.after, run, args.plot)
+        plot(args.after, run, temperature, args.plot)
     return report
 
 
@@ -140,9 +144,13 @@ def figures(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def mean_sentence_bleu(texts: Sequence[str], references: Sequence[str]) -> float:
+def sentence_bleu(texts: Sequence[str], references: Sequence[str]) -> list[float]:
     pairs = zip(texts, references, strict=True)
-    return float(np.mean([EFFECTIVE.sentence_score(text, [reference]).score / 100 for text, reference in pairs]))
+    return [EFFECTIVE.sentence_score(text, [reference]).score / 100 for text, reference in pairs]
+
+
+def mean_sentence_bleu(texts: Sequence[str], references: Sequence[str]) -> float:
+    return float(np.mean(sentence_bleu(texts, references)))
 
 
 def sufficient_statistics(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -160,19 +168,23 @@ def bleu_of(statistics: np.ndarray) -> float:
 def differences(
     answers: Mapping[str, Sequence[str]], references: Sequence[str], draws: int, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Differences of corpus BLEU with their intervals: every draw takes the same sentences for both systems."""
+    """Differences of corpus and mean sentence BLEU: every draw takes the same sentences for both systems."""
     names = ("copy", "before", "after", "before_sampled", "after_sampled")
     of_sentence = {name: sufficient_statistics(answers[name], references) for name in names}
     count = len(references)
     times = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=draws)  # (draws, sentences)
     drawn = {name: np.array([bleu_of(row) for row in times @ each]) for name, each in of_sentence.items()}
     whole = {name: bleu_of(each.sum(axis=0)) for name, each in of_sentence.items()}
+    by_sentence = {name: sentence_bleu(answers[name], references) for name in names}
     found = {}
     for first, second in (*DIFFERENCES, ("after_sampled", "before_sampled"), ("after_sampled", "copy")):
         low, high = np.percentile(drawn[first] - drawn[second], [2.5, 97.5])
+        gain = paired_gain(by_sentence[second], by_sentence[first], seed, draws)
         found[f"{first} - {second}"] = {
             "bleu": round(whole[first] - whole[second], 3),
             "ci95": [round(float(low), 3), round(float(high), 3)],
+            "sentence_bleu": round(gain["gain"], 4),
+            "sentence_bleu_ci95": [round(bound, 4) for bound in gain["gain_ci95"]],
         }
     return found
 
@@ -185,17 +197,22 @@ def tables(report: Mapping[str, Any]) -> str:
             f"| {name} | {found['bleu']:.2f} | {found['chrf']:.2f} | {found['sentence_bleu']:.4f} "
             f"| {found['exact']:.1%} |"
         )
-    lines += ["", "| difference of corpus BLEU | | 95% interval |", "|---|---|---|"]
+    lines += ["", "| difference | corpus BLEU | 95% interval | mean sentence BLEU | 95% interval |"]
+    lines += ["|---|---|---|---|---|"]
     for name, found in report["differences"].items():
         low, high = found["ci95"]
-        lines.append(f"| {name} | {found['bleu']:+.2f} | {low:+.2f} to {high:+.2f} |")
+        least, most = found["sentence_bleu_ci95"]
+        lines.append(
+            f"| {name} | {found['bleu']:+.2f} | {low:+.2f} to {high:+.2f} "
+            f"| {found['sentence_bleu']:+.4f} | {least:+.4f} to {most:+.4f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 # --- The curve ------------------------------------------------------------------------------------
 
 
-def plot(folder: Path, run: Mapping[str, Any], file: Path) -> None:
+def plot(folder: Path, run: Mapping[str, Any], temperature: float, file: Path) -> None:
     """Mean sentence BLEU over episodes: of the rollouts, of held-out prompts, and of copying these."""
     history = json.loads((folder / "log_history.json").read_text(encoding="utf-8"))
     name = next(key for entry in history for key in entry if key.lower() == "reward/bleu")
@@ -215,7 +232,7 @@ def plot(folder: Path, run: Mapping[str, Any], file: Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.legend(loc="lower right", fontsize=8)
 
-    title = f"Restored sentences, sampled at temperature {run['temperature']:g}"
+    title = f"Restored sentences, sampled at temperature {temperature:g}"
     save_figure(file, [(paint, title)], columns=1)
 
 

@@ -86,7 +86,7 @@ def measure(trainer: Any, split: str, indices: range) -> tuple[dict[str, float],
         kept = torch.tensor([process * len(mine) + place for place, process in order], device=rollout.mask.device)
         rollout = rollout.map(lambda name, tensor: tensor[kept])
         trainer._join_processes(meter)
-    figures = meter.read()
+    figures = {name: value for name, value in meter.read().items() if not name.startswith("time/")}
     for of_reward, _ in trainer.reward_figures(rollout):
         figures |= of_reward
     figures |= trainer.credit.assign(rollout, learn=False)[1]

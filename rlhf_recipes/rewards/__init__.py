@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.grammar import Acceptability, Spelling
     from rlhf_recipes.rewards.languagetool import LanguageTool
     from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
+    from rlhf_recipes.rewards.linear import LinearReward
     from rlhf_recipes.rewards.loading import load_reward, load_rewards
     from rlhf_recipes.rewards.process import StepModel, StepReward, TokenClassifierReward
     from rlhf_recipes.rewards.reference import BLEU, ROUGE, ChrF, ExactMatch, TokenF1, corpus_bleu
@@ -74,6 +75,7 @@ _REWARDS_OF = {
     ),
     "languagetool": ("LanguageTool",),
     "learned": ("LearnedReward",),
+    "linear": ("LinearReward",),
     "process": (
         "StepReward",
         "TokenClassifierReward",
@@ -164,6 +166,7 @@ __all__ = [
     "LanguageTool",
     "LearnedReward",
     "LengthWindow",
+    "LinearReward",
     "LogisticCalibration",
     "Map",
     "NgramNovelty",
