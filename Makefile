@@ -14,11 +14,12 @@ help:            ## List the targets
 quickstart: $(VENV)/.installed  ## From human ratings to a tuned language model and a report, on this machine
 	$(BIN)/python -m rlhf_recipes.quickstart
 
+# One thread: the models of the tests are tiny, and beside other programs a second thread mostly waits.
 test: $(VENV)/.installed-for-tests  ## Lint, format check, type check, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 
 test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
