@@ -163,6 +163,10 @@ class PPOTrainer(PPOPlumbing):
             callbacks=[AfterEachStep(self), self.interrupt, monitor, *(callbacks or [])],
             optimizers=optimizers,
         )
+        self._place(reward_model)
+
+    def _place(self, reward_model: Any) -> None:
+        """Refuse what the launcher cannot do, put the other models where the policy is, and show progress."""
         self._check_launch()
         if isinstance(reward_model, nn.Module):
             reward_model.to(self.args.device)
