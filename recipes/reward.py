@@ -1,17 +1,18 @@
-r"""Train a reward model on human feedback: ratings (pairs are drawn from them) or pairs.
+r"""Train a reward model on human feedback of any kind: pairs, votes, ratings, rankings, best and worst, thumbs, steps.
 
 On the starter kit, on a laptop's CPU:
 
-    python recipes/reward.py --config recipes/configs/quickstart_reward.yaml
+    python recipes/reward.py --config recipes/configs/starter_reward.yaml
 
 A decoder with LoRA on pairs of your own (a folder, a file or a Hub id; columns chosen, rejected and perhaps prompt):
 
     accelerate launch recipes/reward.py --dataset_name my-pairs --model_name_or_path Qwen/Qwen3-0.6B \
         --use_peft --learning_rate 1e-4 --max_length 1024 --output_dir runs/reward
 
-Ratings have the columns completion and score, perhaps votes (every rater's) and prompt. The output folder gets the
-model with its head and tokenizer (adapters merged, and on their own in adapter/), reward_config.json (how logits
-become ratings), metrics.json, predictions.jsonl and config.yaml.
+The columns tell which feedback it is (docs/feedback_formats.md), and that tells the loss (docs/reward_losses.md);
+--feedback_format and --loss overrule them. The output folder gets the model with its head and tokenizer (adapters
+merged, and on their own in adapter/), reward_config.json (how logits become ratings), report.html and README.md (what
+was learned, and where it fails), metrics.json, evaluation.json, predictions.jsonl and config.yaml.
 """
 
 import time
@@ -25,54 +26,63 @@ from trl import RewardTrainer
 
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.cleaning import CleaningArguments
 from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.data.formats import DataArguments
+from rlhf_recipes.modeling.freezing import freeze_lower_layers
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.reward_modeling.data import load_feedback, pair_rows, settings_for
-from rlhf_recipes.reward_modeling.evaluation import load_validation, measure, summary
-from rlhf_recipes.reward_modeling.trainer import (
-    RewardConfig,
-    choose_threads,
-    fit_precision,
-    freeze_lower_layers,
-    save_reward_model,
-)
+from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig, fit_precision
+from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_for
+from rlhf_recipes.reward_modeling.evaluation import measure, summary
+from rlhf_recipes.reward_modeling.objectives import choose_loss, make_objective
+from rlhf_recipes.reward_modeling.saving import save_reward_model, save_settings
+from rlhf_recipes.reward_modeling.splits import load_splits
+from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer, choose_threads, is_plain_pairs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((DataArguments, RewardConfig, ModelArguments), description=__doc__)
-    data_args, training_args, model_args = parser.parse(argv)
+    arguments = (DataArguments, FeedbackArguments, CleaningArguments, RewardConfig, ModelArguments)
+    data_args, feedback_args, cleaning_args, training_args, model_args = RecipeParser(arguments, __doc__).parse(argv)
     output_dir = prepare_output_dir(training_args.output_dir, "reward", training_args.overwrite_output_dir)
-    save_config(output_dir / "config.yaml", data_args, training_args, model_args)
+    save_config(output_dir / "config.yaml", data_args, feedback_args, cleaning_args, training_args, model_args)
 
-    # Data. All splits are looked at now: a missing one should not be found out after the training.
-    train = load_feedback(
-        data_args, data_args.dataset_train_split, data_args.max_train_samples, training_args.train_share
-    )
-    validation = load_validation(data_args, training_args)
-    test = load_feedback(data_args, data_args.dataset_test_split, data_args.max_eval_samples)
+    # Data, and the loss that reads it.
+    splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
+    loss = choose_loss(training_args.loss, splits.kind)
+    objective = make_objective(loss, training_args.loss_args, min_gap=training_args.min_gap)
+    objective.fit(splits.train)
+    print(f"{splits}\nLoss          {loss}")
 
     # Model. The seed comes first, because a new head is drawn at random.
     set_seed(training_args.seed)
     training_args = fit_precision(training_args, model_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
-    model = load_reward_model(model_args, tokenizer)
+    of_steps = objective.step_token is not None
+    model = load_reward_model(model_args, tokenizer, labels=objective.label_names, token_level=of_steps)
     freeze_lower_layers(model, training_args.num_frozen_layers)
     settings = settings_for(tokenizer, model, training_args.max_length)
 
-    # Trainer.
-    pairing = {"min_gap": training_args.min_gap, "seed": training_args.seed}
-    evaluates = training_args.eval_strategy != "no"
-    trainer = RewardTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=pair_rows(train, tokenizer, settings, passes=training_args.passes, **pairing),
-        eval_dataset=pair_rows(validation or test, tokenizer, settings, **pairing) if evaluates else None,
-        processing_class=tokenizer,
-        data_collator=PairCollator(tokenizer, training_args.pad_to_multiple_of),
-    )
+    # Trainer: TRL's for plain pairs, ours for all else.
+    held_out = (splits.validation or splits.test) if training_args.eval_strategy != "no" else None
+    common = {"model": model, "args": training_args, "processing_class": tokenizer}
+    if is_plain_pairs(loss, splits.train, training_args):
+        pairing = {"min_gap": training_args.min_gap, "seed": training_args.seed}
+        trainer = RewardTrainer(
+            train_dataset=pair_rows(splits.train, tokenizer, settings, passes=training_args.passes, **pairing),
+            eval_dataset=held_out and pair_rows(held_out, tokenizer, settings, **pairing),
+            data_collator=PairCollator(tokenizer, training_args.pad_to_multiple_of),
+            **common,
+        )
+    else:
+        how = (objective, tokenizer, settings, training_args.debias or ())
+        trainer = FeedbackTrainer(
+            objective=objective,
+            train_dataset=example_rows(splits.train, *how),
+            eval_dataset=held_out and example_rows(held_out, *how),
+            **common,
+        )
 
     # Train.
     threads = choose_threads(trainer)
@@ -83,10 +93,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Save, measure what was saved, push.
     save_reward_model(trainer, model_args)
     if trainer.is_world_process_zero():
-        settings.save(output_dir)
-        metrics = measure(output_dir, train, validation, test, training_args) | {
+        save_settings(output_dir, settings, objective, plain=isinstance(trainer, RewardTrainer))
+        metrics = measure(output_dir, splits.train, splits.validation, splits.test, training_args) | {
+            "loss": loss,
             "train_pairs": len(trainer.train_dataset),
-            "train_texts": len(train) * (1 if "score" in train.column_names else 2),
+            "train_texts": sum(map(len, objective.texts(splits.train))),
             "threads": threads,
             "train_seconds": round(train_seconds, 1),
             "seconds": round(time.perf_counter() - start, 1),

@@ -6,8 +6,6 @@ no HTML, no link. Local absolute paths are shortened to their last part, and sec
 
 import importlib.metadata
 import io
-import math
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +18,29 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_recipes.arguments import SECRETS, save_config
+from rlhf_recipes.arguments import save_config
+from rlhf_recipes.card_text import (
+    as_code,
+    cell,
+    clean_config,
+    clean_text,
+    fenced,
+    finite,
+    hub_id,
+    linked,
+    listed,
+    markdown_table,
+    one_line,
+    plain_line,
+    quoted,
+    rounded,
+    short_name,
+)
 from rlhf_recipes.ppo.metrics import GLOSSARY
 from rlhf_recipes.report.plots import running_mean
-from rlhf_recipes.report.words import visible
 
 REPO_PLACEHOLDER = "your-name/your-model"
 PACKAGES = ("rlhf-recipes", "transformers", "peft", "trl", "accelerate", "datasets", "torch")
-SAMPLE_LIMIT = 400  # characters of a prompt or a completion in the table of samples
 # The quantities that a reader looks at first: figure, file in card/, heading (short, so that the three are as wide),
 # and whether its distance from 0 is what matters.
 CURVES = (
@@ -192,7 +205,7 @@ def write_model_card(folder: str | Path, facts: RunFacts) -> Path:
 
 
 def _metadata(facts: RunFacts) -> ModelCardData:
-    base, dataset = _hub_id(facts.base_model), _hub_id(facts.dataset_name)
+    base, dataset = hub_id(facts.base_model), hub_id(facts.dataset_name)
     tags = ["rlhf-recipes", facts.method.lower(), "rlhf"]
     return ModelCardData(
         base_model=base,
@@ -208,28 +221,19 @@ def _metadata(facts: RunFacts) -> ModelCardData:
 
 def _eval_results(facts: RunFacts) -> list[EvalResult]:
     wanted = [name for name in ("objective/scores", "objective/kl") if name in facts.eval_metrics]
-    dataset = _short(facts.dataset_name)
+    dataset = short_name(facts.dataset_name)
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=dataset,
             dataset_name=dataset,
             metric_type=name,
-            metric_name=_plain(facts.glossary.get(name, name)),
+            metric_name=one_line(facts.glossary.get(name, name)),
             metric_value=facts.eval_metrics[name],
         )
         for name in wanted
-        if _number(facts.eval_metrics[name]) is not None
+        if finite(facts.eval_metrics[name]) is not None
     ]
-
-
-def _hub_id(name: str) -> str | None:
-    """The name if it can be an id of the Hub: `owner/name` or `name`, and nothing here is called that."""
-    looks_like_one = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) and not name.endswith(
-        (".json", ".jsonl", ".csv", ".parquet", ".txt")
-    )
-    local = Path(name).expanduser().exists() or name.split("/")[0] in ("starter", "runs")
-    return name if looks_like_one and not local else None
 
 
 # ---- sections
@@ -237,34 +241,34 @@ def _hub_id(name: str) -> str | None:
 
 def _what_it_is(facts: RunFacts) -> str:
     kind = "Adapters for" if facts.adapter else "A language model, which is"
-    rewards = _listed([_code(reward.name) for reward in facts.rewards])
+    rewards = listed([as_code(reward.name) for reward in facts.rewards])
     aim = (
         f"so that its completions score higher under {rewards}" if rewards else "so that its completions score higher"
     )
-    episodes = _number(facts.metrics.get("episodes", facts.metrics.get("episode")))
+    episodes = finite(facts.metrics.get("episodes", facts.metrics.get("episode")))
     run = f"It took {episodes:,.0f} episodes" if episodes else "It was trained"
-    rows = f" ({facts.num_examples:,} in the split {_code(facts.dataset_split)})" if facts.num_examples else ""
-    first, last = (_number(m.get("objective/scores")) for m in (facts.first_metrics, facts.metrics))
+    rows = f" ({facts.num_examples:,} in the split {as_code(facts.dataset_split)})" if facts.num_examples else ""
+    first, last = (finite(m.get("objective/scores")) for m in (facts.first_metrics, facts.metrics))
     change = "" if first is None or last is None else f"; the mean score went from {first:.2f} to {last:.2f}"
-    kl = _number(facts.metrics.get("objective/kl"))
+    kl = finite(facts.metrics.get("objective/kl"))
     price = f" at a KL divergence of {kl:.1f} nats from the reference" if change and kl is not None else ""
     return (
-        f"# {_text(_name(facts))}\n\n"
-        f"{kind} {_linked(facts.base_model)}, tuned with {_text(facts.method)} {aim}. "
-        f"{run} with prompts from {_linked(facts.dataset_name, 'datasets/')}{rows}{change}{price}."
+        f"# {plain_line(_name(facts))}\n\n"
+        f"{kind} {linked(facts.base_model)}, tuned with {plain_line(facts.method)} {aim}. "
+        f"{run} with prompts from {linked(facts.dataset_name, 'datasets/')}{rows}{change}{price}."
     )
 
 
 def _how_to_load(facts: RunFacts) -> str:
     repo = facts.repo_id or REPO_PLACEHOLDER
-    base_is_local = _hub_id(facts.base_model) is None
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", f"repo = {_quoted(repo)}"]
+    base_is_local = hub_id(facts.base_model) is None
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", f"repo = {quoted(repo)}"]
     if not facts.adapter:
         lines += ["model = AutoModelForCausalLM.from_pretrained(repo)"]
     elif base_is_local:
         lines[0] = "from peft import PeftModel\n" + lines[0]
         lines += [
-            f"base = AutoModelForCausalLM.from_pretrained({_quoted(_short(facts.base_model))})",
+            f"base = AutoModelForCausalLM.from_pretrained({quoted(short_name(facts.base_model))})",
             "model = PeftModel.from_pretrained(base, repo)",
         ]
     else:
@@ -274,8 +278,8 @@ def _how_to_load(facts: RunFacts) -> str:
     notes = []
     if facts.adapter and base_is_local:
         notes.append(
-            f"The adapters were trained on {_code(_short(facts.base_model))}, which is no model of the Hub: name the "
-            "folder where you have it instead."
+            f"The adapters were trained on {as_code(short_name(facts.base_model))}, which is no model of the Hub: "
+            "name the folder where you have it instead."
         )
     if not facts.repo_id:
         notes.append(f"`{REPO_PLACEHOLDER}` stands for the place of this repository, or of its folder.")
@@ -283,8 +287,8 @@ def _how_to_load(facts: RunFacts) -> str:
 
 
 def _generation(facts: RunFacts) -> list[str]:
-    length = _number(facts.config.get("max_completion_length")) or 64
-    temperature = _number(facts.config.get("temperature"))
+    length = finite(facts.config.get("max_completion_length")) or 64
+    temperature = finite(facts.config.get("temperature"))
     settings = f"max_new_tokens={length:.0f}, do_sample=True"
     settings += f", temperature={temperature:g}" if temperature and temperature != 1 else ""
     if facts.conversational:
@@ -307,20 +311,20 @@ def _generation(facts: RunFacts) -> list[str]:
 def _samples(facts: RunFacts) -> str:
     if not facts.samples:
         return ""
-    scored = any(_number(sample.score) is not None for sample in facts.samples)
+    scored = any(finite(sample.score) is not None for sample in facts.samples)
     rows = [["prompt", "completion", *(["score"] if scored else [])]]
     rows += [
-        [_cell(sample.prompt), _cell(sample.completion), *([_figure(sample.score)] if scored else [])]
+        [cell(sample.prompt), cell(sample.completion), *([rounded(sample.score)] if scored else [])]
         for sample in facts.samples
     ]
-    return "## What it writes\n\nA few completions, as they were sampled.\n\n" + _table(rows, right=(2,))
+    return "## What it writes\n\nA few completions, as they were sampled.\n\n" + markdown_table(rows, right=(2,))
 
 
 def _curves(pictures: Sequence[tuple[str, str, str]]) -> str:
     if not pictures:
         return ""
     row = [f"![{description}](card/{file})" for file, _, description in pictures]
-    table = _table([[title for _, title, _ in pictures], row])
+    table = markdown_table([[title for _, title, _ in pictures], row])
     return f"## Training\n\n{table}\n\nOver the episodes of training: each rollout pale, their running mean on top."
 
 
@@ -338,8 +342,10 @@ def _figures(facts: RunFacts) -> str:
     held_out = _shown(facts.eval_metrics)
     if held_out:
         rows = [["figure", "value", "what it is"]]
-        rows += [[_code(name), _figure(facts.eval_metrics[name]), _meaning(name, facts.glossary)] for name in held_out]
-        parts.append("## On held-out prompts\n\n" + _table(rows, (1,)))
+        rows += [
+            [as_code(name), rounded(facts.eval_metrics[name]), _meaning(name, facts.glossary)] for name in held_out
+        ]
+        parts.append("## On held-out prompts\n\n" + markdown_table(rows, (1,)))
     return "\n\n".join(parts)
 
 
@@ -347,14 +353,14 @@ def _training_table(names: Sequence[str], facts: RunFacts) -> str:
     first = facts.first_metrics
     rows = [["figure", *(["first rollout"] if first else []), "last rollout", "what it is"]]
     for name in names:
-        before = [_figure(first.get(name))] if first else []
-        rows.append([_code(name), *before, _figure(facts.metrics[name]), _meaning(name, facts.glossary)])
-    return _table(rows, range(1, len(rows[0]) - 1))
+        before = [rounded(first.get(name))] if first else []
+        rows.append([as_code(name), *before, rounded(facts.metrics[name]), _meaning(name, facts.glossary)])
+    return markdown_table(rows, range(1, len(rows[0]) - 1))
 
 
 def _shown(metrics: Mapping[str, Any]) -> list[str]:
     """Names of the figures for the tables, what matters most first; durations are left out."""
-    names = [n for n, v in metrics.items() if "/" in n and not n.startswith("time/") and _number(v) is not None]
+    names = [n for n, v in metrics.items() if "/" in n and not n.startswith("time/") and finite(v) is not None]
     places = [place for place, _ in enumerate(FIRST_FIGURES)]
     return sorted(
         names,
@@ -364,7 +370,7 @@ def _shown(metrics: Mapping[str, Any]) -> list[str]:
 
 def _meaning(name: str, glossary: Mapping[str, str]) -> str:
     if name in glossary:
-        return _text(glossary[name])
+        return plain_line(glossary[name])
     if name.endswith("/std"):
         return "Its standard deviation over episodes."
     if name.endswith("/share"):
@@ -374,18 +380,21 @@ def _meaning(name: str, glossary: Mapping[str, str]) -> str:
 
 def _data_and_rewards(facts: RunFacts) -> str:
     count = f", {facts.num_examples:,} prompts" if facts.num_examples else ""
-    text = f"## Data and rewards\n\nPrompts: {_linked(facts.dataset_name, 'datasets/')}, split "
-    text += f"{_code(facts.dataset_split)}{count}."
+    text = f"## Data and rewards\n\nPrompts: {linked(facts.dataset_name, 'datasets/')}, split "
+    text += f"{as_code(facts.dataset_split)}{count}."
     if facts.rewards:
         rows = [["reward", "weight", "from"]]
-        rows += [[_code(r.name), f"{r.weight:g}", _code(_short(r.source)) if r.source else ""] for r in facts.rewards]
-        text += " The score of a completion is the weighted sum of these rewards.\n\n" + _table(rows, (1,))
+        rows += [
+            [as_code(r.name), f"{r.weight:g}", as_code(short_name(r.source)) if r.source else ""]
+            for r in facts.rewards
+        ]
+        text += " The score of a completion is the weighted sum of these rewards.\n\n" + markdown_table(rows, (1,))
     return text
 
 
 def _how_to_go_on(facts: RunFacts, has_critic: bool) -> str:
     command = facts.command or f"accelerate launch recipes/{facts.method.lower()}.py --config config.yaml"
-    typed = _fenced(_clean_text(command), "bash")
+    typed = fenced(clean_text(command), "bash")
     lines = [
         "## Repeat it, or go on from it",
         f"Save the settings at the end of this page as `config.yaml`, then:\n\n{typed}",
@@ -395,7 +404,9 @@ def _how_to_go_on(facts: RunFacts, has_critic: bool) -> str:
     if has_critic:
         lines.append("`critic/` holds the value head that was trained with the policy; only training needs it.")
     if facts.versions:
-        lines.append("Made with " + ", ".join(f"{_text(n)} {_text(v)}" for n, v in facts.versions.items()) + ".")
+        lines.append(
+            "Made with " + ", ".join(f"{plain_line(n)} {plain_line(v)}" for n, v in facts.versions.items()) + "."
+        )
     return "\n\n".join(lines)
 
 
@@ -405,7 +416,7 @@ def _limits(facts: RunFacts) -> str:
         "policy finds what its rewards overlook: a higher score can mean a better text, or a text that pleases the "
         "reward for another reason. Read completions before you use it.",
         "The figures are of one run with one seed" + ("." if facts.eval_metrics else ", on the prompts of training."),
-        f"What {_linked(facts.base_model)} should not be used for, this should not be used for either: its knowledge, "
+        f"What {linked(facts.base_model)} should not be used for, this should not be used for either: its knowledge, "
         "its gaps and its bias are still there. No test of safety was made.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
@@ -415,7 +426,7 @@ def _config(facts: RunFacts) -> str:
     if not facts.config:
         return ""
     text = yaml.safe_dump(clean_config(facts.config), sort_keys=False, allow_unicode=True, width=100)
-    return f"<details>\n<summary>The settings of the run</summary>\n\n{_fenced(text, 'yaml')}\n\n</details>"
+    return f"<details>\n<summary>The settings of the run</summary>\n\n{fenced(text, 'yaml')}\n\n</details>"
 
 
 # ---- curves
@@ -428,7 +439,7 @@ def _draw_curves(folder: Path, facts: RunFacts) -> list[tuple[str, str, str]]:
         points = [
             (float(entry["episode"]), float(entry[name]))
             for entry in facts.log_history
-            if _number(entry.get("episode")) is not None and _number(entry.get(name)) is not None
+            if finite(entry.get("episode")) is not None and finite(entry.get(name)) is not None
         ]
         file = folder / f"{stem}.png"
         if len(points) < 2:
@@ -469,121 +480,9 @@ def _picture(points: Sequence[tuple[float, float]], from_zero: bool) -> bytes:
     return buffer.getvalue()
 
 
-# ---- clean of what is nobody else's business
-
-_SECRET_KEYS = re.compile(
-    r"(env|logging_dir|.*headers|.*cookies?|(proxy[-_])?authorization|.*credentials?"
-    r"|.*(access|auth|bearer|hf|hub|secret|private)[-_]?(token|key))",
-    re.IGNORECASE,
-)
-_SECRET_VALUES = re.compile(
-    r"\b(hf_[A-Za-z0-9]{8,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|Bearer\s+\S+)|(?<=://)[^/\s@]+@"
-)
-# An absolute path of two parts or more, among other words: `/no_think` and `</s>` are none.
-_ABSOLUTE = re.compile(
-    r"(?<![\w./\\~*<-])(?:file://)?(?:~[\w.-]*/|[A-Za-z]:[/\\]|/(?=[^\s/]+/))"
-    r"(?:[^\s'\",;()\[\]{}]*[/\\])?(?=[^\s/\\])"
-)
-_ONE_PATH = re.compile(r"(file://|~[\w.-]*/|[A-Za-z]:[/\\]|\.\.[/\\]|/[^\s/]+/|\\\\)")
-
-
-def clean_config(value: Any) -> Any:
-    """A YAML without secrets, and with absolute paths shortened to their last part."""
-    if isinstance(value, Mapping):
-        return {
-            str(key): clean_config(element)
-            for key, element in value.items()
-            if not SECRETS.fullmatch(str(key)) and not _SECRET_KEYS.fullmatch(str(key))
-        }
-    if isinstance(value, list | tuple):
-        return [clean_config(element) for element in value]
-    return _clean_text(_short(value)) if isinstance(value, str) else value
-
-
-def _short(name: str) -> str:
-    """The last part of an absolute path; any other name as it is."""
-    if _ONE_PATH.match(name) and "\n" not in name:
-        return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    return name
-
-
-def _clean_text(text: str) -> str:
-    """A text in which absolute paths may stand among other words, such as a command."""
-    return _ABSOLUTE.sub("", _SECRET_VALUES.sub("[left out]", text))
-
-
-# ---- text on the page, and nothing but text
-
-_BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F], "\ufffd")
-# Whatever Markdown, HTML, formulas or automatic links could begin with. As references they are letters like others.
-_MARKUP = re.compile(r"[\\`*_{}\[\]#!|<>&~$@]|:(?=\S)|(?<=\w)\.(?=[^\W\d])|^[-+=]|^\d+[.)]")
-
-
-def _text(value: str) -> str:
-    """Text inside a paragraph or a cell: one line of it, with nothing that a renderer would take for markup."""
-    plain = " ".join(visible(str(value), None).translate(_BIDI).split())
-    return _MARKUP.sub(lambda found: "".join(f"&#{ord(c)};" for c in found.group()), plain)
-
-
-def _cell(value: str) -> str:
-    """A longer text for a cell: cut, its line breaks kept."""
-    lines = visible(value.strip(), SAMPLE_LIMIT).splitlines()
-    return "<br>".join(_text(line) for line in lines)
-
-
-def _plain(value: str) -> str:
-    return " ".join(value.split())
-
-
-def _code(value: str) -> str:
-    value = _clean_text(value)
-    return f"`{value}`" if re.fullmatch(r"[\w./:@+-]+", value) else f"<code>{_text(value)}</code>"
-
-
-def _linked(name: str, kind: str = "") -> str:
-    """A name as a link where it is an id of the Hub, else as it is called here."""
-    hub_id = _hub_id(name)
-    return f"[{_code(hub_id)}](https://huggingface.co/{kind}{hub_id})" if hub_id else _code(_short(name))
-
-
-def _quoted(value: str) -> str:
-    """A Python string for a snippet."""
-    return '"' + _clean_text(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
-
-
 def _name(facts: RunFacts) -> str:
-    base = _short(facts.base_model).rstrip("/").split("/")[-1]
+    base = short_name(facts.base_model).rstrip("/").split("/")[-1]
     return facts.repo_id.split("/")[-1] if facts.repo_id else f"{base}, tuned with {facts.method}"
-
-
-def _fenced(text: str, language: str) -> str:
-    """A block of code, with a fence that nothing in the text can close."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    rule = ["---:" if column in right else "---" for column in range(len(rows[0]))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
-
-
-def _figure(value: Any) -> str:
-    number = _number(value)
-    if number is None:
-        return "–"
-    whole = number == 0 or abs(number) >= 1000
-    shown = f"{number:,.0f}" if whole else f"{number:#.3g}".rstrip(".")
-    return shown.replace("-", "\u2212")
-
-
-def _number(value: Any) -> float | None:
-    """The value if it is a finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _rewards_of(config: Mapping[str, Any]) -> list[Reward]:

@@ -7,6 +7,70 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+NOT_TARGETS = ("input_ids", "length", "covariates")
+
+
+def padded(ids: Sequence[Sequence[int]], pad_token_id: int, multiple: int | None = None) -> dict[str, torch.Tensor]:
+    """Token ids of N texts, padded on the right: `input_ids` and `attention_mask`, `(N, L)` each."""
+    longest = max(len(of_text) for of_text in ids)
+    width = -(-longest // (multiple or 1)) * (multiple or 1)
+    texts = [torch.tensor(of_text, dtype=torch.long) for of_text in ids]
+    input_ids = pad_sequence(texts, batch_first=True, padding_value=pad_token_id)  # (N, longest)
+    input_ids = torch.nn.functional.pad(input_ids, (0, width - longest), value=pad_token_id)  # (N, L)
+    # From the lengths, not from the ids: a text may hold the pad token as text.
+    lengths = torch.tensor([len(of_text) for of_text in ids])
+    return {"input_ids": input_ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+
+
+def _own_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ValueError(
+            f"The pad token is {tokenizer.pad_token!r} and the end-of-sequence token {tokenizer.eos_token!r}: "
+            "padding must be a token of its own, or the end of a text cannot be seen. "
+            "`rlhf_recipes.modeling.loading.load_tokenizer` finds one."
+        )
+    return int(tokenizer.pad_token_id)
+
+
+class FeedbackCollator:
+    """Put rows of one or more texts, and what is known of them, into one batch.
+
+    A row has `input_ids`, a list of texts, each a list of token ids. All other columns are targets, numbers or lists
+    of numbers, but for `length`, and for `covariates`, C numbers for each text. For R rows with N texts in all, at
+    most L tokens and K numbers in a list, the batch holds
+
+    - `input_ids (N, L)`, `attention_mask (N, L)`: padded on the right, the texts of a row behind one another;
+    - `rows (N,)`, `places (N,)`: the row of each text, and its place in the row;
+    - `targets`: a `dict` of `(R,)` or `(R, K)`, NaN where a list is shorter;
+    - `covariates (N, C)`: where the rows have them.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]), pad_to_multiple_of (`int`, *optional*):
+            As in [`PairCollator`].
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> None:
+        self.pad_token_id = _own_pad_token(tokenizer)
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        ids = [of_text for row in rows for of_text in row["input_ids"]]
+        sizes = [len(row["input_ids"]) for row in rows]
+        batch: dict[str, Any] = padded(ids, self.pad_token_id, self.pad_to_multiple_of)
+        batch["rows"] = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(sizes))
+        batch["places"] = torch.cat([torch.arange(size) for size in sizes])
+        batch["targets"] = {name: _numbers([row[name] for row in rows]) for name in rows[0] if name not in NOT_TARGETS}
+        if "covariates" in rows[0]:
+            batch["covariates"] = torch.tensor([of_text for row in rows for of_text in row["covariates"]])
+        return batch
+
+
+def _numbers(values: Sequence[Any]) -> torch.Tensor:
+    if not isinstance(values[0], list):
+        return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float)
+    lists = [torch.tensor([float("nan") if x is None else x for x in value], dtype=torch.float) for value in values]
+    return pad_sequence(lists, batch_first=True, padding_value=float("nan"))
+
 
 class PairCollator:
     """Put pairs of token ids into the layout of TRL's `RewardTrainer`: all chosen texts, then all rejected ones.
@@ -31,27 +95,14 @@ class PairCollator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> None:
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-            raise ValueError(
-                f"The pad token is {tokenizer.pad_token!r} and the end-of-sequence token {tokenizer.eos_token!r}: "
-                "padding must be a token of its own, or the end of a text cannot be seen. "
-                "`rlhf_recipes.modeling.loading.load_tokenizer` finds one."
-            )
+        self.pad_token_id = _own_pad_token(tokenizer)
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of}; give 1 or more, or None.")
-        self.pad_token_id: int = tokenizer.pad_token_id
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(row[side], dtype=torch.long) for side in ("chosen_ids", "rejected_ids") for row in rows]
-        longest = max(len(of_text) for of_text in ids)
-        multiple = self.pad_to_multiple_of or 1
-        width = -(-longest // multiple) * multiple
-        input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)  # (2B, longest)
-        input_ids = torch.nn.functional.pad(input_ids, (0, width - longest), value=self.pad_token_id)  # (2B, L)
-        # From the lengths, not from the ids: a text may hold the pad token as text.
-        lengths = torch.tensor([len(of_text) for of_text in ids])
-        batch = {"input_ids": input_ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+        ids = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
+        batch = padded(ids, self.pad_token_id, self.pad_to_multiple_of)
         if "margin" in rows[0]:
             batch["margin"] = torch.tensor([row["margin"] for row in rows], dtype=torch.float)
         return batch

@@ -54,8 +54,20 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "completion": ("response", "answer", "output", "reply", "text", "review"),
     "chosen": ("preferred", "winner", "accepted", "better"),
     "rejected": ("dispreferred", "loser", "worse"),
-    "score": ("rating", "reward", "label", "stars"),
+    "score": ("rating", "reward", "stars", "grade", "points"),
     "votes": ("ratings", "annotations"),
+    "label": ("class", "good", "is_good", "liked", "thumbs_up", "feedback"),
+    "completions": ("responses", "answers", "outputs", "replies", "candidates", "texts", "steps"),
+    "ranks": ("ranking", "order", "positions"),
+    "best": ("best_index", "most"),
+    "worst": ("worst_index", "least"),
+    "scores": ("aspects", "attributes", "criteria", "rewards"),
+    "labels": ("correct", "correctness", "step_labels"),
+    "clicks": ("clicked", "click_count"),
+    "views": ("impressions", "shown", "displays"),
+    "dwell_seconds": ("dwell", "dwell_time", "seconds", "duration", "time_on_page", "reading_time"),
+    "chosen_votes": ("wins", "votes_for", "preferred_votes"),
+    "rejected_votes": ("losses", "votes_against", "dispreferred_votes"),
 }
 # A character that a reader would see: no white space, and none of the zero-width ones, which `str.strip` keeps.
 _VISIBLE = re.compile(r"[^\s\u200b\u200c\u200d\u2060\ufeff]")

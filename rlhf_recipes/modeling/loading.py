@@ -10,7 +10,7 @@ Three things go wrong in silence when models are loaded by hand, and are settled
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -157,24 +158,45 @@ def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedMo
 
 
 def load_reward_model(
-    args: ModelArguments, tokenizer: PreTrainedTokenizerBase, is_trainable: bool = True, num_labels: int = 1
+    args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    is_trainable: bool = True,
+    labels: Sequence[str] = ("reward",),
+    token_level: bool = False,
 ) -> PreTrainedModel | PeftModel:
-    """Load an encoder or a decoder with a scalar head; a new head where the model has none.
+    """Load an encoder or a decoder with a head; a new head where the model has none, or one of another size.
 
     The pad token is copied from the tokenizer, because a decoder's head reads the last token that is not padding.
+
+    Args:
+        args ([`ModelArguments`]): Which model, and how.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's.
+        is_trainable (`bool`): Whether to put adapters on it, where `use_peft` asks for them.
+        labels (`Sequence[str]`): Names of the outputs; one for a scalar score.
+        token_level (`bool`): Whether the head reads each token, for a process reward model.
     """
     name = check_model_path(_required(args.model_name_or_path))
-    config = AutoConfig.from_pretrained(name, num_labels=num_labels, revision=args.model_revision)
+    config = AutoConfig.from_pretrained(name, num_labels=len(labels), revision=args.model_revision)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if len(labels) > 1 or token_level:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    auto = AutoModelForTokenClassification if token_level else AutoModelForSequenceClassification
     with _quiet_loading():
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, revision=args.model_revision, output_loading_info=True, **_loading_arguments(args)
+        model, report = auto.from_pretrained(
+            name,
+            config=config,
+            revision=args.model_revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=len(labels) > 1,  # a head of another size is replaced
+            **_loading_arguments(args),
         )
-    new = sorted(report["missing_keys"])
+    new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if new:
         logger.info("New weights, drawn at random and to be trained: %s.", ", ".join(new))
     if args.use_peft and is_trainable:
-        model = add_adapters(model, dataclasses.replace(args, lora_task_type="SEQ_CLS"))
+        task = "TOKEN_CLS" if token_level else "SEQ_CLS"
+        model = add_adapters(model, dataclasses.replace(args, lora_task_type=task))
     disable_dropout(model)
     keep_gradients_of_4bit(model)
     return model

@@ -1,44 +1,46 @@
 """From rows of feedback to the token ids that a reward model is trained on.
 
-```
-ratings   [prompt,] completion, score [, votes]    pairs are drawn (`rlhf_recipes.data.pairs`)
-pairs     [prompt,] chosen, rejected [, margin]    taken as they are
-```
-Text or messages. What a model reads here is what `rlhf_recipes.rewards.learned.LearnedReward` shows it later: prompt
-and completion as one text, its beginning cut off where it is too long.
+Feedback of any format of `rlhf_recipes.data.feedback`, as text or messages. What a model reads here is what
+`rlhf_recipes.rewards.learned.LearnedReward` shows it later: prompt and completion as one text, its beginning cut off
+where it is too long.
 """
 
 import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_recipes.data.formats import (
-    DataArguments,
-    detect_format,
-    drop_blank,
-    is_conversational,
-    load_rows,
-    require_columns,
-    sample_rows,
-)
+from rlhf_recipes.data.conversions import convert
+from rlhf_recipes.data.feedback import Check, FeedbackSettings, Kind, normalize, row_keys
+from rlhf_recipes.data.formats import DataArguments, detect_format, is_conversational, load_rows, sample_rows
 from rlhf_recipes.data.pairs import draw_pairs
 from rlhf_recipes.data.preprocessing import normalize_text
+from rlhf_recipes.reward_modeling.objectives import Item, Objective
 from rlhf_recipes.rewards.base import Text, as_text
+from rlhf_recipes.rewards.batching import joined
 from rlhf_recipes.rewards.learned import RewardModelSettings
+from rlhf_recipes.rewards.process import cut_beginning, encode_steps
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"ratings": ("completion", "score"), "pairs": ("chosen", "rejected")}
+PAIRS = ("chosen", "rejected")
 
 
-def load_feedback(data_args: DataArguments, split: str, count: int | None = None, share: str = "0:1") -> Dataset:
+def read_feedback(
+    data_args: DataArguments,
+    split: str,
+    count: int | None = None,
+    share: str = "0:1",
+    settings: FeedbackSettings | None = None,
+    to: Kind | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Dataset, Check]:
     """Load the rows of one split that say something, and of them those in a share.
 
     Args:
@@ -46,23 +48,34 @@ def load_feedback(data_args: DataArguments, split: str, count: int | None = None
         split (`str`): Which split of it.
         count (`int`, *optional*): Take that many of the rows, drawn at random.
         share (`str`, *optional*, defaults to `"0:1"`): Which share of them, see [`in_share`].
+        settings ([`~rlhf_recipes.data.feedback.FeedbackSettings`], *optional*): How they are read.
+        to (`str`, *optional*), options (`Mapping`, *optional*): A format to convert to, and how.
+
+    Returns:
+        `tuple[Dataset, Check]`: the rows, cleaned, and what was recognized, counted and left out.
 
     Raises:
-        `ValueError`: if there are neither ratings nor pairs, or no row is left.
+        `ValueError`: if the format is not known, a row is wrong, or no row is left.
     """
     dataset = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-    columns = require_columns(dataset, [FORMATS["ratings"], FORMATS["pairs"]], "A reward model")
-    texts = [column for column in (*columns, "prompt") if column != "score" and column in dataset.column_names]
-    # A prompt may be empty, if it is there: completions can start from nothing.
-    dataset, _ = drop_blank(dataset, [column for column in texts if column != "prompt"])
+    settings = settings or FeedbackSettings()
+    if to is not None:
+        dataset, found = convert(dataset, to, settings, **(options or {}))
+    else:
+        dataset, found = normalize(dataset, settings)
     low, high = parse_share(share)
     if (low, high) != (0.0, 1.0):
-        kept = [row for row, key in enumerate(_keys(dataset)) if in_share(key, low, high)]
+        kept = [row for row, key in enumerate(row_keys(dataset)) if in_share(key, low, high)]
         if not kept:
             raise ValueError(f"None of the {len(dataset)} rows of split {split!r} is in the share {share}. Widen it.")
         logger.info("Share %s: %d of %d rows of split %r.", share, len(kept), len(dataset), split)
         dataset = dataset.select(kept)
-    return sample_rows(dataset, count)
+    return sample_rows(dataset, count), found
+
+
+def load_feedback(data_args: DataArguments, split: str, count: int | None = None, share: str = "0:1") -> Dataset:
+    """The rows alone of [`read_feedback`]."""
+    return read_feedback(data_args, split, count, share)[0]
 
 
 def parse_share(share: str) -> tuple[float, float]:
@@ -90,13 +103,6 @@ def in_share(text: str, low: float, high: float) -> bool:
     """
     digest = hashlib.sha256(f"share:{normalize_text(text)}".encode("utf-8", "surrogatepass")).digest()
     return low <= int.from_bytes(digest[:6], "big") / 2**48 < high  # 48 bits: the quotient is exact and below 1
-
-
-def _keys(dataset: Dataset) -> list[str]:
-    """What a row is about: its prompt, if it has one, so that two completions of it stay together."""
-    columns = dataset.column_names
-    name = "prompt" if "prompt" in columns else "chosen" if detect_format(columns) == "pairs" else "completion"
-    return [value if isinstance(value, str) else json.dumps(value) for value in dataset[name]]
 
 
 @dataclass(frozen=True)
@@ -212,9 +218,7 @@ def pair_rows(
         pairs = draw_pairs(keys, dataset["score"], passes, min_gap, seed)
         chosen, rejected = [ids[row] for row in pairs[:, 0]], [ids[row] for row in pairs[:, 1]]
     else:
-        chosen, rejected = (
-            tokenize(Texts.of(dataset, side), tokenizer, settings, f"{side} texts") for side in FORMATS["pairs"]
-        )
+        chosen, rejected = (tokenize(Texts.of(dataset, side), tokenizer, settings, f"{side} texts") for side in PAIRS)
     columns: dict[str, Sequence[Any]] = {"chosen_ids": chosen, "rejected_ids": rejected}
     if detect_format(dataset.column_names) == "pairs":
         differ = [row for row, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if a != b]
@@ -230,3 +234,58 @@ def pair_rows(
         columns = {name: [values[row] for row in differ] for name, values in columns.items()}
     lengths = [max(len(a), len(b)) for a, b in zip(columns["chosen_ids"], columns["rejected_ids"], strict=True)]
     return Dataset.from_dict(columns | {"length": lengths})
+
+
+def example_rows(
+    dataset: Dataset,
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+    debias: Sequence[str] = (),
+) -> Dataset:
+    """Make the rows that `FeedbackTrainer` takes: the texts of each as token ids, and its targets.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): Feedback that the objective reads.
+        objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]), settings ([`RewardModelSettings`]): As in [`tokenize`].
+        debias (`Sequence[str]`, *optional*): Covariates to compute of each text.
+
+    Returns:
+        [`~datasets.Dataset`]: columns `input_ids` (a list of texts), the targets, `covariates` if there are any, and
+        `length`, that of the longest text, by which batches are grouped.
+    """
+    items, targets = objective.texts(dataset), objective.targets(dataset)
+    if objective.step_token is not None:
+        mark = list(tokenizer(objective.step_token, add_special_tokens=False).input_ids)
+        if not mark:
+            raise ValueError(
+                f"The tokenizer makes no token of the mark behind each step, step_token {objective.step_token!r}. Name "
+                "one that it has in loss_args, such as {step_token: "
+                f"{(tokenizer.sep_token or tokenizer.eos_token)!r}}}."
+            )
+        encoded = [_encode_solution(steps, mark, tokenizer, settings.max_length) for steps in items]
+        ids = [[of_text] for of_text, _ in encoded]
+        targets["ends"] = [[float(place) for place in places] for _, places in encoded]
+    else:
+        flat = [item for of_row in items for item in of_row]
+        flat_ids = iter(tokenize(Texts([p for p, _ in flat], [c for _, c in flat]), tokenizer, settings))
+        ids = [[next(flat_ids) for _ in of_row] for of_row in items]
+    columns: dict[str, list[Any]] = {"input_ids": ids, **targets}
+    if debias:
+        from rlhf_recipes.reward_modeling.debias import covariates
+
+        plain = [[as_text(prompt) + as_text(completion) for prompt, completion in of_row] for of_row in items]
+        columns["covariates"] = [covariates(of_row, debias).tolist() for of_row in plain]
+    columns["length"] = [max(map(len, of_row)) for of_row in ids]
+    return Dataset.from_dict(columns)
+
+
+def _encode_solution(
+    steps: Sequence[Item], mark: Sequence[int], tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> tuple[list[int], list[int]]:
+    start, _, special = joined(steps[0][0], "", tokenizer)
+    ids, places = encode_steps(start, [as_text(step) for _, step in steps], special, mark, tokenizer)
+    if limit is None or len(ids) <= limit:
+        return ids, places
+    return cut_beginning(ids, places, limit, tokenizer.bos_token_id)

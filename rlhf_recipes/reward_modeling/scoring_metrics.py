@@ -5,7 +5,8 @@ its 95% percentile bootstrap interval. The bootstrap draws texts, or prompts whe
 pairs: one text is in many pairs, so pairs are not independent, and an interval over them is too narrow.
 
 `None` stands for a figure that does not exist: a correlation where one side does not vary, a bucket without pairs, an
-interval over a single text or prompt. A number that is missing, NaN or infinite is an error that names its row.
+interval over a single text or prompt, or of 0 samples. A number that is missing, NaN or infinite is an error that
+names its row.
 
 Baselines that cost nothing belong beside every figure: [`baseline_scores`] and [`beside_baselines`]. The ceiling that
 people's disagreement sets is in `rlhf_recipes.data.agreement`.
@@ -123,7 +124,7 @@ def _counts_by_edge(
             np.stack([np.stack(_count_right(s, y, edge, block), axis=-1) for edge in starts])
             for block in _weights(len(y), samples, seed)
         ]
-        drawn = np.concatenate(blocks, axis=1) if len(y) > 1 else np.zeros((len(starts), 0, 2))
+        drawn = np.concatenate(blocks, axis=1) if len(y) > 1 and blocks else np.zeros((len(starts), 0, 2))
     else:
         groups = _groups(prompts, len(y))
         counts = np.array(
@@ -133,8 +134,8 @@ def _counts_by_edge(
             ]
         )  # (E, G, 2)
         parts = counts.sum(axis=1)
-        drawn = np.concatenate([block @ counts for block in _weights(len(groups), samples, seed)], axis=1)
-        drawn = drawn if len(groups) > 1 else drawn[:, :0]
+        blocks = [block @ counts for block in _weights(len(groups), samples, seed)]
+        drawn = np.concatenate(blocks, axis=1) if len(groups) > 1 and blocks else np.zeros((len(starts), 0, 2))
     return parts, drawn
 
 
@@ -452,12 +453,12 @@ def win_rate_curve(
     ceiling = np.array([_win_rates(y[pool], y[pool], most) for pool in pools]).mean(axis=0)
     if len(pools) > 1:
         blocks = [block @ rates / len(pools) for block in _weights(len(pools), samples, seed)]
-        drawn = np.concatenate(blocks)
+        drawn = np.concatenate([*blocks, np.zeros((0, most))])
     elif prompts is not None:
         drawn = np.zeros((0, most))
     else:
         rows = np.random.default_rng(seed).integers(len(y), size=(samples, len(y)))
-        drawn = np.array([_win_rates(s[sample], y[sample], most) for sample in rows])
+        drawn = np.array([_win_rates(s[sample], y[sample], most) for sample in rows]).reshape(-1, most)
     return [
         {
             "n": n + 1,

@@ -1,186 +1,234 @@
-"""Settings of a reward-model run, and what stands around TRL's `RewardTrainer`: threads before, saving after.
+"""Training on feedback that is no plain pair, with the habits of TRL's `RewardTrainer`.
 
-The training itself is `trl.RewardTrainer`: the Bradley-Terry loss `-log sigmoid(r_chosen - r_rejected - margin)`.
+Plain pairs go through `trl.RewardTrainer` itself. All other feedback goes through [`FeedbackTrainer`], which differs
+in one thing: a row may have any number of texts, and the loss is one of `objectives/`.
 """
 
-import dataclasses
 import logging
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import trl
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_torch_bf16_gpu_available
-from trl import RewardTrainer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from rlhf_recipes.data.collators import PairCollator
-from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
-from rlhf_recipes.modeling.threads import best_thread_count, cpu_has_bfloat16
-from rlhf_recipes.reward_modeling.data import parse_share
+from rlhf_recipes.data.collators import FeedbackCollator
+from rlhf_recipes.modeling.loading import disable_dropout
+from rlhf_recipes.modeling.threads import best_thread_count
+from rlhf_recipes.reward_modeling.config import RewardConfig
+from rlhf_recipes.reward_modeling.objectives import WEIGHT, Batch, Objective
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"
+OBJECTIVE_FILE = "objective.safetensors"
 
 
-@dataclass
-class RewardConfig(trl.RewardConfig):
-    """TRL's [`~trl.RewardConfig`] with defaults that fit the machine, and how ratings become pairs.
+class FeedbackTrainer(Trainer):
+    """Train a reward model on any feedback, by one of the losses of `rlhf_recipes.reward_modeling.objectives`.
 
-    Differences from TRL's defaults: `bf16` where the GPU, or the CPU, has it (TRL's `True` raises on a CPU);
-    `gradient_checkpointing=False`; `train_sampling_strategy="group_by_length"` and therefore
-    `remove_unused_columns=False` (the length is a column); `report_to="none"`. A text longer than `max_length` loses
-    its beginning, where TRL leaves out the row.
+    The mean of the loss is over all rows of an optimizer step, so that micro-batches, accumulation and processes
+    change nothing (a loss that compares the texts of a batch, `pairs_in_batch`, sees those of one micro-batch). As
+    `RewardTrainer` does, it logs `accuracy` (in the order, or on the side, that people say), `min_reward`,
+    `mean_reward`, `max_reward` and `num_tokens`, and turns dropout off unless `disable_dropout` is `False`.
+
+    What a loss learns itself (the thresholds of `ordinal`) is trained beside the model, and lies in
+    `objective.safetensors` of each checkpoint.
 
     Args:
-        passes (`int`, *optional*, defaults to 1):
-            Of ratings: how often each text is used, each time against another one. An epoch goes over all of them.
-        min_gap (`float`, *optional*, defaults to 0.5):
-            Of ratings: least difference of two texts that are compared, in training and in measuring.
-        train_share (`str`, *optional*, defaults to `"0:1"`):
-            Train on a share of the rows, by a hash of the text: `0:0.6` and `0.6:1` have no row in common.
-        validation_split (`str`, *optional*, defaults to `"validation"`):
-            Split on which scores are calibrated to ratings, and on which `eval_strategy` evaluates. Where there is
-            none, scores stay as they are, and evaluation is on the test split.
-        num_frozen_layers (`int`, *optional*, defaults to 0):
-            Leave the embeddings and the lowest layers of the model as they are, and compute no gradient for them. For
-            adapters there is `lora_num_layers`.
-        rating_low (`float`, *optional*), rating_high (`float`, *optional*):
-            Ends of the rating scale, for the calibration. Default: the lowest and the highest vote in the training
-            rows, or the lowest and highest mean rating where there are no votes.
-        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
-            Write into `output_dir` even if it holds something other than an earlier run. Nothing is deleted.
+        model (`PreTrainedModel` or `PeftModel`): With as many outputs as the objective has labels.
+        args ([`RewardConfig`]): The settings.
+        objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss, fitted to the training rows.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]): The model's tokenizer.
+        train_dataset, eval_dataset ([`~datasets.Dataset`]): As `example_rows` makes them.
+        data_collator (`Callable`, *optional*): Default: [`~rlhf_recipes.data.collators.FeedbackCollator`]. Tensors
+            that are none of its own (pixels, say) go to the model.
 
     Raises:
-        `ValueError`: if one of these is out of range, or `remove_unused_columns` would take away the lengths.
+        `ValueError`: if the model has another number of outputs, or the loss has thresholds to learn and ZeRO-3 would
+            cut them up.
     """
 
-    help_title = "Reward model"
+    _tag_names = ["trl", "reward-trainer"]
+    loss_is_scaled_for_ga = True  # by the count of the whole step, see compute_loss
 
-    passes: int = field(
-        default=1, metadata={"help": "Ratings: use each text that often, each time against another one."}
-    )
-    min_gap: float = field(
-        default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart, in rating units."}
-    )
-    train_share: str = field(
-        default="0:1",
-        metadata={"help": "Train on rows whose hash lies in LOW:HIGH. 0:0.6 and 0.6:1 have no row in common."},
-    )
-    validation_split: str | None = field(
-        default="validation",
-        metadata={"help": "Split that calibrates scores to ratings, and that eval_strategy evaluates on."},
-    )
-    num_frozen_layers: int = field(
-        default=0, metadata={"help": "Leave the embeddings and the lowest N layers as they are: faster, less memory."}
-    )
-    rating_low: float | None = field(
-        default=None,
-        metadata={"help": "Lower end of the rating scale. Default: the lowest vote in the training rows."},
-    )
-    rating_high: float | None = field(
-        default=None, metadata={"help": "Upper end of the rating scale. Default: the highest vote."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things. Nothing is deleted."}
-    )
-    bf16: bool | None = field(  # type: ignore[assignment]  # TRL's own annotation
-        default=None, metadata={"help": "Train in bfloat16 mixed precision. Default: yes where the GPU or CPU has it."}
-    )
-    # None, because transformers warns of a new name even where it is False.
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Compute activations a second time instead of keeping them: less memory."}
-    )
-    report_to: None | str | list[str] = field(
-        default="none", metadata={"help": "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."}
-    )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={
-            "help": "Order of the rows: group_by_length wastes the least padding.",
-            "choices": ["random", "sequential", "group_by_length"],
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Drop columns the model does not take, such as the length to group by."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.bf16 is None:
-            has_gpu = torch.accelerator.is_available() and not self.use_cpu
-            self.bf16 = not self.fp16 and (is_torch_bf16_gpu_available() if has_gpu else cpu_has_bfloat16())
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers takes bf16 on a CPU only if it is told that a CPU is meant
-        super().__post_init__()
-        parse_share(self.train_share)
-        if self.passes < 1 or self.min_gap < 0:
-            raise ValueError(f"passes is {self.passes} and min_gap {self.min_gap}; give 1 or more, and 0 or more.")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(
-                f"max_length is {self.max_length}; give 1 or more tokens, or null for the model's own limit."
-            )
-        if self.remove_unused_columns and self.train_sampling_strategy == "group_by_length":
-            raise ValueError(
-                "remove_unused_columns would remove the lengths that train_sampling_strategy group_by_length needs. "
-                "Leave out one of the two."
-            )
-
-
-def fit_precision(args: RewardConfig, model_args: ModelArguments) -> RewardConfig:
-    """Return arguments under which a quantized model can be trained: TRL keeps its adapters in bfloat16, which float32
-    activations do not fit, so that mixed precision is needed on every machine."""
-    if not (model_args.load_in_4bit or model_args.load_in_8bit) or args.bf16:
-        return args
-    logger.warning("A quantized model is trained in bf16, because its adapters are kept in bfloat16.")
-    return dataclasses.replace(args, bf16=True, fp16=False)
-
-
-def freeze_lower_layers(model: PreTrainedModel, count: int) -> None:
-    """Freeze the embeddings and the lowest `count` layers; nothing if `count` is 0.
-
-    Raises:
-        `ValueError`: if the model has fewer layers, has adapters (which freeze the base anyway), or has no list of
-            layers to be found.
-    """
-    if count == 0:
-        return
-    if isinstance(model, PeftModel):
-        raise ValueError(
-            f"num_frozen_layers is {count}, but with adapters the whole base is frozen already. To adapt the upper "
-            "layers alone, give lora_num_layers."
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: RewardConfig,
+        objective: Objective,
+        processing_class: PreTrainedTokenizerBase,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        outputs = len(objective.label_names)
+        if model.config.num_labels != outputs:
+            raise ValueError(f"The model has {model.config.num_labels} outputs, but the loss needs {outputs}.")
+        self.objective: Objective = objective
+        own = objective.parameters()
+        if own is not None:
+            if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+                raise ValueError("This loss has thresholds of its own, which ZeRO-3 would cut up. Take ZeRO-2 or DDP.")
+            # A part of the model while it is trained: so it is on its device, in its optimizer, and synchronized.
+            model.objective = own
+        if args.disable_dropout:
+            disable_dropout(model)
+        model.config.use_cache = False
+        multiple = cast(int | None, args.pad_to_multiple_of)
+        super().__init__(
+            model=cast(PreTrainedModel, model),
+            args=args,
+            data_collator=data_collator or FeedbackCollator(processing_class, multiple),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[_KeepObjective(own), *(callbacks or [])],
+            **kwargs,
         )
-    total = model.config.get_text_config().num_hidden_layers
-    if not 0 < count <= total:
-        raise ValueError(f"num_frozen_layers is {count}, but the model has {total} layers: give 0 to {total}.")
-    stacks = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == total
-    ]
-    if not stacks:
-        raise ValueError(f"{type(model).__name__} has no list of {total} layers, so none can be frozen by its number.")
-    frozen = tuple(f"{stacks[0]}.{layer}." for layer in range(count))
-    # Parameters come in the order in which a model was put together: those before the first layer are embeddings.
-    below = True
-    for name, parameter in model.named_parameters():
-        below = below and not name.startswith(f"{stacks[0]}.")
-        if below or name.startswith(frozen):
-            parameter.requires_grad_(False)
+        # In evaluation Trainer asks compute_loss only of a model that can return a loss without labels.
+        self.can_return_loss = True
+        self.label_names = []
+        self._sums: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._tokens = 0
+        if isinstance(model, PreTrainedModel):
+            model.add_model_tags(self._tag_names)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; from a checkpoint, with the thresholds that it has."""
+        own = self.objective.parameters()
+        if own is not None and isinstance(resume_from_checkpoint, str):
+            own.load_state_dict(load_file(Path(resume_from_checkpoint) / OBJECTIVE_FILE))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The batches of one optimizer step, and over how many rows, texts or pairs of all processes its mean is."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, None
+        counts = [self.objective.count(_on(batch["targets"], device)).float() for batch in samples]
+        return samples, self.accelerator.gather(torch.stack(counts).sum().reshape(1)).sum()
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The share of a batch in the mean loss of its optimizer step; in evaluation, its own mean."""
+        known = {name: inputs[name] for name in ("rows", "places", "targets", "covariates") if name in inputs}
+        outputs = model(**{name: value for name, value in inputs.items() if name not in known})
+        batch = Batch(outputs.logits.float(), known["rows"], known["places"], known["targets"])
+        batch = self._without_bias(batch, known.get("covariates"))
+        total = self.objective.total(batch)
+        if num_items_in_batch is None:
+            loss = total / self.objective.count(batch.targets).clamp(min=1e-9)
+        else:
+            # Processes average their gradients, where the sum over all of them is wanted.
+            loss = total * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1e-9)
+        self._note("train" if model.training else "eval", batch, inputs["attention_mask"])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if cast(Any, self.model).training else "eval"
+        prefix = "" if mode == "train" else "eval_"
+        sums = self._sums[mode]
+        if sums:
+            logs[f"{prefix}accuracy"] = sum(sums["right"]) / max(sum(sums["asked"]), 1.0)
+            for name in ("min_reward", "max_reward"):  # as in TRL, the mean over batches
+                logs[prefix + name] = sum(sums[name]) / len(sums[name])
+            logs[f"{prefix}mean_reward"] = sum(sums["score"]) / sum(sums["scores"])
+            logs[f"{prefix}num_tokens"] = self._tokens
+        super().log(logs, start_time)
+        sums.clear()
+
+    def _without_bias(self, batch: Batch, covariates: torch.Tensor | None) -> Batch:
+        if covariates is None:
+            return batch
+        from rlhf_recipes.reward_modeling.debias import residual_scores
+
+        scores = residual_scores(batch.scores, covariates, keep_mean=self.objective.fixes_level)
+        return Batch(scores[:, None], batch.rows, batch.places, batch.targets)
+
+    @torch.no_grad()
+    def _note(self, mode: str, batch: Batch, mask: torch.Tensor) -> None:
+        scores = batch.logits.detach()
+        right, asked = self.objective.right(batch)
+        mine = torch.stack(
+            [right, asked, scores.sum(), torch.tensor(scores.numel(), device=scores.device), mask.sum()]
+        )
+        sums = self.accelerator.gather(mine.double().reshape(1, -1)).sum(dim=0).tolist()
+        ends = self.accelerator.gather(torch.stack([scores.min(), -scores.max()]).reshape(1, -1)).amin(dim=0)
+        found = {"right": sums[0], "asked": sums[1], "score": sums[2], "scores": sums[3]}
+        found |= {"min_reward": ends[0].item(), "max_reward": -ends[1].item()}
+        for name, value in found.items():
+            self._sums[mode][name].append(value)
+        if mode == "train":
+            self._tokens += int(sums[4])
 
 
-def choose_threads(trainer: RewardTrainer) -> int:
+class _KeepObjective(TrainerCallback):
+    """Writes what a loss has learned into each checkpoint."""
+
+    def __init__(self, own: torch.nn.Module | None) -> None:
+        self.own = own
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.own is None or not state.is_world_process_zero:
+            return
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.own.state_dict().items()}, folder / OBJECTIVE_FILE
+        )
+
+
+def _on(targets: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in targets.items()}
+
+
+def is_plain_pairs(loss: str, rows: Dataset, args: RewardConfig) -> bool:
+    """Whether the training is that of TRL's `RewardTrainer`: Bradley-Terry on pairs that are right or wrong.
+
+    Raises:
+        `ValueError`: if pairs are to be drawn of ratings with options that need the texts of a batch together.
+    """
+    options = bool(args.loss_args) or bool(args.debias)
+    if loss == "bradley_terry" and "score" in rows.column_names:
+        if options:
+            raise ValueError(
+                "bradley_terry on ratings draws pairs and takes neither loss_args nor debias. Take loss: "
+                "pairs_in_batch, or make pairs of the ratings first (convert_to: pairs)."
+            )
+        return True
+    own = {"chosen_votes", "target", WEIGHT} & set(rows.column_names)
+    return loss == "bradley_terry" and not options and not own
+
+
+def choose_threads(trainer: Trainer) -> int:
     """Find the number of threads that is fastest for this model, on one of its own batches of middle length."""
     model: Any = trainer.model
     rows = cast(Dataset, trainer.train_dataset)
     order = np.argsort(rows["length"], kind="stable")
     size = min(trainer.args.per_device_train_batch_size, len(rows))
     middle = order[(len(rows) - size) // 2 :][:size]
-    batch = PairCollator(cast(PreTrainedTokenizerBase, trainer.processing_class))([rows[int(row)] for row in middle])
+    batch = cast(Any, trainer.data_collator)([rows[int(row)] for row in middle])
     inputs = {name: batch[name].to(trainer.args.device) for name in ("input_ids", "attention_mask")}
 
     def step() -> None:
@@ -190,28 +238,3 @@ def choose_threads(trainer: RewardTrainer) -> int:
         model.zero_grad()
 
     return best_thread_count(step)
-
-
-def save_reward_model(trainer: RewardTrainer, model_args: ModelArguments) -> None:
-    """Save model, head and tokenizer so that any Hugging Face code can load them and gets the same scores.
-
-    `AutoModelForSequenceClassification.from_pretrained(output_dir)` needs no PEFT: adapters are merged into the model
-    that lies there, and saved once more on their own in `output_dir/adapter`, for whoever has the base in memory
-    already. Adapters on a quantized base are merged into the base as it is on disk, in `model_args.dtype`: its scores
-    differ a little from those of the quantized model, and what is measured afterwards is the merged one.
-    """
-    if isinstance(trainer.model, PeftModel):
-        folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
-        if trainer.args.should_save:
-            trainer.model.save_pretrained(str(folder))
-        trainer.accelerator.wait_for_everyone()
-        trainer.model = _merged(trainer.model, folder, model_args, trainer.processing_class)
-    trainer.save_model()
-
-
-def _merged(model: PeftModel, adapter: Path, model_args: ModelArguments, tokenizer: Any) -> PreTrainedModel:
-    if not getattr(model, "is_loaded_in_4bit", False) and not getattr(model, "is_loaded_in_8bit", False):
-        return model.merge_and_unload()
-    plain = dataclasses.replace(model_args, load_in_4bit=False, load_in_8bit=False)
-    base = load_reward_model(plain, tokenizer, is_trainable=False)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()

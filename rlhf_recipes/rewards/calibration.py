@@ -122,3 +122,58 @@ def _checked(
             f"Ratings run from {y.min():g} to {y.max():g}, outside of the scale from {low:g} to {high:g}."
         )
     return x, y
+
+
+@dataclass(frozen=True)
+class LinearCalibration:
+    """`rating = scale * logit + offset`: the way back for a model that has learned standardized ratings.
+
+    Args:
+        scale (`float`): Above 0.
+        offset (`float`): In units of the rating.
+    """
+
+    scale: float
+    offset: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale) or not math.isfinite(self.offset) or self.scale <= 0:
+            raise ValueError(f"{self} is no calibration: both must be finite, and scale above 0.")
+
+    def __call__(self, logits: ArrayLike) -> NDArray[np.float64]:
+        """The ratings that belong to the logits, in the same shape."""
+        return self.scale * np.asarray(logits, dtype=np.float64) + self.offset
+
+
+@dataclass(frozen=True)
+class OrdinalCalibration:
+    """The expected level under proportional odds (McCullagh 1980), `P(y <= k) = sigmoid(threshold_k - logit)`.
+
+    Args:
+        thresholds (`tuple[float, ...]` of length K - 1): Rising.
+        levels (`tuple[float, ...]` of length K): The ratings, rising.
+    """
+
+    thresholds: tuple[float, ...]
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))  # a list, out of a JSON file
+        object.__setattr__(self, "levels", tuple(self.levels))
+        fits = len(self.levels) == len(self.thresholds) + 1 >= 2
+        if not fits or any(list(values) != sorted(set(values)) for values in (self.thresholds, self.levels)):
+            raise ValueError(f"{self} is no calibration: give K levels and K - 1 thresholds, both rising.")
+
+    def __call__(self, logits: ArrayLike) -> NDArray[np.float64]:
+        """The expected ratings, in the same shape."""
+        x = np.asarray(logits, dtype=np.float64)
+        above = _sigmoid(x[..., None] - np.asarray(self.thresholds))  # P(y > k)
+        return self.levels[0] + above @ np.diff(self.levels)
+
+
+Calibration = LogisticCalibration | LinearCalibration | OrdinalCalibration
+CALIBRATIONS: dict[str, type[Calibration]] = {
+    "logistic": LogisticCalibration,
+    "linear": LinearCalibration,
+    "ordinal": OrdinalCalibration,
+}

@@ -66,13 +66,7 @@ class EnsembleReward:
     ) -> None:
         if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
             raise ValueError(f"An EnsembleReward needs a list of two models or more, but has {models!r}.")
-        if reduce not in get_args(Reduction):
-            raise ValueError(f"EnsembleReward reduces by {', '.join(get_args(Reduction))}, not by {reduce!r}.")
-        if isinstance(std_coef, bool) or not math.isfinite(std_coef) or std_coef < 0:
-            raise ValueError(
-                f"EnsembleReward has std_coef {std_coef!r}; it must be a number of 0 or more, since a negative one "
-                "would pay for disagreement."
-            )
+        check_reduction(type(self).__name__, reduce, "std_coef", std_coef)
         self._arguments = (models, reduce, std_coef, name)
         self.reduce = reduce
         self.std_coef = std_coef
@@ -103,9 +97,9 @@ class EnsembleReward:
             if judged and columns.get("log_metric") is not None:
                 columns["log_metric"](
                     f"{self.__name__}/disagreement",
-                    math.fsum(math.sqrt(_variance(row)) for row in judged) / len(judged),
+                    math.fsum(math.sqrt(variance(row)) for row in judged) / len(judged),
                 )
-            return [None if None in row else self._reduced(row) for row in scores]
+            return [None if None in row else reduced(row, self.reduce, self.std_coef) for row in scores]
 
         return finish
 
@@ -117,16 +111,30 @@ class EnsembleReward:
         members = ", ".join(reward_name(member) for member in self.members)
         return f"EnsembleReward(name={self.__name__!r}, models=[{members}], reduce={self.reduce!r})"
 
-    def _reduced(self, scores: Sequence[float]) -> float:
-        if self.reduce == "min":
-            return min(scores)
-        mean = math.fsum(scores) / len(scores)
-        if self.reduce == "mean":
-            return mean
-        variance = _variance(scores)
-        return mean - self.std_coef * (variance if self.reduce == "mean_minus_variance" else math.sqrt(variance))
+
+def check_reduction(owner: str, reduce: str, coefficient_name: str, coefficient: float) -> None:
+    """Raise `ValueError` for a reduction that is not known, or a price of disagreement below 0."""
+    if reduce not in get_args(Reduction):
+        raise ValueError(f"{owner} reduces by {', '.join(get_args(Reduction))}, not by {reduce!r}.")
+    if isinstance(coefficient, bool) or not math.isfinite(coefficient) or coefficient < 0:
+        raise ValueError(
+            f"{owner} has {coefficient_name} {coefficient!r}; it must be a number of 0 or more, since a negative one "
+            "would pay for disagreement."
+        )
 
 
-def _variance(scores: Sequence[float]) -> float:
+def reduced(scores: Sequence[float], reduce: Reduction, coefficient: float) -> float:
+    """One number of the members' scores of one row, see [`EnsembleReward`]."""
+    if reduce == "min":
+        return min(scores)
+    mean = math.fsum(scores) / len(scores)
+    if reduce == "mean":
+        return mean
+    spread = variance(scores)
+    return mean - coefficient * (spread if reduce == "mean_minus_variance" else math.sqrt(spread))
+
+
+def variance(scores: Sequence[float]) -> float:
+    """`1/k sum_i (r_i - m)^2`"""
     mean = math.fsum(scores) / len(scores)
     return math.fsum((score - mean) ** 2 for score in scores) / len(scores)

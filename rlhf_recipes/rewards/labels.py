@@ -7,9 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+GATE_OF = "gate of "
+
 
 class LabelScore:
     """The weighted sum of a classifier's outputs: of one label, or of several, as logits or as probabilities.
+
+    A model whose second half of outputs are named "gate of ..." the first half weighs its objectives itself, by the
+    softmax of these gates (arXiv 2406.12845).
 
     Args:
         config (`PreTrainedConfig`): the classifier's.
@@ -29,13 +34,21 @@ class LabelScore:
         labels: Mapping[int | str, float] | None = None,
         probabilities: bool = False,
     ) -> None:
-        self.weights = _label_weights(config, label, labels)  # (labels,)
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        half = len(names) // 2
+        # Trained with a gate: behind the objectives stands how much each counts in this text.
+        gates = [f"{GATE_OF}{name}" for name in names[:half]]
+        self.gated = half > 0 and names[half:] == gates and label is None and labels is None
+        self.weights = torch.ones(1) if self.gated else _label_weights(config, label, labels)  # (labels,)
         self.probabilities = probabilities
         self.labels_are_apart = config.num_labels == 1 or config.problem_type == "multi_label_classification"
 
     def __call__(self, logits: Tensor) -> Tensor:
         """In float32 on the CPU. `(..., labels) -> (...)`"""
         outputs = logits.float().cpu()
+        if self.gated:
+            scores, gates = outputs.chunk(2, dim=-1)
+            return (gates.softmax(dim=-1) * scores).sum(dim=-1)
         if self.probabilities:
             outputs = outputs.sigmoid() if self.labels_are_apart else outputs.softmax(dim=-1)
         # Only what counts is added up: nothing times infinity would be NaN.

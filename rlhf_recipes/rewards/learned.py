@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from rlhf_recipes.modeling.loading import check_model_path
 from rlhf_recipes.rewards.base import Text
 from rlhf_recipes.rewards.batching import check_finite, first_special, model_outputs
-from rlhf_recipes.rewards.calibration import LogisticCalibration
+from rlhf_recipes.rewards.calibration import CALIBRATIONS, Calibration
 from rlhf_recipes.rewards.frozen import (
     check_batch_size,
     check_vocabulary,
@@ -37,24 +37,38 @@ class RewardModelSettings:
     """What a reward model needs besides its weights and tokenizer, as `reward_config.json` in its folder.
 
     Args:
-        calibration ([`LogisticCalibration`], *optional*):
+        calibration ([`LogisticCalibration`], [`LinearCalibration`] or [`OrdinalCalibration`], *optional*):
             The map from logits to ratings. `None` leaves logits as they are.
         append_eos (`bool`, *optional*, defaults to `False`):
             Whether each plain text ends with the tokenizer's end-of-sequence token, as TRL's `RewardTrainer` trains.
             (A chat template ends its turns itself.)
         max_length (`int`, *optional*):
             Tokens the model was trained to read. `None` means as many as it can.
+        labels (`dict`, *optional*):
+            What each output counts in the score, of a model that has several.
+        probabilities (`bool`, *optional*, defaults to `False`):
+            Whether outputs become probabilities before they are weighed.
+        step_token (`str`, *optional*):
+            Of a process reward model: the mark behind each step.
     """
 
-    calibration: LogisticCalibration | None = None
+    calibration: Calibration | None = None
     append_eos: bool = False
     max_length: int | None = None
+    labels: Mapping[int | str, float] | None = None
+    probabilities: bool = False
+    step_token: str | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write the settings into a model's folder, which is made if needed, and return the file's path."""
         data = asdict(self)
         if self.calibration is not None:
-            data["calibration"] = {"kind": "logistic", **data["calibration"]}
+            kind = next(name for name, of_kind in CALIBRATIONS.items() if isinstance(self.calibration, of_kind))
+            data["calibration"] = {"kind": kind, **data["calibration"]}
+        if self.labels is None:  # of most models: there is one output, and it is the score
+            del data["labels"], data["probabilities"]
+        if self.step_token is None:
+            del data["step_token"]
         path = Path(folder) / SETTINGS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -75,10 +89,10 @@ class RewardModelSettings:
             calibration = data.pop("calibration", None)
             if calibration is not None:
                 kind = calibration.pop("kind", None)
-                if kind != "logistic":
-                    raise ValueError(f"the calibration is of kind {kind!r}, but only 'logistic' is known")
-                _refuse_unknown(calibration, LogisticCalibration)
-                calibration = LogisticCalibration(**calibration)
+                if kind not in CALIBRATIONS:
+                    raise ValueError(f"the calibration is of kind {kind!r}; known are {', '.join(CALIBRATIONS)}")
+                _refuse_unknown(calibration, CALIBRATIONS[kind])
+                calibration = CALIBRATIONS[kind](**calibration)
             _refuse_unknown(data, cls)
             settings = cls(calibration=calibration, **data)
             if not isinstance(settings.append_eos, bool):
@@ -109,8 +123,8 @@ class LearnedReward:
         max_length (`int`, *optional*):
             Tokens of a text that the model reads. Default: what `reward_config.json` says, else all that it can.
         label (`int` or `str`, *optional*):
-            Which logit is the score, by index or by name. Needed only where the model has several labels, and `labels`
-            is not given.
+            Which logit is the score, by index or by name. Needed only where the model has several labels, neither
+            `labels` nor the settings saying what they count.
         name (`str`, *optional*):
             What logs show. Default: the last part of the folder or of the model id.
         calibrate (`bool`, *optional*, defaults to `True`):
@@ -181,7 +195,10 @@ class LearnedReward:
         self.calibration = self.settings.calibration if calibrate else None
         self.batch_size = batch_size
         self.max_length = read_limit(self.model, self.tokenizer, max_length, self.settings.max_length)
-        self.head = LabelScore(self.model.config, label, labels, probabilities)
+        if label is None and labels is None and self.settings.labels is not None:
+            self.head = LabelScore(self.model.config, None, self.settings.labels, self.settings.probabilities)
+        else:
+            self.head = LabelScore(self.model.config, label, labels, probabilities)
         self.truncated = 0  # texts so far that were longer than max_length
         self.__name__ = name or (Path(source).name if source is not None else type(self).__name__)
         if self.settings.append_eos and self.tokenizer.eos_token is None:

@@ -16,6 +16,7 @@ from rlhf_recipes.rewards.batching import check_finite, first_special, joined, m
 from rlhf_recipes.rewards.checks import RewardError
 from rlhf_recipes.rewards.frozen import FrozenModel, check_batch_size, warn_of_truncation
 from rlhf_recipes.rewards.labels import LabelScore
+from rlhf_recipes.rewards.learned import RewardModelSettings
 
 Span: TypeAlias = tuple[int, int]  # first character, and the one after the last
 Reduction = Literal["last", "min", "mean", "product", "per_token"]
@@ -142,8 +143,9 @@ class StepModel:
     Args:
         model (`str`, `Path` or `torch.nn.Module`):
             A folder, a model id of the Hub, or a model that is loaded already.
-        step_token (`str`, *optional*, defaults to a line break):
-            The mark, as in the model's training.
+        step_token (`str`, *optional*):
+            The mark, as in the model's training. Default: what `reward_config.json` beside the model says, else a line
+            break.
         label (`int` or `str`, *optional*):
             The classifier's output that is the score, such as that of correct steps (1 for TRL's).
         labels (`dict`, *optional*):
@@ -167,7 +169,7 @@ class StepModel:
     def __init__(
         self,
         model: str | Path | Any,
-        step_token: str = "\n",
+        step_token: str | None = None,
         label: int | str | None = None,
         labels: Mapping[int | str, float] | None = None,
         probabilities: bool = True,
@@ -193,6 +195,11 @@ class StepModel:
                 "label, labels and probabilities are for a token classifier, good_token and bad_token for a causal "
                 "language model. Give what belongs to one of them."
             )
+        if isinstance(model, (str, Path)):
+            settings = RewardModelSettings.load(model)
+            step_token = settings.step_token if step_token is None else step_token
+            max_length = settings.max_length if max_length is None else max_length
+        step_token = "\n" if step_token is None else step_token
         kind = AutoModelForCausalLM if self.is_causal else AutoModelForTokenClassification
         self.reader = FrozenModel(
             kind, model, processing_class, max_length, device, dtype, load_in_4bit, needs_offsets=self.is_causal
@@ -244,13 +251,9 @@ class StepModel:
     def _apart(self, prompt: Text, completion: Text, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
         """Token ids, and the last one of each mark; each part is encoded on its own."""
         start, text, special = joined(prompt, completion, self.reader.tokenizer)
-        bos = self.reader.tokenizer.bos_token_id
-        ids = ([bos] if special and bos is not None else []) + self._ids(start)
-        places = []
-        for begin, end in spans:
-            ids += self._ids(text[begin:end]) + self.mark
-            places.append(len(ids) - 1)
-        return self._cut(ids, places, bos)
+        steps = [text[begin:end] for begin, end in spans]
+        ids, places = encode_steps(start, steps, special, self.mark, self.reader.tokenizer)
+        return self._cut(ids, places, self.reader.tokenizer.bos_token_id)
 
     def _whole(self, prompt: Text, completion: Text, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
         """Token ids, and the last one of each mark; the marks are written into the text, which is encoded whole."""
@@ -272,11 +275,7 @@ class StepModel:
         if limit is None or len(ids) <= limit:
             return ids or [first_special(self.reader.tokenizer)], places
         self.reader.truncated += 1
-        kept = 1 if ids[0] == bos and limit > 1 else 0
-        dropped = len(ids) - limit
-        return ids[:kept] + ids[kept + dropped :], [
-            place - dropped if place >= kept + dropped else -1 for place in places
-        ]
+        return cut_beginning(ids, places, limit, bos)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.reader.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -288,6 +287,41 @@ class StepModel:
         if len(ids) != 1:
             raise ValueError(f"{what} {token!r} is {len(ids)} tokens of the model's tokenizer, but must be one.")
         return ids[0]
+
+
+def encode_steps(
+    start: str, steps: Sequence[str], special: bool, mark: Sequence[int], tokenizer: Any
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and steps with a mark behind each, and the place of the last token of each mark.
+
+    Each part is encoded on its own, so that a mark is the same tokens wherever it stands; training and scoring both
+    read this.
+
+    Args:
+        start (`str`): The prompt as text.
+        steps (`Sequence[str]`): The steps.
+        special (`bool`): Whether a beginning-of-sequence token is yet to be put in front, if there is one.
+        mark (`Sequence[int]`): The tokens of the mark.
+        tokenizer (`PreTrainedTokenizerBase`): The model's.
+    """
+    bos = tokenizer.bos_token_id
+
+    def ids_of(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    ids = ([bos] if special and bos is not None else []) + ids_of(start)
+    places = []
+    for step in steps:
+        ids += ids_of(step) + list(mark)
+        places.append(len(ids) - 1)
+    return ids, places
+
+
+def cut_beginning(ids: list[int], places: Sequence[int], limit: int, bos: int | None) -> tuple[list[int], list[int]]:
+    """The last `limit` tokens, the first of them BOS if that was; the place of a mark that was cut off is -1."""
+    kept = 1 if ids[0] == bos and limit > 1 else 0
+    dropped = len(ids) - limit
+    return ids[:kept] + ids[kept + dropped :], [place - dropped if place >= kept + dropped else -1 for place in places]
 
 
 class StepReward:

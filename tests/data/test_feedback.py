@@ -1,49 +1,30 @@
-"""Feedback: each format of the page is recognized, what is odd is counted or refused, and conversions by hand."""
+"""Feedback: each format of the page is recognized, what is odd is counted or refused, and rows come out clean."""
 
+import json
 import logging
 import re
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
-from rlhf_recipes.data import feedback
+from rlhf_recipes.data.conversions import CONVERSIONS
 from rlhf_recipes.data.feedback import (
+    COLUMNS,
+    FeedbackArguments,
     FeedbackSettings,
-    best_worst_to_pairs,
     check,
-    clicks_to_unpaired,
     convert,
-    dwell_to_unpaired,
+    main,
     normalize,
-    objectives_to_ratings,
-    pairs_to_unpaired,
-    rankings_to_pairs,
-    rankings_to_ratings,
-    ratings_to_pairs,
-    ratings_to_unpaired,
+    read_rows,
     recognize,
-    split_dialogue,
-    steps_to_ratings,
-    votes_to_pairs,
 )
 from rlhf_recipes.data.formats import load_rows
+from tests.data.feedback_examples import GOOD, assistant, rows, user, with_row
 
 PAGE = (Path(__file__).parents[2] / "docs/feedback_formats.md").read_text()
 EXAMPLES = re.findall(r"^### (\w+)(.*?)$.*?^```jsonl\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 NAN = float("nan")
-
-
-def rows(**columns):
-    return Dataset.from_dict(columns)
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 # --- Recognizing ------------------------------------------------------------------------------
@@ -62,11 +43,11 @@ def test_the_examples_of_the_page_load_as_what_they_are_called(kind, title, line
 
 
 def test_the_page_has_every_format_and_every_conversion():
-    assert {kind for kind, _, _ in EXAMPLES} == set(feedback.COLUMNS)
+    assert {kind for kind, _, _ in EXAMPLES} == set(COLUMNS)
     table = PAGE.split("## Conversions")[1]
     named = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(\w+)` \|", table, re.MULTILINE)
     assert {(a, b): name for a, b, name in named} == {
-        pair: function.__name__ for pair, function in feedback.CONVERSIONS.items()
+        pair: function.__name__ for pair, function in CONVERSIONS.items()
     }
 
 
@@ -106,6 +87,12 @@ def test_votes_are_pairs_with_more_and_columns_for_two_formats_are_an_error():
         ({"chosen": ["a"], "loser": ["b"]}, r"needs the columns 'chosen' and 'rejected'.*rename_column\('loser'"),
         ({"chosen": ["a"], "rejected": ["b"], "chosen_votes": [1]}, "not the votes of the other side"),
         ({"text": ["a"]}, "The dataset has: text"),
+        ({"completion": ["a"], "thumbs_up": [1]}, r"rename_column\('thumbs_up', 'label'\)"),
+        ({"completion": ["a"], "time_on_page": [1]}, r"rename_column\('time_on_page', 'dwell_seconds'\)"),
+        ({"completions": [["a"]], "ranking": [[1]]}, r"rename_column\('ranking', 'ranks'\)"),
+        ({"responses": [["a"]], "ranks": [[1]]}, r"rename_column\('responses', 'completions'\)"),
+        ({"completion": ["a"], "aspects": [{"x": 1}]}, r"rename_column\('aspects', 'scores'\)"),
+        ({"completion": ["a"], "clicked": [1], "views": [1]}, r"rename_column\('clicked', 'clicks'\)"),
         ({"completion": []}, "no rows"),
     ],
 )
@@ -115,19 +102,6 @@ def test_columns_of_no_format_say_what_is_near(columns, message):
 
 
 # --- Prompts inside answers -------------------------------------------------------------------
-
-
-def test_a_dialogue_is_split_into_turns():
-    text = "\n\nHuman: Hi, Assistant: are you there?\n\nAssistant: Yes.\n\nSo?\n\nHuman: Bye\n\nAssistant:"
-    assert split_dialogue(text) == [
-        user("Hi, Assistant: are you there?"),
-        assistant("Yes.\n\nSo?"),
-        user("Bye"),
-        assistant(""),
-    ]
-    assert split_dialogue("Human: a\n\nAssistant: b") == [user("a"), assistant("b")]
-    for other in ("", "Hello", "\n\nHuman: alone", "\n\nAssistant: a\n\nHuman: b", "x\n\nHuman: a\n\nAssistant: b"):
-        assert split_dialogue(other) == []
 
 
 HEAD = "\n\nHuman: 1+1?\n\nAssistant: 2\n\nHuman: Sure?"
@@ -217,25 +191,6 @@ def test_texts_that_only_mention_a_human_stay_as_they_are():
 
 
 # --- Checks -----------------------------------------------------------------------------------
-
-GOOD = {
-    "pairs": {"chosen": ["a", "c"], "rejected": ["b", "d"]},
-    "votes": {"chosen": ["a", "c"], "rejected": ["b", "d"], "chosen_votes": [3, 1], "rejected_votes": [1, 3]},
-    "ratings": {"completion": ["a", "b"], "score": [1.0, 2.0]},
-    "rankings": {"completions": [["a", "b"], ["c", "d", "e"]], "ranks": [[1, 2], [2, 1, 3]]},
-    "best_worst": {"completions": [["a", "b"], ["c", "d", "e"]], "best": [0, 1], "worst": [1, 0]},
-    "unpaired": {"completion": ["a", "b"], "label": [1.0, 0.0]},
-    "clicks": {"completion": ["a", "b"], "clicks": [1, 2], "views": [5, 5]},
-    "dwell": {"completion": ["a", "b"], "dwell_seconds": [1.0, 60.0]},
-    "objectives": {"completion": ["a", "b"], "scores": [{"x": 1.0, "y": 2.0}, {"x": 2.0, "y": 1.0}]},
-    "steps": {"completions": [["a", "b"], ["c"]], "labels": [[1.0, 0.0], [1.0]]},
-}
-
-
-def with_row(kind, **values):
-    """Two good rows, and a third that differs from the first in some columns."""
-    columns = {name: list(column) for name, column in GOOD[kind].items()}
-    return rows(**{name: [*column, values.get(name, column[0])] for name, column in columns.items()})
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -380,7 +335,7 @@ def test_labels_of_steps_and_numbers_are_mapped_too():
 
 
 def test_scores_as_texts_are_refused_with_what_to_do():
-    with pytest.raises(ValueError, match=r"score is '4', a str.*cast_column\('score', Value\('float64'\)\)"):
+    with pytest.raises(ValueError, match=r"'score' must hold numbers, .* as text, such as '4'.*cast_column\('score'"):
         check(rows(completion=["a", "b"], score=["4", "5"]))
 
 
@@ -432,173 +387,7 @@ def test_what_is_left_out_is_logged(caplog):
     assert "Left out 1 of 3 rows of feedback: empty text" in caplog.text
 
 
-# --- Conversions ------------------------------------------------------------------------------
-
-
-def test_rankings_become_all_pairs_or_those_of_neighbours():
-    dataset = rows(
-        prompt=["p", "q"], completions=[["b", "a", "c"], ["x", "y", "z"]], ranks=[[2, 1, 3], [1, 3, 1]], id=[7, 8]
-    )
-    every = rankings_to_pairs(dataset)
-    assert list(zip(every["chosen"], every["rejected"], strict=True)) == [
-        ("a", "b"), ("a", "c"), ("b", "c"), ("x", "y"), ("z", "y"),
-    ]  # fmt: skip
-    assert every["source_row"][:] == [0, 0, 0, 1, 1]
-    assert (every["prompt"][3], every["id"][:]) == ("q", [7, 7, 7, 8, 8])
-    near = rankings_to_pairs(dataset, which="adjacent")
-    assert list(zip(near["chosen"], near["rejected"], strict=True)) == [("a", "b"), ("b", "c"), ("x", "y"), ("z", "y")]
-    with pytest.raises(ValueError, match="'all' or 'adjacent'"):
-        rankings_to_pairs(dataset, which="some")
-
-
-def test_copies_in_a_ranking_make_no_pair(caplog):
-    with caplog.at_level(logging.WARNING):
-        pairs = rankings_to_pairs(rows(completions=[["a", "a", "b"]], ranks=[[1, 2, 3]]))
-    assert [*zip(pairs["chosen"], pairs["rejected"], strict=True)] == [("a", "b"), ("a", "b")]
-    assert "1 pairs of two identical texts" in caplog.text
-
-
-def test_best_and_worst_imply_two_k_minus_three_pairs():
-    dataset = rows(completions=[["a", "b", "c", "d"], ["x", "y"]], best=[2, 0], worst=[0, 1])
-    pairs = best_worst_to_pairs(dataset)
-    assert ["".join(pair) for pair in zip(pairs["chosen"], pairs["rejected"], strict=True)] == [
-        "ca", "cb", "cd", "ba", "da", "xy",
-    ]  # fmt: skip
-    extremes = best_worst_to_pairs(dataset, which="extremes")
-    assert (extremes["chosen"][:], extremes["rejected"][:]) == (["c", "x"], ["a", "y"])
-    with pytest.raises(ValueError, match="'implied' or 'extremes'"):
-        best_worst_to_pairs(dataset, which="all")
-
-
-def test_messages_go_through_conversions():
-    a, b = [assistant("a")], [assistant("b")]
-    pairs = rankings_to_pairs(rows(prompt=[[user("p")]], completions=[[a, b]], ranks=[[2, 1]]))
-    assert pairs[0] == {"prompt": [user("p")], "chosen": b, "rejected": a, "source_row": 0}
-    single = pairs_to_unpaired(pairs.remove_columns("source_row"))
-    assert single["completion"][:] == [b, a]
-
-
-def test_votes_become_a_soft_label_of_the_better_one():
-    dataset = rows(
-        chosen=["a", "c", "e"],
-        rejected=["b", "d", "f"],
-        chosen_votes=[3, 1, 2],
-        rejected_votes=[1, 4, 2],
-        id=[1, 2, 3],
-    )
-    pairs = votes_to_pairs(dataset)
-    assert pairs.to_list() == [
-        {"id": 1, "chosen": "a", "rejected": "b", "target": 0.75},
-        {"id": 2, "chosen": "d", "rejected": "c", "target": 0.8},
-        {"id": 3, "chosen": "e", "rejected": "f", "target": 0.5},
-    ]
-    assert votes_to_pairs(dataset, smoothing=1)["target"][:] == pytest.approx([4 / 6, 5 / 7, 0.5])
-    with pytest.raises(ValueError, match="smoothing is -1"):
-        votes_to_pairs(dataset, smoothing=-1)
-
-
-def test_ratings_become_labels_with_a_dead_zone(caplog):
-    dataset = rows(completion=list("abcde"), score=[1.0, 2.5, 3.0, 3.5, 5.0], id=[0, 1, 2, 3, 4])
-    hard = ratings_to_unpaired(dataset, threshold=3)
-    assert hard["label"][:] == [False, False, True, True, True]
-    assert hard.column_names == ["completion", "id", "label"]
-    with caplog.at_level(logging.WARNING):
-        soft = ratings_to_unpaired(dataset, threshold=3, dead_zone=0.5)
-    assert (soft["completion"][:], soft["label"][:]) == (list("abde"), [False, False, True, True])
-    assert "Left out 1 of 5 rows: within 0.5 of the threshold 3" in caplog.text
-    # 2.3 - 1.8 is 0.4999999999999998, and on paper at the edge of the zone
-    assert ratings_to_unpaired(rows(completion=["a"], score=[2.3]), 1.8, 0.5)["label"][:] == [True]
-    with pytest.raises(ValueError, match="dead_zone -1"):
-        ratings_to_unpaired(dataset, 3, -1)
-    with pytest.raises(ValueError, match="None of 1 rows is left"):
-        ratings_to_unpaired(rows(completion=["a"], score=[3.0]), 3, 1)
-
-
-def test_rankings_become_the_share_of_the_others_that_are_beaten():
-    dataset = rows(completions=[["a", "b", "c"], ["d", "e", "f", "g", "h"]], ranks=[[3, 1, 2], [1, 2, 2, 4, 9]])
-    rated = rankings_to_ratings(dataset)
-    # d beats 4 of 4; e and f beat 2 and tie with 1: 2.5 of 4; g beats 1; h none
-    assert rated["score"][:] == [0.0, 1.0, 0.5, 1.0, 0.625, 0.625, 0.25, 0.0]
-    assert "".join(rated["completion"]) == "abcdefgh"
-    assert rated["source_row"][:] == [0, 0, 0, 1, 1, 1, 1, 1]
-
-
-def test_objectives_become_their_weighted_sum(caplog):
-    dataset = rows(
-        completion=["a", "b", "c"],
-        scores=[{"x": 1.0, "y": 2.0, "z": 9.0}, {"x": 3.0, "y": 0.5, "z": 9.0}, {"x": None, "y": 1.0, "z": 9.0}],
-    )
-    with caplog.at_level(logging.WARNING):
-        rated = objectives_to_ratings(dataset, {"x": 2.0, "y": -1.0})
-    assert rated.to_list() == [{"completion": "a", "score": 0.0}, {"completion": "b", "score": 5.5}]
-    assert "1 of 3 rows: an objective without a score" in caplog.text
-    assert len(objectives_to_ratings(dataset, {"z": 1.0})) == 3
-    with pytest.raises(ValueError, match="'w', which is no objective. There are x, y, z"):
-        objectives_to_ratings(dataset, {"w": 1.0})
-    with pytest.raises(ValueError, match="are empty"):
-        objectives_to_ratings(dataset, {})
-
-
-def test_pairs_become_two_rows_each():
-    dataset = rows(prompt=["p", "q"], chosen=["a", "c"], rejected=["b", "d"], margin=[1.0, 2.0])
-    assert pairs_to_unpaired(dataset).to_list() == [
-        {"prompt": "p", "completion": "a", "label": True},
-        {"prompt": "p", "completion": "b", "label": False},
-        {"prompt": "q", "completion": "c", "label": True},
-        {"prompt": "q", "completion": "d", "label": False},
-    ]
-    soft = pairs_to_unpaired(rows(chosen=["a"], rejected=["b"], target=[0.75]))
-    assert soft["label"][:] == [0.75, 0.25]
-
-
-@pytest.mark.parametrize(
-    ("how", "scores"),
-    [("mean", [0.75, 1.0]), ("min", [0.5, 1.0]), ("product", [0.5, 1.0]), ("last", [1.0, 1.0])],
-)
-def test_steps_become_one_text_and_one_score(how, scores):
-    dataset = rows(prompt=["p", "q"], completions=[["a", "b"], ["c", "d"]], labels=[[0.5, 1.0], [1.0, None]])
-    rated = steps_to_ratings(dataset, how)
-    assert rated["score"][:] == scores
-    assert rated["completion"][:] == ["a\n\nb", "c\n\nd"]
-    assert steps_to_ratings(dataset, how, separator=" ")["completion"][0] == "a b"
-    with pytest.raises(ValueError, match="'mean', 'min', 'product' or 'last'"):
-        steps_to_ratings(dataset, "max")
-
-
-def test_clicks_become_the_share_of_readers_who_like_it():
-    dataset = rows(completion=list("abcd"), clicks=[5, 0, 9, 1], views=[10, 10, 10, 2])
-    assert clicks_to_unpaired(dataset)["label"][:] == [0.5, 0.0, 0.9, 0.5]
-    # (0.5 - 0.1) / (1 - 0.1 - 0.3) = 2/3; (0 - 0.1) / 0.6 is cut to 0, and (0.9 - 0.1) / 0.6 to 1
-    noisy = clicks_to_unpaired(dataset, false_click=0.1, missed_click=0.3, min_views=3)
-    assert noisy["label"][:] == pytest.approx([2 / 3, 0.0, 1.0])
-    with pytest.raises(ValueError, match="false_click 0.5 and missed_click 0.5.*below 1"):
-        clicks_to_unpaired(dataset, false_click=0.5, missed_click=0.5)
-
-
-def test_a_click_rate_with_known_noise_gives_back_what_it_was_made_of():
-    # of 1000 readers 400 like it; 80% of them click, and 5% of the other 600: 320 + 30
-    dataset = rows(completion=["a"], clicks=[350], views=[1000])
-    assert clicks_to_unpaired(dataset, 0.05, 0.2)["label"][0] == pytest.approx(0.4)
-
-
-def test_dwell_times_become_chances_by_bayes_rule():
-    dataset = rows(completion=["a", "b", "c"], dwell_seconds=[29.9, 30.0, 500.0])
-    assert dwell_to_unpaired(dataset)["label"][:] == [0.0, 1.0, 1.0]
-    # of 100 readers 40 content: 36 stay, 4 leave; 60 not: 12 stay, 48 leave
-    noisy = dwell_to_unpaired(dataset, prior=0.4, false_stay=0.2, missed_stay=0.1)
-    assert noisy["label"][:] == pytest.approx([4 / 52, 36 / 48, 36 / 48])
-    assert dwell_to_unpaired(dataset, threshold=100)["label"][:] == [0.0, 0.0, 1.0]
-    for wrong in ({"prior": 1.0}, {"threshold": 0.0}):
-        with pytest.raises(ValueError, match="give seconds above 0"):
-            dwell_to_unpaired(dataset, **wrong)
-
-
-def test_ratings_become_pairs_as_pairs_draws_them():
-    dataset = rows(prompt=["p"] * 2 + ["q"] * 2, completion=list("abcd"), score=[1, 5, 4, 2])
-    assert ratings_to_pairs(dataset).to_list() == [
-        {"prompt": "p", "chosen": "b", "rejected": "a"},
-        {"prompt": "q", "chosen": "c", "rejected": "d"},
-    ]
+# --- Converting -------------------------------------------------------------------------------
 
 
 def test_convert_cleans_first_and_names_the_way():
@@ -625,24 +414,104 @@ def test_raw_dialogues_convert_in_one_call():
     ]
 
 
-def test_a_column_of_the_new_name_is_not_overwritten():
-    dataset = rows(completion=["a", "b"], score=[1, 5], label=["x", "y"])
-    with pytest.raises(ValueError, match="makes a column 'label', but the dataset has one"):
-        ratings_to_unpaired(dataset, threshold=3)
+def test_options_of_a_conversion_are_checked():
+    dataset = rows(completion=["a", "b"], score=[1, 5])
+    with pytest.raises(ValueError, match="ratings_to_unpaired needs the option 'threshold'.*threshold, dead_zone"):
+        convert(dataset, "unpaired")
+    with pytest.raises(ValueError, match="ratings_to_unpaired has no option 'treshold'.*are: threshold, dead_zone"):
+        convert(dataset, "unpaired", treshold=3)
 
 
-ROW_BY_ROW = {pair: function for pair, function in feedback.CONVERSIONS.items() if function is not ratings_to_pairs}
+def test_weights_are_read_like_feedback_and_survive_conversions():
+    dataset = with_row("pairs").add_column("weight", [1, 2, 0])
+    clean, found = normalize(dataset)
+    assert found.format.columns == ("chosen", "rejected", "weight")
+    assert clean["weight"][:] == [1.0, 2.0, 0.0]
+    assert convert(dataset, "unpaired")[0]["weight"][:] == [1.0, 1.0, 2.0, 2.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(("pair", "function"), ROW_BY_ROW.items(), ids=map("_to_".join, ROW_BY_ROW))
-def test_each_row_is_converted_by_itself_and_in_its_place(pair, function):
-    options = {"ratings_to_unpaired": {"threshold": 1.5}, "objectives_to_ratings": {"weights": {"x": 1.0}}}
+# --- The command ------------------------------------------------------------------------------
 
-    def converted(dataset):
-        made = function(dataset, **options.get(function.__name__, {}))
-        return made.remove_columns([name for name in made.column_names if name == "source_row"]).to_list()
 
-    dataset = rows(**GOOD[pair[0]])
-    first, second = converted(dataset.select([0])), converted(dataset.select([1]))
-    assert converted(dataset) == first + second
-    assert converted(dataset.select([1, 0])) == second + first
+@pytest.fixture
+def kit(tmp_path, monkeypatch):
+    """A folder with two splits of rankings."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = {
+        "train": [
+            '{"completions": ["a", "b", "c"], "ranks": [1, 2, 3]}',
+            '{"completions": ["d", "e"], "ranks": [2, 1]}',
+        ],
+        "test": ['{"completions": ["f", "g"], "ranks": [1, 2]}', '{"completions": ["h", "i"], "ranks": [1, 1]}'],
+    }
+    (tmp_path / "kit").mkdir()
+    for name, of_split in lines.items():
+        (tmp_path / "kit" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, of_split)))
+    return tmp_path / "kit"
+
+
+def test_the_command_says_what_each_split_is_and_writes_nothing(kit, capsys):
+    main(["--dataset_name", str(kit)])
+    assert capsys.readouterr().out == (
+        "train: rankings (completions, ranks; text, without prompt): 2 to 3 completions a row; ties in 0 of 2 rows\n"
+        "2 of 2 rows can be used.\n"
+        "test: rankings (completions, ranks; text, without prompt): 2 completions a row; ties in 1 of 2 rows\n"
+        "1 of 2 rows can be used.\n"
+        "  left out        1  all ranks tied\n"
+    )
+
+
+def test_the_command_converts_and_writes_a_dataset(kit, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--convert_args", '{"which": "adjacent"}', "--weights", "groups", "--output_format", "parquet"]
+    main(["--dataset_name", str(kit), "--convert_to", "pairs", *options, "--output_dir", str(out)])
+    pairs = load_rows(str(out), "train")
+    assert [*zip(pairs["chosen"], pairs["rejected"], strict=True)] == [("a", "b"), ("b", "c"), ("e", "d")]
+    assert pairs["weight"][:] == pytest.approx([0.75, 0.75, 1.5])
+    assert len(load_rows(str(out), "test")) == 1
+    facts = json.loads((out / "feedback.json").read_text())
+    assert facts["test"] == {
+        "format": "rankings (completions, ranks; text, without prompt): 2 completions a row; ties in 1 of 2 rows",
+        "rows": 2,
+        "kept": 1,
+        "left_out": {"all ranks tied": 1},
+        "noted": {},
+        "written": 1,
+    }
+    said = capsys.readouterr().out
+    assert "converted       3  rows of pairs (chosen, rejected, weight; text, without prompt)" in said
+    assert "weights      0.75  to 1.5, 1 on average" in said
+    assert "test.parquet" in said
+
+
+def test_votes_are_weighed_before_they_are_converted(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    dataset = rows(chosen=["a", "c"], rejected=["b", "d"], chosen_votes=[3, 0], rejected_votes=[1, 2])
+    made, found = read_rows(dataset, FeedbackArguments(weights="votes", convert_to="pairs"))
+    assert found.format.kind == "votes"
+    assert made["chosen"][:] == ["a", "d"]
+    assert made["weight"][:] == pytest.approx([(16 / 7) / (68 / 35), (8 / 5) / (68 / 35)])  # as in test_weights.py
+    rated = rows(completion=["a", "b"], score=[1, 5], votes=[[1, 1], [5, 4]])
+    with pytest.raises(ValueError, match="ratings become pairs without their weights"):
+        read_rows(rated, FeedbackArguments(weights="votes", convert_to="pairs"))
+
+
+def test_an_error_of_the_command_names_the_split(kit, capsys):
+    (kit / "test.jsonl").write_text('{"completions": ["f", "g"], "ranks": [1]}\n')
+    with pytest.raises(ValueError, match="Split 'test': Row 0 of the rankings: there are 2 completions and 1 ranks"):
+        main(["--dataset_name", str(kit)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"convert_to": "stars"}, "convert_to is 'stars'; give one of pairs"),
+        ({"convert_args": {"passes": 2}}, "convert_args is given without convert_to"),
+        ({"score_range": [1.0]}, "give two numbers"),
+        ({"weights": "length"}, "weights is 'length'; give one of votes, labels, groups"),
+        ({"feedback_format": "x"}, "format is 'x'"),
+    ],
+)
+def test_options_of_the_command_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        FeedbackArguments(**options)

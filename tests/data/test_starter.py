@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -18,8 +17,8 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from rlhf_recipes.data import starter
-from rlhf_recipes.data.starter import StarterKitError, join_ratings, lay_down, load_manifest, main
+from rlhf_recipes.data import starter, starter_fetch
+from rlhf_recipes.data.starter import StarterKitError, lay_down, load_manifest, main
 
 SENTENCES = """id\tsentiment\ttext\r
 1\t2.5\tLovely &amp; Amazing   involves us.\r
@@ -130,7 +129,7 @@ def test_lays_down_plain_folders_and_a_second_call_does_nothing(kit, monkeypatch
     assert "of the wheel" in (kit.out / "encoder" / "README.md").read_text()
     assert not (kit.out / ".staging").exists()
     before = snapshot(kit.out)
-    monkeypatch.setattr(starter.subprocess, "run", lambda *args, **kwargs: pytest.fail("no process needed"))
+    monkeypatch.setattr(starter_fetch.subprocess, "run", lambda *args, **kwargs: pytest.fail("no process needed"))
     capsys.readouterr()
     begun = time.monotonic()
     assert kit.run() == 0
@@ -160,14 +159,58 @@ def test_ratings_load_as_a_dataset_with_every_vote(kit, monkeypatch):
     assert sum(notes[f"rows_{split}"] for split in ("train", "validation", "test")) == 2
 
 
-def test_join_ratings_does_not_depend_on_the_order_of_lines():
-    header, *lines = SENTENCES.splitlines()
-    votes = VOTES.splitlines()
-    expected = join_ratings(SENTENCES, VOTES)
-    for seed in range(5):
-        order = random.Random(seed)
-        shuffled = "\n".join([header, *order.sample(lines, len(lines))]), "\n".join(order.sample(votes, len(votes)))
-        assert join_ratings(*shuffled) == expected
+OF_DOCUMENTS = "id\tsentiment\ttext\n1_1\t1\tFirst.\n1_2\t2\tSecond.\n2_1\t-1\tOther.\n"
+THEIR_VOTES = "\ufeff1_1\t1\t0\t[1]\n1_2\t2\t0\t[2]\n2_1\t-1\t0\t[-1]\n"  # one of the real files begins with this mark
+
+
+@pytest.fixture
+def sets(kit):
+    """A wheel that holds three sets, as the real one does; one of them has sentences of documents."""
+    contents = {"truth.txt": SENTENCES.encode(), "votes.txt": VOTES.encode()}
+    contents |= {"of_documents.txt": OF_DOCUMENTS.encode(), "their_votes.txt": THEIR_VOTES.encode()}
+    entry = add_wheel(kit.house, "tiny-sets", contents)
+    plain, grouped = entry["members"][:2], entry["members"][2:]
+    kit.entries[:] = [
+        {**entry, "name": "film-ratings", "kind": "ratings", "members": plain},
+        {**entry, "name": "nyt-ratings", "kind": "document-ratings", "members": grouped},
+        {**entry, "name": "tweet-ratings", "kind": "ratings", "members": plain},
+    ]
+    return kit
+
+
+def test_parts_in_one_wheel_fetch_it_once(sets, capsys):
+    assert sets.run() == 0
+    said = capsys.readouterr().out
+    assert said.count("fetching tiny-sets 1.0") == 1
+    assert said.count("tiny-sets 1.0 is fetched already") == 2
+    assert not (sets.out / ".staging").exists(), "and it is gone in the end"
+    rows = [json.loads(line) for file in (sets.out / "nyt-ratings").glob("*.jsonl") for line in file.open()]
+    assert {row["completion"]: row["group"] for row in rows} == {
+        "First.": "nyt-1", "Second.": "nyt-1", "Other.": "nyt-2",
+    }  # fmt: skip
+    assert "nyt-ratings: sentences 3, broken lines 0, in one file only 0, mean mismatches 0," in said
+    assert "- documents: 2\n" in (sets.out / "nyt-ratings" / "README.md").read_text()
+
+
+def test_a_kit_of_an_earlier_version_gets_what_is_new_and_keeps_what_it_has(sets, capsys):
+    entries = list(sets.entries)
+    sets.entries[:] = entries[:1]
+    assert sets.run() == 0
+    before = snapshot(sets.out / "film-ratings")
+    sets.entries[:] = entries
+    capsys.readouterr()
+    assert sets.run() == 0
+    said = capsys.readouterr().out
+    assert "film-ratings: ready" in said
+    assert said.count("fetching tiny-sets 1.0") == 1
+    assert snapshot(sets.out / "film-ratings") == before
+    assert (sets.out / "nyt-ratings" / starter.MARKER).exists()
+    assert (sets.out / "tweet-ratings" / starter.MARKER).exists()
+
+
+def test_a_wheel_that_holds_several_parts_is_counted_once(sets):
+    sets.manifest.write_text(json.dumps(sets.entries), encoding="utf-8")
+    assert starter.space_needed(load_manifest(sets.manifest)) == 1_000_000
 
 
 def test_language_model_keeps_its_values_and_gets_a_pad_token_that_is_not_eos(kit, tmp_path, capfd):
@@ -314,7 +357,7 @@ def test_a_wheel_fetched_before_a_kill_is_not_fetched_again(kit, monkeypatch, ca
     assert "run the same command to go on" in capsys.readouterr().err
     shutil.move(kit.house / "tiny_files-1.0-py3-none-any.whl", kit.house / "gone")
     assert kit.run() == 0
-    assert "was fetched by an earlier run" in capsys.readouterr().out
+    assert "tiny-files 1.0 is fetched already" in capsys.readouterr().out
 
 
 # --- errors: one paragraph each, exit code 1, nothing left that counts -----------------------------------
@@ -362,7 +405,7 @@ def test_no_network(kit, capsys, monkeypatch):
 
 
 def test_no_pip(kit, capsys, monkeypatch):
-    monkeypatch.setattr(starter.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(starter_fetch.importlib.util, "find_spec", lambda name: None)
     assert "-m ensurepip --upgrade" in failed(kit, capsys)
 
 
@@ -405,9 +448,11 @@ def test_output_dir_is_a_file(kit, capsys):
 # --- the manifest itself ---------------------------------------------------------------------------------
 
 
-def test_the_manifest_names_three_parts_with_hashes_licences_and_caveats():
+def test_the_manifest_names_its_parts_with_hashes_licences_and_caveats():
     parts = load_manifest()
-    assert [part.name for part in parts] == ["smollm2-135m-instruct", "minilm-l6", "movie-ratings"]
+    sets = ["movie-ratings", "amazon-ratings", "nyt-ratings", "tweet-ratings"]
+    assert [part.name for part in parts] == ["smollm2-135m-instruct", "minilm-l6", *sets]
+    assert len({part.wheel_sha256 for part in parts}) == 3, "the four sets are in one wheel"
     for part in parts:
         assert part.kind in starter.BUILDERS
         assert {len(digest) for digest in [part.wheel_sha256, *(member.sha256 for member in part.members)]} == {64}

@@ -139,11 +139,12 @@ def test_rows_of_one_prompt_are_in_one_share(tmp_path):
 
 
 def test_an_empty_share_and_strange_columns_are_refused(tmp_path):
-    data_args = write_rows(tmp_path / "data", "train", [{"completion": "text", "score": 1}])
-    with pytest.raises(ValueError, match="None of the 1 rows of split 'train' is in the share"):
+    rows = [{"completion": "text", "score": 1}, {"completion": "other", "score": 2}]
+    data_args = write_rows(tmp_path / "data", "train", rows)
+    with pytest.raises(ValueError, match="None of the 2 rows of split 'train' is in the share"):
         load_feedback(data_args, "train", share="0:0.0001")
     data_args = write_rows(tmp_path / "other", "train", [{"review": "text", "stars": 1}])
-    with pytest.raises(ValueError, match="A reward model needs the columns 'completion' and 'score', or 'chosen'"):
+    with pytest.raises(ValueError, match="Feedback needs the columns 'chosen' and 'rejected', or 'completion' and"):
         load_feedback(data_args, "train")
 
 

@@ -1,6 +1,18 @@
+import math
+
 import pytest
 
-from rlhf_recipes.reward_modeling.metrics import mean_absolute_error, pair_metrics, pearson, rating_metrics
+from rlhf_recipes.reward_modeling.metrics import (
+    entropy,
+    log_loss,
+    mean_absolute_error,
+    pair_metrics,
+    pearson,
+    rating_metrics,
+    ratio_interval,
+    samples_for,
+    vote_rater_accuracy,
+)
 
 TEXTS = ["awful", "a dull film", "a film", "a wonderful film indeed"]
 RATINGS = [-3.0, -1.0, 0.0, 3.0]
@@ -70,3 +82,48 @@ def test_pearson_literals():
 
 def test_mean_absolute_error_literal():
     assert mean_absolute_error([1.0, -2.0, 0.5], [0.0, -4.0, 0.5]) == 1.0
+
+
+def test_log_loss_literals():
+    # Equal scores say 1/2 of either side: log 2, whatever people say.
+    assert log_loss([0.0, 0.0], [1.0, 0.3]) == pytest.approx(math.log(2))
+    # A logit of log 3 is p = 3/4.
+    assert log_loss([math.log(3)], [1.0]) == pytest.approx(-math.log(0.75))
+    assert log_loss([math.log(3)], [0.75]) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert log_loss([1000.0], [0.0]) == pytest.approx(1000.0)  # and no overflow
+
+
+def test_entropy_is_the_least_log_loss():
+    assert entropy([0.5]) == pytest.approx(math.log(2))
+    assert entropy([0.0, 1.0]) == 0.0
+    shares = [0.2, 0.9]
+    best = log_loss([math.log(share / (1 - share)) for share in shares], shares)
+    assert entropy(shares) == pytest.approx(best)
+    assert log_loss([0.0, 1.0], shares) > best
+
+
+def test_one_voter_against_the_others():
+    # 3 to 1: each of the three meets 2 to 1 and agrees; the one meets 3 to 0 and does not. 3 of 4.
+    assert vote_rater_accuracy([3], [1]) == 0.75
+    # 1 to 1: each meets one vote against, and is wrong. 2 to 1: two meet 1 to 1, half each; the one is wrong. 1 of 3.
+    assert vote_rater_accuracy([1], [1]) == 0.0
+    assert vote_rater_accuracy([2], [1]) == pytest.approx(1 / 3)
+    # Voters count alike: 3 of the 4 of the one pair, 1 of the 3 of the other, 4 of 7.
+    assert vote_rater_accuracy([3, 2, 1], [1, 1, 0]) == pytest.approx(4 / 7)
+    assert vote_rater_accuracy([1, 0], [0, 1]) is None
+
+
+def test_interval_of_a_ratio():
+    assert ratio_interval([2.0, 2.0, 2.0], [4.0, 4.0, 4.0]) == [0.5, 0.5]
+    assert ratio_interval([1.0], [1.0]) is None
+    # 100 units of one, half of them right: sqrt(0.25 / 100) = 0.05.
+    low, high = ratio_interval([1.0, 0.0] * 50, [1.0] * 100)
+    assert low == pytest.approx(0.402, abs=0.02)
+    assert high == pytest.approx(0.598, abs=0.02)
+
+
+def test_fewer_samples_of_many_texts():
+    assert samples_for(1087) == 1000
+    assert samples_for(2000) == 1000
+    assert samples_for(4000) == 250
+    assert samples_for(10**6) == 50

@@ -1,15 +1,18 @@
-import json
+"""Both trainers: TRL's on pairs, and ours on all else, which must give the same where both can be used."""
+
+import copy
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from safetensors.torch import load_file
 from trl import RewardTrainer
 
 from rlhf_recipes.data.collators import PairCollator
-from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
-from rlhf_recipes.reward_modeling.trainer import RewardConfig, fit_precision, freeze_lower_layers, save_reward_model
-from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
+from rlhf_recipes.reward_modeling.config import RewardConfig
+from rlhf_recipes.reward_modeling.objectives import make_objective
+from rlhf_recipes.reward_modeling.trainer import OBJECTIVE_FILE, FeedbackTrainer, is_plain_pairs
+from tests.tiny import tiny_classifier, tiny_tokenizer
 
 ROWS = [
     {"chosen_ids": [10 + row % 90] * (3 + row * 37 % 64), "rejected_ids": [5], "length": 3 + row * 37 % 64}
@@ -26,45 +29,6 @@ def trainer_of(folder, model, tokenizer, rows=ROWS, **options):
         processing_class=tokenizer,
         data_collator=PairCollator(tokenizer),
     )
-
-
-def test_defaults_fit_the_machine(tmp_path):
-    args = RewardConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert (args.gradient_checkpointing, args.remove_unused_columns) == (False, False)
-    assert args.report_to == []
-    assert args.train_sampling_strategy == "group_by_length"
-
-
-@pytest.mark.parametrize("has", [True, False])
-def test_bfloat16_is_used_where_the_processor_has_it(has, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_recipes.reward_modeling.trainer.cpu_has_bfloat16", lambda: has)
-    assert RewardConfig(output_dir=str(tmp_path), use_cpu=True).bf16 is has
-    assert RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=not has).bf16 is not has
-    if not torch.accelerator.is_available():
-        args = RewardConfig(output_dir=str(tmp_path))
-        assert (args.bf16, args.use_cpu) == (has, has)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"passes": 0}, "passes is 0"),
-        ({"min_gap": -1.0}, "min_gap -1"),
-        ({"train_share": "half"}, "as in 0:0.6"),
-        ({"max_length": 0}, "max_length is 0"),
-        ({"remove_unused_columns": True}, "would remove the lengths"),
-    ],
-)
-def test_settings_out_of_range_are_refused(options, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        RewardConfig(output_dir=str(tmp_path), use_cpu=True, **options)
-
-
-def test_a_quantized_model_is_trained_in_bfloat16(tmp_path):
-    plain = RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, passes=3)
-    assert fit_precision(plain, ModelArguments()) is plain
-    args = fit_precision(plain, ModelArguments(load_in_4bit=True, use_peft=True))
-    assert (args.bf16, args.passes, plain.bf16) == (True, 3, False)
 
 
 def test_batches_hold_texts_of_similar_length(tmp_path):
@@ -90,53 +54,171 @@ def test_the_loss_is_that_of_bradley_and_terry(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "frozen", "free"),
+# --- Ours --------------------------------------------------------------------------------------
+
+SGD = {"optim": "sgd", "learning_rate": 0.1, "bf16": False, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+PAIRS = Dataset.from_list(
     [
-        (
-            "bert",
-            ("bert.embeddings.", "bert.encoder.layer.0."),
-            ("bert.encoder.layer.1.", "bert.pooler.", "classifier."),
-        ),
-        ("llama", ("model.embed_tokens.", "model.layers.0."), ("model.layers.1.", "model.norm.", "score.")),
+        {
+            "input_ids": [[10 + row, 20 + row, 5][: 1 + row % 3], [40 + row, 7, 8][: 1 + (row + 1) % 3]],
+            "margin": 0.1 * row,
+            "length": 3,
+        }
+        for row in range(8)
+    ]
+)
+# Lists of 2 to 5 texts, so that micro-batches have different numbers of them.
+LISTS = Dataset.from_list(
+    [
+        {
+            "input_ids": [[10 + row + 3 * place, 5] for place in range(2 + row % 4)],
+            "ranks": [float(1 + (place + row) % (2 + row % 4)) for place in range(2 + row % 4)],
+            "size": float(2 + row % 4),
+            "weight": 1.0 + row % 3,
+            "length": 2,
+        }
+        for row in range(8)
+    ]
+)
+# Every third label is missing.
+LABELS = Dataset.from_list(
+    [
+        {"input_ids": [[10 + row, 5]], "label": float("nan") if row % 3 == 2 else float(row % 2), "length": 2}
+        for row in range(8)
+    ]
+)
+
+
+def ours(folder, loss, rows, model=None, fitted_to=None, labels=1, **options):
+    tokenizer = tiny_tokenizer("bert")
+    objective = make_objective(loss)
+    if fitted_to is not None:
+        objective.fit(fitted_to)
+    settings = {"use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "train_sampling_strategy": "sequential"}
+    return FeedbackTrainer(
+        model=model or tiny_classifier(tokenizer),
+        args=RewardConfig(output_dir=str(folder), **(settings | SGD | options)),
+        objective=objective,
+        processing_class=tokenizer,
+        train_dataset=rows,
+    )
+
+
+def weights(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def largest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def test_on_pairs_it_learns_what_the_trainer_of_trl_learns(tmp_path):
+    tokenizer = tiny_tokenizer("bert")
+    model = tiny_classifier(tokenizer)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    rows = [
+        {"chosen_ids": row["input_ids"][0], "rejected_ids": row["input_ids"][1], "margin": row["margin"], "length": 3}
+        for row in PAIRS
+    ]
+    options = {**SGD, "train_sampling_strategy": "sequential", "per_device_train_batch_size": 4}
+    theirs = trainer_of(tmp_path / "theirs", copy.deepcopy(model), tokenizer, rows=rows, **options)
+    theirs.train()
+    mine = ours(tmp_path / "ours", "bradley_terry", PAIRS, model=copy.deepcopy(model), per_device_train_batch_size=4)
+    mine.train()
+    assert largest_difference(weights(mine), weights(theirs)) < 1e-6
+    assert largest_difference(weights(mine), before) > 1e-3
+    last, of_trl = mine.state.log_history[-1], theirs.state.log_history[-1]
+    for name in ("train_loss", "accuracy", "min_reward", "mean_reward", "max_reward"):
+        assert last[name] == pytest.approx(of_trl[name], abs=0.01 if "reward" in name else 1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows"), [("bradley_terry", PAIRS), ("plackett_luce", LISTS), ("binary_cross_entropy", LABELS)]
+)
+def test_micro_batches_change_nothing(loss, rows, tmp_path):
+    model = tiny_classifier(tiny_tokenizer("bert"))
+    runs = []
+    for size in (8, 2, 1):
+        trainer = ours(
+            tmp_path / str(size),
+            loss,
+            rows,
+            model=copy.deepcopy(model),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+        )
+        trainer.train()
+        runs.append((weights(trainer), trainer.state.log_history[-1]["train_loss"]))
+    for other, loss_of_other in runs[1:]:
+        assert largest_difference(runs[0][0], other) < 5e-6
+        assert loss_of_other == pytest.approx(runs[0][1], abs=1e-5)
+
+
+RATINGS = Dataset.from_dict({"completion": list("abcdefgh"), "score": [1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 2.0, 3.0]})
+
+
+def rated(objective_name="ordinal"):
+    objective = make_objective(objective_name)
+    objective.fit(RATINGS)
+    ids = [[[10 + row, 5]] for row in range(8)]
+    return Dataset.from_dict({"input_ids": ids, **objective.targets(RATINGS), "length": [2] * 8})
+
+
+def test_thresholds_are_learned_and_a_stopped_run_goes_on_with_them(tmp_path):
+    options = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2}
+    options |= {"optim": "adamw_torch", "learning_rate": 0.05}
+    whole = ours(tmp_path / "whole", "ordinal", rated(), fitted_to=RATINGS, **options)
+    start = whole.objective.link.raw.detach().clone()
+    whole.train()
+    assert (whole.objective.link.raw - start).abs().max() > 0.01
+    saved = load_file(tmp_path / "whole/checkpoint-6" / OBJECTIVE_FILE)["raw"]
+    assert torch.equal(saved, whole.objective.link.raw.detach())
+    again = ours(tmp_path / "again", "ordinal", rated(), fitted_to=RATINGS, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    assert torch.equal(again.objective.link.raw, whole.objective.link.raw)
+    assert largest_difference(weights(again), weights(whole)) == 0.0
+
+
+def test_evaluation_gives_the_mean_loss_and_how_much_is_right(tmp_path):
+    trainer = ours(tmp_path, "binary_cross_entropy", LABELS, per_device_eval_batch_size=8)
+    with torch.no_grad():
+        batch = trainer.data_collator(list(LABELS))
+        logits = trainer.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+    figures = trainer.evaluate(LABELS)
+    known = ~batch["targets"]["label"].isnan()
+    labels, logits = batch["targets"]["label"][known], logits[known]
+    by_torch = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    assert figures["eval_loss"] == pytest.approx(by_torch.item(), abs=1e-5)
+    logged = trainer.state.log_history[-1]
+    assert logged["eval_accuracy"] == pytest.approx(((logits > 0) == (labels > 0.5)).float().mean().item())
+
+
+def test_a_model_with_another_number_of_outputs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="The model has 1 outputs, but the loss needs 3"):
+        ours(tmp_path, "classification", rated("classification"), fitted_to=RATINGS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "plain"),
+    [
+        (["chosen", "rejected"], {}, True),
+        (["chosen", "rejected", "margin"], {}, True),
+        (["chosen", "rejected", "target"], {}, False),
+        (["chosen", "rejected", "weight"], {}, False),
+        (["chosen", "rejected", "chosen_votes", "rejected_votes"], {}, False),
+        (["chosen", "rejected"], {"loss_args": {"label_smoothing": 0.1}}, False),
+        (["completion", "score"], {}, True),
     ],
 )
-def test_lower_layers_and_embeddings_are_frozen(kind, frozen, free):
-    model = tiny_classifier(tiny_tokenizer(kind), kind)
-    freeze_lower_layers(model, 1)
-    for name, parameter in model.named_parameters():
-        assert name.startswith(free if parameter.requires_grad else frozen), name
-    freeze_lower_layers(model, 0)  # changes nothing
-    assert sum(parameter.requires_grad for parameter in model.parameters()) > 0
+def test_only_pairs_that_are_right_or_wrong_go_through_the_trainer_of_trl(columns, options, plain, tmp_path):
+    rows = Dataset.from_dict({name: ["a"] for name in columns})
+    args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+    assert is_plain_pairs("bradley_terry", rows, args) is plain
+    assert is_plain_pairs("hinge", rows, args) is False or "score" in columns
 
 
-def test_more_layers_than_there_are_cannot_be_frozen(tmp_path):
-    tokenizer = tiny_tokenizer("llama")
-    model = tiny_classifier(tokenizer, "llama")
-    with pytest.raises(ValueError, match="num_frozen_layers is 3, but the model has 2 layers"):
-        freeze_lower_layers(model, 3)
-    folder = save_tiny(tmp_path / "model", model, tokenizer)
-    adapted = load_reward_model(ModelArguments(model_name_or_path=str(folder), use_peft=True), tokenizer)
-    with pytest.raises(ValueError, match="give lora_num_layers"):
-        freeze_lower_layers(adapted, 1)
-
-
-def test_an_adapter_is_saved_on_its_own_too_and_gives_the_same_scores(tmp_path):
-    tokenizer = tiny_tokenizer("llama")
-    base = save_tiny(tmp_path / "base", tiny_classifier(tokenizer, "llama"), tokenizer)
-    model_args = ModelArguments(model_name_or_path=str(base), use_peft=True, lora_target_modules=["q_proj", "v_proj"])
-    model = load_reward_model(model_args, tokenizer)
-    trainer = trainer_of(tmp_path / "out", model, tokenizer, learning_rate=1e-2, bf16=False)
-    trainer.train()
-    ids = torch.tensor([[11, 12, 13]])
-    with torch.no_grad():
-        trained = model.eval()(ids).logits.item()
-        save_reward_model(trainer, model_args)
-        merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
-        assert merged.eval()(ids).logits.item() == pytest.approx(trained, abs=1e-5)
-        adapter = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
-        assert adapter["base_model_name_or_path"] == str(base)
-        assert not (tmp_path / "out/adapter_config.json").exists()  # else from_pretrained would load both
-        again = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-        again.load_adapter(str(tmp_path / "out/adapter"))
-        assert again.eval()(ids).logits.item() == pytest.approx(trained, abs=1e-5)
+def test_drawn_pairs_take_no_options_of_the_loss(tmp_path):
+    args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, loss_args={"label_smoothing": 0.1})
+    with pytest.raises(ValueError, match="draws pairs and takes neither"):
+        is_plain_pairs("bradley_terry", Dataset.from_dict({"completion": ["a"], "score": [1.0]}), args)

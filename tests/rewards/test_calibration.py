@@ -64,3 +64,26 @@ def test_fit_refuses_what_no_rising_curve_fits(logits, ratings, words):
 def test_a_curve_that_falls_or_has_no_scale_is_refused(settings):
     with pytest.raises(ValueError, match="is no calibration"):
         LogisticCalibration(**{"scale": 1.0, "offset": 0.0, **settings})
+
+
+def test_a_line_is_undone():
+    calibration = LinearCalibration(scale=2.0, offset=3.0)
+    assert calibration([0.0, -1.0]).tolist() == [3.0, 1.0]
+    with pytest.raises(ValueError, match="scale above 0"):
+        LinearCalibration(scale=-1.0, offset=0.0)
+
+
+def test_the_expected_level_under_proportional_odds():
+    # At a score of 0 the thresholds log(1/3) and log(3) give P(y <= k) = 1/4 and 3/4: levels 1/4, 1/2, 1/4.
+    calibration = OrdinalCalibration((math.log(1 / 3), math.log(3.0)), (0.0, 1.0, 10.0))
+    assert calibration(0.0) == pytest.approx(0.25 * 0 + 0.5 * 1 + 0.25 * 10)
+    assert calibration([[-100.0], [100.0]]).tolist() == [[pytest.approx(0.0)], [pytest.approx(10.0)]]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "levels"),
+    [((), (1.0,)), ((1.0,), (1.0, 2.0, 3.0)), ((2.0, 1.0), (1.0, 2.0, 3.0)), ((0.0,), (2.0, 1.0))],
+)
+def test_thresholds_and_levels_must_rise(thresholds, levels):
+    with pytest.raises(ValueError, match="K levels and K - 1 thresholds, both rising"):
+        OrdinalCalibration(thresholds, levels)

@@ -221,7 +221,7 @@ def test_a_folder_without_settings_has_the_defaults(tmp_path):
     [
         ('{"append_oes": true}', "unknown append_oes; known are calibration, append_eos, max_length"),
         ('{"append_eos": "yes"}', "append_eos must be true or false, not 'yes'"),
-        ('{"calibration": {"kind": "spline"}}', "of kind 'spline', but only 'logistic' is known"),
+        ('{"calibration": {"kind": "spline"}}', "of kind 'spline'; known are logistic, linear, ordinal"),
         ('{"calibration": {"kind": "logistic", "slope": 1}}', "unknown slope; known are scale, offset, low, high"),
         ('{"calibration": {"kind": "logistic", "scale": 1}}', "offset"),
         ("[1]", "reward_config.json"),

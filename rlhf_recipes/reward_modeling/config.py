@@ -1,0 +1,211 @@
+"""Settings of a reward-model run: how feedback is read, and how a model is trained on it."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import trl
+from transformers.utils import is_torch_bf16_gpu_available
+
+from rlhf_recipes.data.feedback import FeedbackSettings, Kind
+from rlhf_recipes.modeling.loading import ModelArguments
+from rlhf_recipes.modeling.threads import cpu_has_bfloat16
+from rlhf_recipes.reward_modeling.data import parse_share
+from rlhf_recipes.reward_modeling.objectives import AUTO, LOSSES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FeedbackArguments:
+    """How feedback is read, where its columns alone do not say it, and into what it is changed.
+
+    Args:
+        feedback_format (`str`, *optional*):
+            Which format the rows have, for columns that fit several; see `rlhf_recipes.data.feedback`.
+        label_map (`dict`, *optional*):
+            What each label counts, from 0 (bad) to 1 (good): `{"good": 1, "bad": 0}`.
+        score_range (`list[float]`, *optional*):
+            Lowest and highest rating. A score outside of it is an error.
+        objective_names (`list[str]`, *optional*):
+            Names of the objectives, in order, where `scores` are lists without names.
+        convert_to (`str`, *optional*):
+            Turn the rows into this format first, such as ratings into `pairs`.
+        convert_args (`dict`, *optional*):
+            Settings of that conversion, such as `{threshold: 2.5}`.
+
+    Raises:
+        `ValueError`: if one of these is not allowed.
+    """
+
+    help_title = "Feedback"
+
+    feedback_format: str | None = field(
+        default=None, metadata={"help": "Format of the rows, where the columns fit several: pairs, ratings, ..."}
+    )
+    label_map: dict | None = field(
+        default=None, metadata={"help": "What labels count, from 0 (bad) to 1 (good): {good: 1, bad: 0}."}
+    )
+    score_range: list[float] | None = field(
+        default=None, metadata={"help": "Lowest and highest rating; a score outside of them is an error."}
+    )
+    objective_names: list[str] | None = field(
+        default=None, metadata={"help": "Names of the objectives, where scores are lists without names."}
+    )
+    convert_to: str | None = field(default=None, metadata={"help": "Turn the rows into this format first."})
+    convert_args: dict | None = field(
+        default=None, metadata={"help": "Settings of the conversion, such as {threshold: 2.5}."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.convert_args and self.convert_to is None:
+            raise ValueError("convert_args is given without convert_to. Name the format to convert to, or leave both.")
+        self.settings()
+
+    def settings(self) -> FeedbackSettings:
+        """The same as `rlhf_recipes.data.feedback` takes it."""
+        if self.score_range is not None and len(self.score_range) != 2:
+            raise ValueError(f"score_range is {self.score_range}; give the lowest and the highest rating.")
+        bounds = None if self.score_range is None else (self.score_range[0], self.score_range[1])
+        kind: Any = self.feedback_format
+        return FeedbackSettings(kind, self.label_map, bounds, self.objective_names)
+
+    @property
+    def wanted(self) -> Kind | None:
+        """The format to convert to, if any."""
+        kind: Any = self.convert_to
+        return kind
+
+
+@dataclass
+class RewardConfig(trl.RewardConfig):
+    """TRL's [`~trl.RewardConfig`] with defaults that fit the machine, and which loss makes scores of feedback.
+
+    Differences from TRL's defaults: `bf16` where the GPU, or the CPU, has it (TRL's `True` raises on a CPU);
+    `gradient_checkpointing=False`; `train_sampling_strategy="group_by_length"` and therefore
+    `remove_unused_columns=False` (the length is a column); `report_to="none"`. A text longer than `max_length` loses
+    its beginning, where TRL leaves out the row.
+
+    Args:
+        loss (`str`, *optional*, defaults to `"auto"`):
+            The loss; `auto` takes the first that `rlhf_recipes.reward_modeling.objectives` names for the feedback.
+        loss_args (`dict`, *optional*):
+            Settings of the loss, such as `{label_smoothing: 0.1}`.
+        passes (`int`, *optional*, defaults to 1):
+            Of ratings under `bradley_terry`: how often each text is used, each time against another one. An epoch goes
+            over all of them.
+        min_gap (`float`, *optional*, defaults to 0.5):
+            Of ratings: least difference of two texts that are compared, in training and in measuring.
+        train_share (`str`, *optional*, defaults to `"0:1"`):
+            Train on a share of the rows, by a hash of the text: `0:0.6` and `0.6:1` have no row in common.
+        validation_split (`str`, *optional*, defaults to `"validation"`):
+            Split on which scores are calibrated to ratings, and on which `eval_strategy` evaluates. Where there is
+            none, scores stay as they are, and evaluation is on the test split.
+        debias (`list[str]`, *optional*):
+            Take out of the scores, in each batch, what these tell of them beyond chance: `length`, `format`,
+            `repetition`. See `docs/reward_bias.md`.
+        num_frozen_layers (`int`, *optional*, defaults to 0):
+            Leave the embeddings and the lowest layers of the model as they are, and compute no gradient for them. For
+            adapters there is `lora_num_layers`.
+        rating_low (`float`, *optional*), rating_high (`float`, *optional*):
+            Ends of the rating scale, for the calibration. Default: the lowest and the highest vote in the training
+            rows, or the lowest and highest mean rating where there are no votes.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            Write into `output_dir` even if it holds something other than an earlier run. Nothing is deleted.
+
+    Raises:
+        `ValueError`: if one of these is out of range, or `remove_unused_columns` would take away the lengths.
+    """
+
+    help_title = "Reward model"
+
+    loss: str = field(
+        default=AUTO, metadata={"help": "The loss. Default: what fits the feedback.", "choices": [AUTO, *LOSSES]}
+    )
+    loss_args: dict | None = field(
+        default=None, metadata={"help": "Settings of the loss, such as {label_smoothing: 0.1}."}
+    )
+    passes: int = field(
+        default=1,
+        metadata={"help": "Ratings under bradley_terry: use each text that often, each time against another one."},
+    )
+    min_gap: float = field(
+        default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart, in rating units."}
+    )
+    train_share: str = field(
+        default="0:1",
+        metadata={"help": "Train on rows whose hash lies in LOW:HIGH. 0:0.6 and 0.6:1 have no row in common."},
+    )
+    validation_split: str | None = field(
+        default="validation",
+        metadata={"help": "Split that calibrates scores to ratings, and that eval_strategy evaluates on."},
+    )
+    debias: list[str] | None = field(
+        default=None, metadata={"help": "Take out of the scores what these explain: length, format, repetition."}
+    )
+    num_frozen_layers: int = field(
+        default=0, metadata={"help": "Leave the embeddings and the lowest N layers as they are: faster, less memory."}
+    )
+    rating_low: float | None = field(
+        default=None,
+        metadata={"help": "Lower end of the rating scale. Default: the lowest vote in the training rows."},
+    )
+    rating_high: float | None = field(
+        default=None, metadata={"help": "Upper end of the rating scale. Default: the highest vote."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write into a folder that holds other things. Nothing is deleted."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]  # TRL's own annotation
+        default=None, metadata={"help": "Train in bfloat16 mixed precision. Default: yes where the GPU or CPU has it."}
+    )
+    # None, because transformers warns of a new name even where it is False.
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Compute activations a second time instead of keeping them: less memory."}
+    )
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."}
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Order of the rows: group_by_length wastes the least padding.",
+            "choices": ["random", "sequential", "group_by_length"],
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop columns the model does not take, such as the length to group by."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            has_gpu = torch.accelerator.is_available() and not self.use_cpu
+            self.bf16 = not self.fp16 and (is_torch_bf16_gpu_available() if has_gpu else cpu_has_bfloat16())
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers takes bf16 on a CPU only if it is told that a CPU is meant
+        super().__post_init__()
+        parse_share(self.train_share)
+        if self.loss not in (AUTO, *LOSSES):
+            raise ValueError(f"loss is {self.loss!r}; give {AUTO} or one of {', '.join(LOSSES)}.")
+        if self.passes < 1 or self.min_gap < 0:
+            raise ValueError(f"passes is {self.passes} and min_gap {self.min_gap}; give 1 or more, and 0 or more.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(
+                f"max_length is {self.max_length}; give 1 or more tokens, or null for the model's own limit."
+            )
+        if self.remove_unused_columns and self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "remove_unused_columns would remove the lengths that train_sampling_strategy group_by_length needs. "
+                "Leave out one of the two."
+            )
+
+
+def fit_precision(args: RewardConfig, model_args: ModelArguments) -> RewardConfig:
+    """Return arguments under which a quantized model can be trained: TRL keeps its adapters in bfloat16, which float32
+    activations do not fit, so that mixed precision is needed on every machine."""
+    if not (model_args.load_in_4bit or model_args.load_in_8bit) or args.bf16:
+        return args
+    logger.warning("A quantized model is trained in bf16, because its adapters are kept in bfloat16.")
+    return dataclasses.replace(args, bf16=True, fp16=False)

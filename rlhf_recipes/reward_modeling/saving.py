@@ -1,0 +1,64 @@
+"""Writing a reward model so that others can load it: model, head and tokenizer, with adapters merged and apart."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel, TaskType
+from transformers import PreTrainedModel, Trainer
+
+from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
+from rlhf_recipes.reward_modeling.objectives import Objective
+from rlhf_recipes.rewards.learned import RewardModelSettings
+
+ADAPTER_FOLDER = "adapter"
+
+
+def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
+    """Save model, head and tokenizer so that any Hugging Face code can load them and gets the same scores.
+
+    `AutoModelForSequenceClassification.from_pretrained(output_dir)` needs no PEFT: adapters are merged into the model
+    that lies there, and saved once more on their own in `output_dir/adapter`, for whoever has the base in memory
+    already. Adapters on a quantized base are merged into the base as it is on disk, in `model_args.dtype`: its scores
+    differ a little from those of the quantized model, and what is measured afterwards is the merged one.
+    """
+    model: Any = trainer.model
+    if hasattr(model, "objective"):  # thresholds that were trained beside it; the settings say what they became
+        del model.objective
+    if isinstance(trainer.model, PeftModel):
+        folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
+        if trainer.args.should_save:
+            trainer.model.save_pretrained(str(folder))
+        trainer.accelerator.wait_for_everyone()
+        trainer.model = _merged(trainer.model, folder, model_args, trainer.processing_class)
+    trainer.save_model()
+
+
+def _merged(model: PeftModel, adapter: Path, model_args: ModelArguments, tokenizer: Any) -> PreTrainedModel:
+    if not getattr(model, "is_loaded_in_4bit", False) and not getattr(model, "is_loaded_in_8bit", False):
+        return model.merge_and_unload()
+    plain = dataclasses.replace(model_args, load_in_4bit=False, load_in_8bit=False)
+    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    token_level = model.active_peft_config.task_type == TaskType.TOKEN_CLS
+    base = load_reward_model(plain, tokenizer, is_trainable=False, labels=labels, token_level=token_level)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+
+
+def save_settings(folder: Path, settings: RewardModelSettings, objective: Objective, plain: bool = False) -> None:
+    """Write beside the model how its outputs become one score, and the score a rating, as far as the loss says it.
+
+    Args:
+        folder (`Path`): That of the model.
+        settings ([`~rlhf_recipes.rewards.learned.RewardModelSettings`]): What it was trained to see.
+        objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss, trained.
+        plain (`bool`): Whether the loss was that of TRL's `RewardTrainer`, which says nothing of ratings.
+    """
+    if not plain:
+        settings = dataclasses.replace(
+            settings,
+            calibration=objective.calibration(),
+            labels=cast(Any, objective.score_labels()),
+            probabilities=objective.score_probabilities,
+            step_token=objective.step_token,
+        )
+    settings.save(folder)

@@ -1,0 +1,194 @@
+"""Rows of feedback with the scores that a reward gives to their completions: each text goes through the model once.
+
+```
+pairs, votes                  two scores a row, of chosen and rejected
+rankings, best_worst          one for each completion of the list
+steps                         one for each step (see `score_steps`)
+all others                    one
+```
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from rlhf_recipes.data.feedback import Kind, recognize
+from rlhf_recipes.data.formats import is_conversational
+from rlhf_recipes.rewards.base import Text, as_text
+from rlhf_recipes.rewards.batching import check_finite, model_outputs
+from rlhf_recipes.rewards.learned import LearnedReward
+from rlhf_recipes.rewards.process import STEP_BREAK, StepModel
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+Scorer = Callable[..., Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows of one split, and what a reward says of each of their completions.
+
+    Args:
+        kind (`str`): The format of the feedback, as in `rlhf_recipes.data.feedback`.
+        dataset ([`~datasets.Dataset`]): The rows that have a score.
+        scores (`list[list[float]]`): For each row the scores of its completions, in the order of the columns.
+        prompts (`list[str]`), completions (`list[list[str]]`): The same as plain text.
+        outputs (`dict[str, list[float]]`):
+            For each name of an output of the model its value for each row, where the model has several and rows have
+            one completion; else empty.
+        unscored (`int`): Rows that were left out, because the reward says nothing of one of their completions.
+    """
+
+    kind: Kind
+    dataset: Dataset
+    scores: list[list[float]]
+    prompts: list[str]
+    completions: list[list[str]]
+    outputs: dict[str, list[float]]
+    unscored: int = 0
+
+    def column(self, place: int) -> list[float]:
+        """One score of each row: that of its completion, or with `place` 1 that of the rejected one. `(N,)`"""
+        return [of_row[place] for of_row in self.scores]
+
+    def texts(self, place: int = 0) -> list[str]:
+        """Prompt and completion as one plain text, as baselines read them. `(N,)`"""
+        return [prompt + texts[place] for prompt, texts in zip(self.prompts, self.completions, strict=True)]
+
+    def flat(self, values: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[int], list[str]]:
+        """Lists laid end to end: scores, `values` beside them, the row of each, and its plain text. `(M,)` each"""
+        rows = [row for row, of_row in enumerate(self.scores) for _ in of_row]
+        texts = [self.prompts[row] + text for row, own in enumerate(self.completions) for text in own]
+        return [s for own in self.scores for s in own], [v for own in values for v in own], rows, texts
+
+    def shared_prompts(self) -> list[str] | None:
+        """The prompt of each row, where one of them has several rows; else `None`, and rows are all there is."""
+        return self.prompts if len(set(self.prompts)) < len(self.prompts) and any(self.prompts) else None
+
+
+def kind_of(dataset: Dataset, kind: Kind | None = None) -> Kind:
+    """The format of feedback, from the columns where it is not given."""
+    return recognize(dataset, kind).kind
+
+
+def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Scored:
+    """Score all completions of some rows of feedback.
+
+    The same completion of the same prompt is scored once, in however many rows it stands. A row with a completion that
+    the reward says nothing of (`None`) is left out and counted.
+
+    Args:
+        reward (callable):
+            `f(prompts, completions) -> list[float | None]`. Of a [`~rlhf_recipes.rewards.learned.LearnedReward`]
+            without calibration all outputs are kept, where it has several.
+        dataset ([`~datasets.Dataset`]): Rows as `rlhf_recipes.data.feedback.normalize` makes them.
+        kind (`str`, *optional*): Their format. Default: what the columns say.
+
+    Raises:
+        `ValueError`: if no row has a score, or the rows are steps, which [`score_steps`] scores.
+    """
+    kind = kind_of(dataset, kind)
+    if kind == "steps":
+        raise ValueError("Rows of the format 'steps' have a score for each step; call score_steps.")
+    plain = dataset.with_format(None)
+    lists = _completions(plain, kind)
+    prompts = _prompts(plain, lists)
+    places: dict[str, int] = {}
+    asked: list[tuple[Text, Text]] = []
+    index: list[list[int]] = []
+    for prompt, own in zip(prompts, lists, strict=True):
+        keys = [json.dumps([prompt, text]) for text in own]
+        for key, text in zip(keys, own, strict=True):
+            if key not in places:
+                places[key] = len(asked)
+                asked.append((prompt, text))
+        index.append([places[key] for key in keys])
+    values, outputs = _scores_of(reward, [prompt for prompt, _ in asked], [text for _, text in asked])
+    kept = [row for row, own in enumerate(index) if all(values[place] is not None for place in own)]
+    if not kept:
+        raise ValueError(f"The reward says nothing (None) of all {len(index)} rows of {kind}, so nothing is measured.")
+    if len(kept) < len(index):
+        logger.warning("Left out %d of %d rows without a score.", len(index) - len(kept), len(index))
+    single = all(len(own) == 1 for own in index)
+    return Scored(
+        kind,
+        plain if len(kept) == len(index) else plain.select(kept),
+        [[float(values[place] or 0.0) for place in index[row]] for row in kept],
+        [as_text(prompts[row]) for row in kept],
+        [[as_text(text) for text in lists[row]] for row in kept],
+        {name: [column[index[row][0]] for row in kept] for name, column in outputs.items()} if single else {},
+        len(index) - len(kept),
+    )
+
+
+def score_steps(model: StepModel, dataset: Dataset) -> Scored:
+    """Score every step of some rows of steps with a process reward model.
+
+    A row of which a step was cut off, because it is too long for the model, is left out and counted.
+
+    Args:
+        model ([`~rlhf_recipes.rewards.process.StepModel`]): Its scores are probabilities that a step is right.
+        dataset ([`~datasets.Dataset`]): Rows with `completions` (the steps) and `labels`.
+    """
+    plain = dataset.with_format(None)
+    lists: list[list[Text]] = list(plain["completions"])
+    prompts = _prompts(plain, lists)
+    texts = [[as_text(step) for step in steps] for steps in lists]
+    spans = []
+    for steps in texts:
+        starts = np.cumsum([0, *(len(step) + len(STEP_BREAK) for step in steps[:-1])])
+        spans.append([(int(start), int(start) + len(step)) for start, step in zip(starts, steps, strict=True)])
+    read = model.scores(prompts, [STEP_BREAK.join(steps) for steps in texts], spans, "the process reward model")
+    scores = [[score for score in own if score is not None] for own in read]
+    kept = [row for row, own in enumerate(scores) if len(own) == len(texts[row])]
+    if not kept:
+        raise ValueError(f"All {len(texts)} rows are too long for the model to read; raise max_length.")
+    check_finite(scores, "process", prompts, [STEP_BREAK.join(steps) for steps in texts])
+    return Scored(
+        "steps",
+        plain if len(kept) == len(texts) else plain.select(kept),
+        [scores[row] for row in kept],
+        [as_text(prompts[row]) for row in kept],
+        [texts[row] for row in kept],
+        {},
+        len(texts) - len(kept),
+    )
+
+
+def _completions(dataset: Dataset, kind: Kind) -> list[list[Text]]:
+    if kind in ("pairs", "votes"):
+        return [list(both) for both in zip(dataset["chosen"], dataset["rejected"], strict=True)]
+    if kind in ("rankings", "best_worst"):
+        return list(dataset["completions"])
+    return [[text] for text in dataset["completion"]]
+
+
+def _prompts(dataset: Dataset, lists: Sequence[Sequence[Text]]) -> list[Text]:
+    """The prompts of the rows; where there is none, nothing, as text or as messages, whichever the completions are."""
+    first = next((own[0] for own in lists if own), "")
+    nothing: Text = [] if is_conversational(first) else ""
+    given = dataset["prompt"] if "prompt" in dataset.column_names else [None] * len(lists)
+    return [nothing if prompt is None else prompt for prompt in given]
+
+
+def _scores_of(
+    reward: Scorer, prompts: list[Text], completions: list[Text]
+) -> tuple[Sequence[float | None], dict[str, list[float]]]:
+    """The scores, and each output of a model that has several, out of the same pass."""
+    if not isinstance(reward, LearnedReward) or reward.model.config.num_labels == 1 or reward.calibration is not None:
+        return reward(prompts, completions), {}
+    names = [str(reward.model.config.id2label[place]) for place in range(reward.model.config.num_labels)]
+    encoded = [reward._encode(*reward._render(p, c)) for p, c in zip(prompts, completions, strict=True)]
+    logits = torch.empty(len(encoded), len(names))
+    for rows, output in model_outputs(reward.model, encoded, reward.batch_size, reward.tokenizer.pad_token_id):
+        logits[rows] = output.logits.float().cpu()
+    scores = reward.head(logits).tolist()
+    check_finite(scores, reward.__name__, prompts, completions)
+    return scores, {name: logits[:, place].tolist() for place, name in enumerate(names)}

@@ -1,0 +1,120 @@
+"""The three splits of a run, read, cleaned and accounted for."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from rlhf_recipes.data.agreement import agreement_metrics
+from rlhf_recipes.data.cleaning import CleaningArguments, Table, run, steps_from
+from rlhf_recipes.data.feedback import Check, Kind
+from rlhf_recipes.data.formats import DataArguments
+from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig
+from rlhf_recipes.reward_modeling.data import read_feedback
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains, calibrates and is measured on.
+
+    Args:
+        train, test ([`~datasets.Dataset`]): Rows of one format.
+        validation ([`~datasets.Dataset`], *optional*): Likewise; `None` where the dataset has no such split.
+        kind (`str`): The format.
+        checks (`dict[str, Check]`): What was recognized, counted and left out, of each split.
+        cleaning ([`~rlhf_recipes.data.cleaning.Table`]): What was done to the training rows.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+    kind: Kind
+    checks: dict[str, Check]
+    cleaning: Table
+
+    def __str__(self) -> str:
+        lines = [f"Feedback      {self.checks['train'].format}"]
+        if self.kind != self.checks["train"].format.kind:
+            lines.append(f"Converted to  {self.kind}")
+        counts = [f"{name} {len(rows):,}" for name, rows in self._named()]
+        lines.append(f"Rows          {', '.join(counts)}")
+        for name, check in self.checks.items():
+            lines += [f"Left out      {count:,} of {name}: {why}" for why, count in check.left_out.items()]
+        if any(counts.before != counts.after or counts.changed for _, counts in self.cleaning.steps):
+            lines.append(f"Cleaning of the training rows\n{self.cleaning}")
+        return "\n".join(lines)
+
+    def facts(self) -> dict[str, Any]:
+        """The same for the card, with how far the raters agree, where the rows have their votes."""
+        of_split = {
+            name: {
+                "format": str(self.checks[name].format),
+                "rows": self.checks[name].rows,
+                "kept": len(rows),
+                "left_out": self.checks[name].left_out,
+                "noted": self.checks[name].noted,
+            }
+            for name, rows in self._named()
+        }
+        return {"splits": of_split, "cleaning": json.loads(self.cleaning.as_json()), "agreement": self._agreement()}
+
+    def _agreement(self) -> dict[str, Any] | None:
+        if self.kind != "ratings" or "votes" not in self.test.column_names:
+            return None
+        try:
+            return agreement_metrics(self.test["votes"])
+        except (ImportError, ValueError) as error:
+            logger.warning("How far the raters agree is not measured: %s", error)
+            return None
+
+    def _named(self) -> list[tuple[str, Dataset]]:
+        named = [("train", self.train), ("validation", self.validation), ("test", self.test)]
+        return [(name, rows) for name, rows in named if rows is not None]
+
+
+def load_splits(
+    data_args: DataArguments, feedback_args: FeedbackArguments, cleaning_args: CleaningArguments, args: RewardConfig
+) -> Splits:
+    """Read all splits, and clean the training rows. A missing split is found out before training, not after.
+
+    The rows that a model is measured on are left as people will give them to it: of the cleaning steps, none is done
+    to them. Training rows that are in the test split too are taken out of training.
+
+    Raises:
+        `ValueError`: if a split is not there (validation alone may be missing), the splits have different formats, or
+            no row is left.
+    """
+
+    def read(split: str, count: int | None, share: str = "0:1") -> tuple[Dataset, Check]:
+        settings, options = feedback_args.settings(), feedback_args.convert_args
+        return read_feedback(data_args, split, count, share, settings, feedback_args.wanted, options)
+
+    train, of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)
+    checks = {"train": of_train}
+    validation = None
+    if args.validation_split is not None:
+        validation = _optional(lambda split: read(split, data_args.max_eval_samples), args.validation_split, checks)
+    test, checks["test"] = read(data_args.dataset_test_split, data_args.max_eval_samples)
+    kinds = {name: check.format.kind for name, check in checks.items()}
+    if len(set(kinds.values())) > 1:
+        there = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        raise ValueError(f"The splits have different formats ({there}). Bring them into one, or name feedback_format.")
+    train, table = run(steps_from(cleaning_args, held_out=test), train)
+    kind = feedback_args.wanted or of_train.format.kind
+    return Splits(train, validation, test, kind, checks, table)
+
+
+def _optional(read: Callable[[str], tuple[Dataset, Check]], split: str, checks: dict[str, Check]) -> Dataset | None:
+    try:
+        rows, checks["validation"] = read(split)
+    except ValueError as error:
+        if "has no split" not in str(error):
+            raise
+        logger.warning("No validation rows, so scores will not be calibrated to ratings: %s", error)
+        return None
+    return rows
