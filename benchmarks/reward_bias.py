@@ -7,8 +7,7 @@ The model is a linear head on frozen sentence embeddings (MiniLM), which takes s
 biases are put into its training data, and all is measured on the untouched test split.
 
 - Length: of the pairs in which the shorter text is the better one, nine of ten are left out.
-- Groups: of the texts that say "movie", nine of ten that are rated above 0 are left out; of those that say "film",
-  nine of ten that are rated below 0.
+- Groups: of the reviews with a word of comedy, nine of ten that are rated above 0 are left out.
 
 Progress goes to stderr; the last line, on stdout, is one JSON object. `--output` is a folder for the same and for the
 pictures; `--plot` is for the picture of the length.
@@ -48,7 +47,7 @@ from rlhf_recipes.reward_modeling.debias import (
 from rlhf_recipes.reward_modeling.losses import bradley_terry, mse
 from rlhf_recipes.rewards.semantics import Embedder
 
-GROUPS = {"movie": re.compile(r"\bmovies?\b", re.IGNORECASE), "film": re.compile(r"\bfilms?\b", re.IGNORECASE)}
+COMEDY = re.compile(r"\b(comed(y|ies)|comic|comedic|funny|humou?r|laughs?|laughter|jokes?)\b", re.IGNORECASE)
 LEFT_OUT = 0.9
 SENTENCE = "That is all there is to say about this one."
 
@@ -207,13 +206,13 @@ def train_on_pairs(head: Head, pairs: Dataset, debias: bool, seed: int) -> Head:
 
 def group_bias(splits: Mapping[str, Dataset], texts: Vectors, args: argparse.Namespace) -> dict[str, Any]:
     """The model on all rows, on skewed ones, and on these with a penalty on the validation rows."""
-    named = {
-        name: rows.add_column("word", [group_of(text) for text in rows["completion"]]) for name, rows in splits.items()
-    }
+    named = {}
+    for name, rows in splits.items():
+        genres = ["comedy" if COMEDY.search(text) else "other" for text in rows["completion"]]
+        named[name] = rows.add_column("genre", genres)
     train, validation = named["train"], named["validation"]
-    word, rating = np.array(train["word"]), np.array(train["score"])
-    odd = ((word == "movie") & (rating > 0)) | ((word == "film") & (rating < 0))
-    kept = ~odd | (np.random.default_rng(args.seed).random(len(train)) > LEFT_OUT)
+    left_out = (np.array(train["genre"]) == "comedy") & (np.array(train["score"]) > 0)
+    kept = ~left_out | (np.random.default_rng(args.seed).random(len(train)) > LEFT_OUT)
     skewed = train.select(np.flatnonzero(kept))
     sys.stderr.write(f"{len(train)} fair rows, {len(skewed)} skewed ones\n")
 
@@ -225,19 +224,13 @@ def group_bias(splits: Mapping[str, Dataset], texts: Vectors, args: argparse.Nam
         "skewed data": trained(skewed),
         "group penalty": trained(skewed, args.penalty),
     }
-    return {name: judged(name, reward, named["test"], args, "word") for name, reward in rewards.items()}
-
-
-def group_of(text: str) -> str:
-    found = [name for name, pattern in GROUPS.items() if pattern.search(text)]
-    return found[0] if len(found) == 1 else "neither or both"
+    return {name: judged(name, reward, named["test"], args, "genre") for name, reward in rewards.items()}
 
 
 def train_on_ratings(head: Head, rows: Dataset, validation: Dataset, penalty: float, seed: int) -> Head:
     x, y = head.features(rows["completion"]), torch.tensor(rows["score"])
     held_x, held_y = head.features(validation["completion"]), torch.tensor(validation["score"])
-    number = {name: index for index, name in enumerate(sorted(set(validation["word"])))}
-    groups = torch.tensor([number[name] for name in validation["word"]])
+    groups = torch.tensor([int(genre == "comedy") for genre in validation["genre"]])
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         loss = mse(head.scores(x[batch]), y[batch])

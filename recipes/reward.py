@@ -36,6 +36,7 @@ from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig,
 from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_for
 from rlhf_recipes.reward_modeling.evaluation import measure, summary
 from rlhf_recipes.reward_modeling.objectives import choose_loss, make_objective
+from rlhf_recipes.reward_modeling.reporting import write_report
 from rlhf_recipes.reward_modeling.saving import save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.splits import load_splits
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer, choose_threads, is_plain_pairs
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         how = (objective, tokenizer, settings, training_args.debias or ())
         trainer = FeedbackTrainer(
             objective=objective,
-            train_dataset=example_rows(splits.train, *how),
+            train_dataset=example_rows(splits.train, *how, groups=splits.groups(training_args)),
             eval_dataset=held_out and example_rows(held_out, *how),
             **common,
         )
@@ -97,13 +98,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics = measure(output_dir, splits.train, splits.validation, splits.test, training_args) | {
             "loss": loss,
             "train_pairs": len(trainer.train_dataset),
-            "train_texts": sum(map(len, objective.texts(splits.train))),
+            "train_texts": splits.train_texts,
             "threads": threads,
             "train_seconds": round(train_seconds, 1),
             "seconds": round(time.perf_counter() - start, 1),
             **peak_memory_gb(),
         }
         write_json(output_dir / "metrics.json", metrics)
+        if training_args.card:
+            write_report(output_dir, splits, training_args, loss)
         print(f"\n{summary(metrics)}\nSaved in {output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

@@ -85,9 +85,9 @@ def shortened(text: str, limit: int = SAMPLE_LIMIT) -> str:
     the limit, the text is cut before it. Without the package `regex`, which knows where signs end, the text is cut at
     white space.
     """
-    if len(text) <= limit:
+    end = _last_end(text, limit) if len(text) > limit else len(text)
+    if end == len(text):
         return text
-    end = _last_end(text, limit)
     return f"{text[:end].rstrip()} … ({len(text) - end:,} more characters)"
 
 

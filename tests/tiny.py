@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
@@ -128,6 +131,38 @@ def tiny_classifier(
         head = model.classifier
     torch.nn.init.normal_(head.weight, std=1.0, generator=torch.Generator().manual_seed(seed))
     return model
+
+
+def tiny_base(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
+    """A language model with random weights, as it comes from the Hub: a reward model made of it gets a new head.
+
+    Its layers are 64 wide, because bitsandbytes puts 64 weights into one block.
+
+    Args:
+        kind (`str`):
+            The `model_type` of a configuration: an encoder if the tokenizer has a `[CLS]` (`"bert"`, `"modernbert"`,
+            `"distilbert"`, `"roberta"`, `"deberta-v2"`, `"electra"`), else a decoder (`"llama"`, `"qwen3"`,
+            `"gemma3_text"`, `"gpt2"`, `"gpt_neox"`, ...).
+    """
+    is_encoder = tokenizer.cls_token_id is not None
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"max_position_embeddings": 128}
+    if kind == "distilbert":
+        sizes = {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4}
+    elif kind == "gpt2":
+        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    elif kind == "electra":
+        sizes |= {"embedding_size": 64}
+    elif kind in ("llama", "qwen3", "gemma2", "gemma3_text"):
+        sizes |= {"num_key_value_heads": 4, "head_dim": 16}
+    elif kind == "qwen2":
+        sizes |= {"num_key_value_heads": 4}
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    specials = {name: getattr(tokenizer, name) for name in names}
+    # With the usual 0.02 so small a model says nearly the same of every text.
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), initializer_range=0.2, **specials, **sizes)
+    auto = AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
+    return _build(auto.from_config, config, seed)
 
 
 def save_tiny(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:

@@ -3,8 +3,13 @@ r"""What a reward model leans on besides what people said: length, format, repet
     python -m rlhf_recipes.reward_modeling.bias --model runs/quickstart/reward \
         --dataset_name starter/movie-ratings --output_dir runs/bias
 
-It prints the table and writes bias.json and pictures. `--residual FILE` measures the model with a correction of
-`debias.py` taken off, for a before and after. [`measure_bias`] is the same in Python, for any reward.
+It prints the table and writes bias.json and pictures. A correction for length and format, fitted on another split, is
+measured beside it, and kept in correction.json for `ResidualReward`:
+
+    python -m rlhf_recipes.reward_modeling.bias --model runs/quickstart/reward \
+        --dataset_name starter/movie-ratings --output_dir runs/bias --correct length format --correct_on validation
+
+[`measure_bias`] is the same in Python, for any reward.
 """
 
 import logging
@@ -42,7 +47,7 @@ from rlhf_recipes.reward_modeling.bias_statistics import (
     partial_correlation,
     preference_coefficients,
 )
-from rlhf_recipes.reward_modeling.debias import COVARIATES, ResidualReward, covariates
+from rlhf_recipes.reward_modeling.debias import COVARIATES, Correction, ResidualReward, covariates
 from rlhf_recipes.reward_modeling.scoring_metrics import Metrics, _groups
 from rlhf_recipes.rewards.learned import LearnedReward
 
@@ -135,6 +140,24 @@ def measure_bias(
     exact = _some(material, exact_texts, seed)
     report["exact"] = check_exact(reward, exact.prompts, exact.completions)
     return report
+
+
+def fit_correction(reward: Callable[..., Any], dataset: Dataset, kind: Kind, names: Sequence[str]) -> Correction:
+    """What to take off a score, of labelled rows of any kind: by ratings where there are any, else by pairs.
+
+    Args:
+        reward, dataset, kind: As in [`measure_bias`]; rows that the model was not trained on.
+        names (`Sequence[str]`): Covariates.
+    """
+    material = Material.of(dataset, kind)
+    scores = scores_of(reward, material.prompts, material.completions)
+    known = np.flatnonzero(np.isfinite(scores))
+    material, scores = material.select(known.tolist()), scores[known]
+    if material.ratings is not None and not material.within:
+        return Correction.fit(scores, material.ratings, material.completions, names)
+    better, other = material.pairs.T
+    chosen, rejected = ([material.completions[row] for row in side] for side in (better, other))
+    return Correction.fit_pairs(scores[better], scores[other], chosen, rejected, names)
 
 
 def _some(material: Material, count: int, seed: int) -> Material:
@@ -306,7 +329,10 @@ class BiasArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of a reward model."})
     output_dir: str = field(metadata={"help": "Folder for bias.json and the pictures."})
-    residual: str | None = field(default=None, metadata={"help": "Correction to take off, a file of debias."})
+    correct: list[str] = field(
+        default_factory=list, metadata={"help": "Measure with these taken off, too: length, format, repetition."}
+    )
+    correct_on: str = field(default="validation", metadata={"help": "Split to fit that correction on."})
     feedback_format: str | None = field(default=None, metadata={"help": "Format of the rows, if columns fit several."})
     group_column: str | None = field(default=None, metadata={"help": "Column that tells groups."})
     min_group: int = field(default=30, metadata={"help": "Groups with fewer texts are named and not judged."})
@@ -324,28 +350,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_args, args = RecipeParser((DataArguments, BiasArguments), description=__doc__).parse(argv)
     output_dir = prepare_output_dir(args.output_dir, "bias", args.overwrite_output_dir)
     save_config(output_dir / "config.yaml", data_args, args)
-    rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
-    dataset, check = normalize(
-        sample_rows(rows, data_args.max_eval_samples), FeedbackSettings(format=args.feedback_format)
-    )
-    model = LearnedReward(args.model, calibrate=False)
-    reward = model if args.residual is None else ResidualReward(model, args.residual)
-    report = measure_bias(
-        reward,
-        dataset,
-        check.format.kind,
-        args.group_column,
-        calibration=model.settings.calibration if args.residual is None else None,
-        min_gap=args.min_gap,
-        min_group=args.min_group,
-        changed_texts=args.changed_texts,
-        neutral_sentence=args.neutral_sentence,
-        samples=args.samples,
-        seed=args.seed,
-    )
-    write_json(output_dir / "bias.json", report)
-    save_pictures(report, output_dir)
-    print(f"{table(report)}\n\nSaved in {output_dir}")  # noqa: T201
+
+    def load(split: str) -> tuple[Dataset, Kind]:
+        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
+        settings = FeedbackSettings(format=args.feedback_format)
+        dataset, check = normalize(sample_rows(rows, data_args.max_eval_samples), settings)
+        return dataset, check.format.kind
+
+    def measured(reward: Callable[..., Any], calibration: Any) -> Metrics:
+        return measure_bias(
+            reward,
+            *load(data_args.dataset_test_split),
+            args.group_column,
+            calibration=calibration,
+            min_gap=args.min_gap,
+            min_group=args.min_group,
+            changed_texts=args.changed_texts,
+            neutral_sentence=args.neutral_sentence,
+            samples=args.samples,
+            seed=args.seed,
+        )
+
+    reward = LearnedReward(args.model, calibrate=False)
+    reports = {"": measured(reward, reward.settings.calibration)}
+    if args.correct:
+        correction = fit_correction(reward, *load(args.correct_on), args.correct)
+        correction.save(output_dir / "correction.json")
+        reports = {"as it is": reports[""], "corrected": measured(ResidualReward(reward, correction), None)}
+    for name, report in reports.items():
+        write_json(output_dir / ("bias_corrected.json" if name == "corrected" else "bias.json"), report)
+        print(f"{name.upper()}\n{table(report)}\n".lstrip())  # noqa: T201
+    save_pictures(reports, output_dir)
+    print(f"Saved in {output_dir}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from rlhf_recipes.data.feedback import FeedbackSettings, Kind
 from rlhf_recipes.modeling.loading import ModelArguments
 from rlhf_recipes.modeling.threads import cpu_has_bfloat16
 from rlhf_recipes.reward_modeling.data import parse_share
+from rlhf_recipes.reward_modeling.debias import COVARIATES
 from rlhf_recipes.reward_modeling.objectives import AUTO, LOSSES
 
 logger = logging.getLogger(__name__)
@@ -106,12 +107,22 @@ class RewardConfig(trl.RewardConfig):
         debias (`list[str]`, *optional*):
             Take out of the scores, in each batch, what these tell of them beyond chance: `length`, `format`,
             `repetition`. See `docs/reward_bias.md`.
+        balance_length (`str`, *optional*):
+            Of pairs: `drop` or `weigh` rows until the chosen text is as often the longer as the shorter one, at every
+            margin.
+        group_column (`str`, *optional*):
+            A column that tells groups, such as a topic or a dialect: whether the model is fair to them is measured.
+        group_penalty (`float`, *optional*, defaults to 0.0):
+            How much it costs, under `mse`, `mae` and `huber`, that scores are further above the ratings for one group
+            than for others.
         num_frozen_layers (`int`, *optional*, defaults to 0):
             Leave the embeddings and the lowest layers of the model as they are, and compute no gradient for them. For
             adapters there is `lora_num_layers`.
         rating_low (`float`, *optional*), rating_high (`float`, *optional*):
             Ends of the rating scale, for the calibration. Default: the lowest and the highest vote in the training
             rows, or the lowest and highest mean rating where there are no votes.
+        card (`bool`, *optional*, defaults to `True`):
+            Measure what scores lean on besides people's judgement, and write `report.html` and `README.md`.
         overwrite_output_dir (`bool`, *optional*, defaults to `False`):
             Write into `output_dir` even if it holds something other than an earlier run. Nothing is deleted.
 
@@ -145,6 +156,19 @@ class RewardConfig(trl.RewardConfig):
     debias: list[str] | None = field(
         default=None, metadata={"help": "Take out of the scores what these explain: length, format, repetition."}
     )
+    balance_length: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs: drop or weigh rows until the chosen text is as often the longer as the shorter one.",
+            "choices": ["drop", "weigh"],
+        },
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "A column that tells groups, to which the model should be fair."}
+    )
+    group_penalty: float = field(
+        default=0.0, metadata={"help": "Ratings: cost of scores that are above the ratings for one group alone."}
+    )
     num_frozen_layers: int = field(
         default=0, metadata={"help": "Leave the embeddings and the lowest N layers as they are: faster, less memory."}
     )
@@ -154,6 +178,9 @@ class RewardConfig(trl.RewardConfig):
     )
     rating_high: float | None = field(
         default=None, metadata={"help": "Upper end of the rating scale. Default: the highest vote."}
+    )
+    card: bool = field(
+        default=True, metadata={"help": "Measure what scores lean on, and write report.html and README.md."}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Write into a folder that holds other things. Nothing is deleted."}
@@ -189,6 +216,12 @@ class RewardConfig(trl.RewardConfig):
         parse_share(self.train_share)
         if self.loss not in (AUTO, *LOSSES):
             raise ValueError(f"loss is {self.loss!r}; give {AUTO} or one of {', '.join(LOSSES)}.")
+        unknown = [name for name in self.debias or [] if name not in COVARIATES]
+        if unknown or self.group_penalty < 0 or (self.group_penalty > 0 and self.group_column is None):
+            raise ValueError(
+                f"debias is {self.debias}, group_column {self.group_column} and group_penalty {self.group_penalty}; "
+                f"give names out of {', '.join(COVARIATES)}, and a penalty of 0 or more together with its column."
+            )
         if self.passes < 1 or self.min_gap < 0:
             raise ValueError(f"passes is {self.passes} and min_gap {self.min_gap}; give 1 or more, and 0 or more.")
         if self.max_length is not None and self.max_length < 1:

@@ -21,6 +21,7 @@ from rlhf_recipes.data.feedback import Check, FeedbackSettings, Kind, normalize,
 from rlhf_recipes.data.formats import DataArguments, detect_format, is_conversational, load_rows, sample_rows
 from rlhf_recipes.data.pairs import draw_pairs
 from rlhf_recipes.data.preprocessing import normalize_text
+from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.objectives import Item, Objective
 from rlhf_recipes.rewards.base import Text, as_text
 from rlhf_recipes.rewards.batching import joined
@@ -242,6 +243,7 @@ def example_rows(
     tokenizer: PreTrainedTokenizerBase,
     settings: RewardModelSettings,
     debias: Sequence[str] = (),
+    groups: Sequence[Any] | None = None,
 ) -> Dataset:
     """Make the rows that `FeedbackTrainer` takes: the texts of each as token ids, and its targets.
 
@@ -249,7 +251,8 @@ def example_rows(
         dataset ([`~datasets.Dataset`]): Feedback that the objective reads.
         objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]), settings ([`RewardModelSettings`]): As in [`tokenize`].
-        debias (`Sequence[str]`, *optional*): Covariates to compute of each text.
+        debias (`Sequence[str]`, *optional*): Covariates to compute of each completion.
+        groups (`Sequence`, *optional*): The group of each row, `None` for none; numbered in the column `group`.
 
     Returns:
         [`~datasets.Dataset`]: columns `input_ids` (a list of texts), the targets, `covariates` if there are any, and
@@ -260,8 +263,8 @@ def example_rows(
         mark = list(tokenizer(objective.step_token, add_special_tokens=False).input_ids)
         if not mark:
             raise ValueError(
-                f"The tokenizer makes no token of the mark behind each step, step_token {objective.step_token!r}. Name "
-                "one that it has in loss_args, such as {step_token: "
+                f"The tokenizer makes no token of the mark behind each step, step_token {objective.step_token!r}. "
+                "Name one that it has in loss_args, such as {step_token: "
                 f"{(tokenizer.sep_token or tokenizer.eos_token)!r}}}."
             )
         encoded = [_encode_solution(steps, mark, tokenizer, settings.max_length) for steps in items]
@@ -273,10 +276,11 @@ def example_rows(
         ids = [[next(flat_ids) for _ in of_row] for of_row in items]
     columns: dict[str, list[Any]] = {"input_ids": ids, **targets}
     if debias:
-        from rlhf_recipes.reward_modeling.debias import covariates
-
-        plain = [[as_text(prompt) + as_text(completion) for prompt, completion in of_row] for of_row in items]
-        columns["covariates"] = [covariates(of_row, debias).tolist() for of_row in plain]
+        answers = [[completion for _, completion in of_row] for of_row in items]
+        columns["covariates"] = [covariates(of_row, debias).tolist() for of_row in answers]
+    if groups is not None:
+        numbers = {name: place for place, name in enumerate(dict.fromkeys(groups))} | {None: -1}
+        columns["group"] = [float(numbers[name]) for name in groups]
     columns["length"] = [max(map(len, of_row)) for of_row in ids]
     return Dataset.from_dict(columns)
 

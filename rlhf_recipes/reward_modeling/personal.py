@@ -55,8 +55,8 @@ class Standardization:
     """`z = (clip(f, low, high) - center) / scale`, each `(F,)`, and a last column of ones.
 
     A straight line goes on for ever, and a policy would follow it: a value beyond those of the training texts counts
-    as the lowest or highest of them. Named features have variance 1 each; the numbers of an encoder share one scale,
-    so that those that hardly vary are not blown up.
+    as the lowest or highest of them. Named features have variance 1 each; the numbers of an encoder have it together,
+    or tastes would be sought in hundreds of directions at once.
     """
 
     center: NDArray[np.float64]
@@ -76,7 +76,7 @@ class Standardization:
                 )
             std, size = block.std(axis=0), block.shape[1]
             if not group.standardize:
-                std = np.full(size, math.sqrt(float((std**2).mean())))
+                std = np.full(size, math.sqrt(float((std**2).sum())))
             # What does not vary in training says nothing: it is left at 0.
             constant = np.ptp(block, axis=0) <= 1e-12 * np.abs(block).max(axis=0)
             bounds = [np.full(size, end) for end in (-np.inf, np.inf)]
@@ -158,6 +158,7 @@ class PersonalRewardModel:
         completions: Sequence[Text],
         ratings: ArrayLike,
         users: Sequence[Any],
+        others: Sequence[float | None] | None = None,
         matrix: Tensor | None = None,
     ) -> "PersonalRewardModel":
         """Fit ratings, of which it is known who gave them. Scores are then in their unit.
@@ -166,6 +167,9 @@ class PersonalRewardModel:
             prompts, completions (`Sequence` of length N): Text or messages.
             ratings (`ArrayLike` of shape `(N,)`): One user's rating of one text each.
             users (`Sequence` of length N): Whose rating it is.
+            others (`Sequence` of length N, *optional*):
+                Mean rating of the same text by others, `None` where there is none. The shared head is fitted to it,
+                and tastes to what is left: with it fewer ratings tell a taste.
             matrix (`Tensor` of shape `(N, F + 1)`, *optional*):
                 What `matrix` says of these rows after `learn_features`, where many models are fitted to one set of
                 texts. Without it features are learned and computed here.
@@ -183,7 +187,7 @@ class PersonalRewardModel:
             )
         texts, row_of = _distinct(prompts, completions)
         z = self.learn_features(*texts) if matrix is None else matrix[_first_rows(row_of)]
-        self._fit(Rows(z, row_of, None, y, self._numbered(keys)))
+        self._fit(Rows(z, row_of, None, y, self._numbered(keys), _means(others, len(y))))
         self.trained_on = "ratings"
         return self
 
@@ -436,6 +440,18 @@ def user_key(user: Any) -> str | None:
     if isinstance(user, int | float | np.integer | np.floating) and not isinstance(user, bool) and user == int(user):
         return str(int(user))  # a column with gaps makes 7.0 of 7
     raise ValueError(f"A user is a text or a whole number, or None where it is not known; given was {user!r}.")
+
+
+def _means(others: Sequence[float | None] | None, rows: int) -> Tensor | None:
+    """Mean ratings by others, NaN where there are none."""
+    if others is None:
+        return None
+    if len(others) != rows:
+        raise ValueError(f"There are {len(others)} mean ratings by others for {rows} rows; give one for each, or None.")
+    known = [0.0 if is_missing(value) else value for value in others]
+    means = torch.from_numpy(numbers(known, "mean ratings by others"))
+    means[[row for row, value in enumerate(others) if is_missing(value)]] = math.nan
+    return means
 
 
 def _distinct(prompts: Sequence[Text], completions: Sequence[Text]) -> tuple[tuple[list[Text], list[Text]], Tensor]:

@@ -27,8 +27,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SHARED_PENALTIES = tuple(10.0**power for power in range(-1, 6))
-TASTE_PENALTIES = tuple(10.0**power for power in range(0, 6))
+SHARED_PENALTIES = tuple(10.0**power for power in range(-1, 5))
+TASTE_PENALTIES = tuple(10.0**power for power in range(1, 6))
 FEW_ROWS = 20  # fewer are not split to choose a penalty
 FALLBACK = (10.0, 100.0)
 ROUNDS = 20  # of bound and fit, for pairs
@@ -45,6 +45,9 @@ class Rows:
         second (`Tensor` of shape `(N,)`, *optional*): Which was rejected; `None` for ratings.
         targets (`Tensor` of shape `(N,)`, *optional*): Ratings; `None` for pairs.
         users (`Tensor` of shape `(N,)`): Whose row it is. U, one more than the last, is a user who is not known.
+        others (`Tensor` of shape `(N,)`, *optional*):
+            Mean rating of the row's text by others; NaN where there is none. Tastes are then told against it, and
+            not against what the shared head says, whose error would be noise to them.
     """
 
     z: Tensor
@@ -52,6 +55,7 @@ class Rows:
     second: Tensor | None
     targets: Tensor | None
     users: Tensor
+    others: Tensor | None = None
 
     def of(self, values: Tensor) -> Tensor:
         """From values of texts to values of rows: `(T, ...) -> (N, ...)`"""
@@ -61,7 +65,20 @@ class Rows:
         """Some of the rows, with all texts."""
         second = None if self.second is None else self.second[kept]
         targets = None if self.targets is None else self.targets[kept]
-        return Rows(self.z, self.first[kept], second, targets, self.users[kept])
+        others = None if self.others is None else self.others[kept]
+        return Rows(self.z, self.first[kept], second, targets, self.users[kept], others)
+
+    def residual(self, targets: Tensor, theta: Tensor) -> Tensor:
+        """What tastes and noise have to explain. `(N,)`"""
+        said = self.of(self.z @ theta)
+        return targets - (said if self.others is None else torch.where(self.others.isnan(), said, self.others))
+
+    def consensus(self) -> Tensor:
+        """What the shared head is fitted to: the mean of others where it is known, or else the row itself. `(N,)`"""
+        assert self.targets is not None
+        if self.others is None:
+            return self.targets
+        return torch.where(self.others.isnan(), self.targets, self.others)
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,8 @@ def fit(
     center, scale = 0.0, 1.0
     if rows.targets is not None:
         center, scale = float(rows.targets.mean()), float(rows.targets.std(correction=0)) or 1.0
-        rows = replace(rows, targets=(rows.targets - center) / scale)
+        others = None if rows.others is None else (rows.others - center) / scale
+        rows = replace(rows, targets=(rows.targets - center) / scale, others=others)
     theta, weights = fit_shared(rows, shared_penalty)
     targets, noise = _targets(rows, weights), _noise(rows, theta)
     loadings = _start(rows, theta, targets, weights / noise, rank, users)
@@ -122,7 +140,8 @@ def fit(
             targets, steps = _targets(rows, weights), 30
             if change < 1e-5:
                 break
-    theta, loadings, noise = state[0], state[1], float(state[2].exp())
+    theta, loadings, log_noise = _resize(rows, state, targets, weights, users)
+    noise = float(log_noise.exp())
     precision, information = _posterior(rows, theta, loadings, targets, weights / noise, users)
     theta = theta * scale
     theta[-1] += center
@@ -138,7 +157,8 @@ def fit_shared(rows: Rows, penalty: float) -> tuple[Tensor, Tensor]:
     weights = torch.full((len(d),), 1.0 if rows.second is None else 0.25, dtype=d.dtype)
     theta = torch.zeros(d.shape[1], dtype=d.dtype)
     for _ in range(1 if rows.second is None else 100):
-        right = d.T @ (weights * _targets(rows, weights))
+        y = rows.consensus() if rows.targets is not None else 0.5 / weights
+        right = d.T @ (weights * y)
         new = torch.linalg.solve(d.T @ (weights[:, None] * d) + ridge.diag(), right)
         change, theta = float((new - theta).abs().max()), new
         if rows.second is not None:
@@ -170,8 +190,10 @@ def choose_penalties(
         model, (precision, information) = fit(kept, rank, users, chosen, penalty, steps=60)
         tastes = torch.linalg.solve(precision, information)
         tastes = torch.cat([tastes, torch.zeros(1, rank, dtype=tastes.dtype)])
-        said = asked.of(asked.z @ model.shared) + (asked.of(asked.z @ model.loadings) * tastes[asked.users]).sum(1)
-        return _loss(asked, said)
+        tasted = (asked.of(asked.z @ model.loadings) * tastes[asked.users]).sum(dim=1)
+        if asked.targets is not None:
+            return float(((asked.residual(asked.targets, model.shared) - tasted) ** 2).mean())
+        return _loss(asked, asked.of(asked.z @ model.shared) + tasted)
 
     chosen = shared or _best(SHARED_PENALTIES, with_shared)
     return chosen, taste or _best(TASTE_PENALTIES, with_taste)
@@ -204,7 +226,7 @@ def _noise(rows: Rows, theta: Tensor) -> float:
     """Of ratings what the shared head leaves, as a start; of pairs 1, since their weights say it all."""
     if rows.targets is None:
         return 1.0
-    return max(float(((rows.targets - rows.of(rows.z @ theta)) ** 2).mean()), 1e-6)
+    return max(float((rows.residual(rows.targets, theta) ** 2).mean()), 1e-6)
 
 
 def _posterior(
@@ -213,7 +235,7 @@ def _posterior(
     """`P (U + 1, k, k)` and `q (U + 1, k)`; the last are of whoever is not known, and stay at the prior."""
     known = (rows.users < users).to(theta.dtype)
     b = rows.of(rows.z @ loadings) * known[:, None]  # (N, k)
-    residual = targets - rows.of(rows.z @ theta)
+    residual = rows.residual(targets, theta)
     rank = b.shape[1]
     weighted = weights[:, None] * b
     prior = torch.eye(rank, dtype=b.dtype).repeat(users + 1, 1, 1)
@@ -231,44 +253,79 @@ def _minimize(
     users: int,
     steps: int,
 ) -> list[Tensor]:
+    """Theta, L and the logarithm of the noise that are best, from those given."""
     variables = [tensor.detach().clone().requires_grad_() for tensor in state]
     theta, loadings, log_noise = variables
-    learns_noise = rows.second is None
-    count = len(rows.users)
+    rated = rows.second is None
+    last = 0.0 if rated else 1.0  # a direction that pairs do not see must not wander
 
     def objective() -> Tensor:
-        own = weights / log_noise.exp() if learns_noise else weights
-        precision, information = _posterior(rows, theta, loadings, targets, own, users)
-        residual = targets - rows.of(rows.z @ theta)
-        factor = torch.linalg.cholesky(precision)
-        solved = torch.linalg.solve_triangular(factor, information[:, :, None], upper=False)[:, :, 0]
-        value = 0.5 * (own * residual**2).sum() + factor.diagonal(dim1=1, dim2=2).log().sum()
-        value = value - 0.5 * (solved**2).sum() + (0.5 * count * log_noise if learns_noise else 0.0)
-        ridge = penalties[0] / log_noise.exp() if learns_noise else penalties[0]
-        last = 0.0 if learns_noise else 1.0  # a direction that pairs do not see must not wander
+        value = _deviance(rows, theta, loadings, log_noise, targets, weights, users)
+        ridge = penalties[0] / log_noise.exp() if rated else penalties[0]
         value = value + 0.5 * ridge * ((theta[:-1] ** 2).sum() + last * theta[-1] ** 2)
-        value = value + 0.5 * penalties[1] * ((loadings[:-1] ** 2).sum() + last * (loadings[-1] ** 2).sum())
-        return value / count
+        return value + 0.5 * penalties[1] * ((loadings[:-1] ** 2).sum() + last * (loadings[-1] ** 2).sum())
 
+    moved = [loadings]
+    if rows.others is None:  # else the shared head is fitted to the mean of others, and stays
+        moved.append(theta)
+    if rated:
+        moved.append(log_noise)
+    _descend(objective, moved, steps)
+    return [tensor.detach() for tensor in variables]
+
+
+def _resize(rows: Rows, state: list[Tensor], targets: Tensor, weights: Tensor, users: int) -> list[Tensor]:
+    """The same directions in other sizes: those that are most likely, without a penalty.
+
+    The penalty is there to find directions; it also makes them too short, and all users too much alike.
+    """
+    theta, loadings, log_noise = (tensor.detach() for tensor in state)
+    left, size, _ = torch.linalg.svd(loadings, full_matrices=False)  # e_u may be rotated at will: its prior is round
+    directions = left * size
+    log_sizes = torch.zeros(directions.shape[1], dtype=theta.dtype, requires_grad=True)
+    log_noise = log_noise.clone().requires_grad_()
+
+    def objective() -> Tensor:
+        return _deviance(rows, theta, directions * log_sizes.exp(), log_noise, targets, weights, users)
+
+    _descend(objective, [log_sizes, log_noise] if rows.second is None else [log_sizes], 50)
+    # A direction that is of no use has no best size: it shrinks for ever, or hardly moves at all.
+    return [theta, directions * log_sizes.detach().clamp(-10.0, 10.0).exp(), log_noise.detach()]
+
+
+def _deviance(
+    rows: Rows, theta: Tensor, loadings: Tensor, log_noise: Tensor, targets: Tensor, weights: Tensor, users: int
+) -> Tensor:
+    """The negative log-likelihood of the rows with all users integrated out, but for a constant."""
+    weights = weights / log_noise.exp() if rows.second is None else weights
+    precision, information = _posterior(rows, theta, loadings, targets, weights, users)
+    factor = torch.linalg.cholesky(precision)
+    solved = torch.linalg.solve_triangular(factor, information[:, :, None], upper=False)
+    value = 0.5 * (weights * rows.residual(targets, theta) ** 2).sum() - 0.5 * (solved**2).sum()
+    value = value + factor.diagonal(dim1=1, dim2=2).log().sum()
+    return value + 0.5 * len(targets) * log_noise if rows.second is None else value
+
+
+def _descend(objective: Callable[[], Tensor], variables: list[Tensor], steps: int) -> None:
+    start = max(abs(float(objective().detach())), 1.0)  # so that tolerances mean the same for few rows and for many
     optimizer = torch.optim.LBFGS(
-        variables if learns_noise else variables[:2],
-        max_iter=steps, history_size=20, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe",
+        variables, max_iter=steps, history_size=20, tolerance_grad=1e-8, tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def closure() -> float:
         optimizer.zero_grad()
-        value = objective()
+        value = objective() / start
         value.backward()
         return float(value.detach())
 
     optimizer.step(closure)
-    return [tensor.detach() for tensor in variables]
 
 
 def _start(rows: Rows, theta: Tensor, targets: Tensor, weights: Tensor, rank: int, users: int) -> Tensor:
     """Main directions of the users' mean gradients, scaled so that tastes explain a third of what is left."""
     d = rows.of(rows.z)
-    pull = (weights * (targets - d @ theta))[:, None] * d  # (N, D)
+    pull = (weights * rows.residual(targets, theta))[:, None] * d  # (N, D)
     sums = torch.zeros(users + 1, d.shape[1], dtype=d.dtype).index_add(0, rows.users, pull)[:users]
     counts = torch.bincount(rows.users, minlength=users + 1)[:users]
     directions = torch.linalg.svd(sums / counts.sqrt().clamp(min=1.0)[:, None], full_matrices=False).Vh[:rank].T

@@ -259,8 +259,8 @@ def _tested(points: Sequence[Point], rows: int, wanted: float, guarantee: float)
     )
     raise ValueError(
         f"{rows} labelled rows cannot guarantee an accuracy of {wanted:g} with probability {guarantee:g}.{seen} "
-        "Want less, give more labelled rows or a better reward model, or set guarantee to 0, for what they show and no "
-        "more."
+        "Want less, give more labelled rows or a better reward model, or set guarantee to 0, for what they show and "
+        "no more."
     )
 
 

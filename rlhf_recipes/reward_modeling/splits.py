@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 
@@ -14,6 +14,7 @@ from rlhf_recipes.data.feedback import Check, Kind
 from rlhf_recipes.data.formats import DataArguments
 from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig
 from rlhf_recipes.reward_modeling.data import read_feedback
+from rlhf_recipes.reward_modeling.debias import balance_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,17 @@ class Splits:
         if any(counts.before != counts.after or counts.changed for _, counts in self.cleaning.steps):
             lines.append(f"Cleaning of the training rows\n{self.cleaning}")
         return "\n".join(lines)
+
+    @property
+    def train_texts(self) -> int:
+        """How many texts there are in the training rows."""
+        if "completions" in self.train.column_names:
+            return sum(map(len, self.train["completions"]))
+        return len(self.train) * (2 if "chosen" in self.train.column_names else 1)
+
+    def groups(self, args: RewardConfig) -> list[Any] | None:
+        """The group of each training row, where scores that favour one are to cost something."""
+        return list(self.train[args.group_column]) if args.group_column and args.group_penalty else None
 
     def facts(self) -> dict[str, Any]:
         """The same for the card, with how far the raters agree, where the rows have their votes."""
@@ -106,6 +118,10 @@ def load_splits(
         raise ValueError(f"The splits have different formats ({there}). Bring them into one, or name feedback_format.")
     train, table = run(steps_from(cleaning_args, held_out=test), train)
     kind = feedback_args.wanted or of_train.format.kind
+    if args.balance_length is not None:
+        train = balance_pairs(train, "length", how=cast(Any, args.balance_length), seed=args.seed)
+    if args.group_column is not None and args.group_column not in train.column_names:
+        raise ValueError(f"group_column is {args.group_column!r}; the columns are {', '.join(train.column_names)}.")
     return Splits(train, validation, test, kind, checks, table)
 
 

@@ -29,6 +29,7 @@ from rlhf_recipes.data.collators import FeedbackCollator
 from rlhf_recipes.modeling.loading import disable_dropout
 from rlhf_recipes.modeling.threads import best_thread_count
 from rlhf_recipes.reward_modeling.config import RewardConfig
+from rlhf_recipes.reward_modeling.debias import group_penalty, residual_scores
 from rlhf_recipes.reward_modeling.objectives import WEIGHT, Batch, Objective
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ class FeedbackTrainer(Trainer):
         if model.config.num_labels != outputs:
             raise ValueError(f"The model has {model.config.num_labels} outputs, but the loss needs {outputs}.")
         self.objective: Objective = objective
+        self.group_weight = args.group_penalty
+        if args.group_penalty and not (objective.fixes_level and objective.reads == ("ratings",) and outputs == 1):
+            raise ValueError("group_penalty compares scores with ratings. Take the loss mse, mae or huber with it.")
         own = objective.parameters()
         if own is not None:
             if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
@@ -138,6 +142,8 @@ class FeedbackTrainer(Trainer):
         batch = Batch(outputs.logits.float(), known["rows"], known["places"], known["targets"])
         batch = self._without_bias(batch, known.get("covariates"))
         total = self.objective.total(batch)
+        if self.group_weight and model.training:
+            total = total + self._unfairness(batch)
         if num_items_in_batch is None:
             loss = total / self.objective.count(batch.targets).clamp(min=1e-9)
         else:
@@ -162,10 +168,14 @@ class FeedbackTrainer(Trainer):
     def _without_bias(self, batch: Batch, covariates: torch.Tensor | None) -> Batch:
         if covariates is None:
             return batch
-        from rlhf_recipes.reward_modeling.debias import residual_scores
-
         scores = residual_scores(batch.scores, covariates, keep_mean=self.objective.fixes_level)
         return Batch(scores[:, None], batch.rows, batch.places, batch.targets)
+
+    def _unfairness(self, batch: Batch) -> torch.Tensor:
+        """The penalty of a micro-batch, as a sum over its rows: a mean over the step is taken of it as of the loss."""
+        groups = batch.targets["group"].nan_to_num(-1.0).long()
+        penalty = group_penalty(batch.scores, batch.targets["score"], groups)
+        return self.group_weight * penalty * self.objective.count(batch.targets)
 
     @torch.no_grad()
     def _note(self, mode: str, batch: Batch, mask: torch.Tensor) -> None:

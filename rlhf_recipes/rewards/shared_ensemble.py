@@ -16,9 +16,8 @@ from peft import PeftConfig
 from rlhf_recipes.rewards.base import Text
 from rlhf_recipes.rewards.batching import check_finite
 from rlhf_recipes.rewards.calibration import Calibration
-from rlhf_recipes.rewards.checks import RewardError
 from rlhf_recipes.rewards.ensemble import Reduction, check_reduction, reduced, variance
-from rlhf_recipes.rewards.frozen import adapter_labels, warn_of_truncation
+from rlhf_recipes.rewards.frozen import _labels_of_adapter, warn_of_truncation
 from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -327,7 +326,7 @@ def check_members(places: Sequence[Path]) -> None:
             "base": config.base_model_name_or_path,
             "revision": config.revision,
             "task": str(config.task_type),
-            "outputs": adapter_labels(place),
+            "outputs": _labels_of_adapter(place),
             "reading of texts": replace(settings, calibration=None),
         }
         first = first or found
@@ -354,5 +353,3 @@ def _calibration_of(place: Path) -> Calibration | _AsItIs | None:
     # The expected level of a classifier of levels is a rating already.
     return _AsItIs() if settings.calibration is None and settings.probabilities else settings.calibration
 
-
-__all__ = ["EnsembleSettings", "RewardError", "SharedBaseEnsemble", "member_folder"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf_recipes.data import agreement
+from rlhf_recipes.data import agreement, raters, weights
 from rlhf_recipes.data import votes as votes_module
 from rlhf_recipes.data.agreement import (
     agreement_metrics,
@@ -424,7 +424,14 @@ def test_the_guide_says_how_pairs_of_single_votes_go(guide):
 
 def test_names_in_the_guide_exist(guide):
     named = set(re.findall(r"`(?:RatingModel\.fit\(votes\)\.)?(\w+)(?:\([^`]*\))?`", guide))
-    there = {*dir(agreement), *dir(votes_module), *dir(scoring_metrics), *dir(RatingModel)}
+    there = {
+        *dir(agreement),
+        *dir(votes_module),
+        *dir(raters),
+        *dir(weights),
+        *dir(scoring_metrics),
+        *dir(RatingModel),
+    }
     columns = {"votes", "raters", "scores", "target", "agreement"}
     keys = set(agreement_metrics(SHROUT_FLEISS))
     assert {"rater_weights", "single_rater_accuracy"} <= named

@@ -279,9 +279,7 @@ def test_a_text_that_looks_like_a_list_stays_a_text_and_messages_as_text_are_cou
     ],
 )
 def test_texts_and_messages_do_not_mix(rows, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"an answer is messages, and those before it are text\. Make all"
-    ):
+    with pytest.raises(ValueError, match=r"an answer is messages, and those before it are text\. Make all"):
         cleaned(tmp_path, "jsonl", rows)
 
 

@@ -438,11 +438,8 @@ def kit(tmp_path, monkeypatch):
     """A folder with two splits of rankings."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     lines = {
-        "train": [
-            '{"completions": ["a", "b", "c"], "ranks": [1, 2, 3]}',
-            '{"completions": ["d", "e"], "ranks": [2, 1]}',
-        ],
-        "test": ['{"completions": ["f", "g"], "ranks": [1, 2]}', '{"completions": ["h", "i"], "ranks": [1, 1]}'],
+        "train": [{"completions": ["a", "b", "c"], "ranks": [1, 2, 3]}, {"completions": ["d", "e"], "ranks": [2, 1]}],
+        "test": [{"completions": ["f", "g"], "ranks": [1, 2]}, {"completions": ["h", "i"], "ranks": [1, 1]}],
     }
     (tmp_path / "kit").mkdir()
     for name, of_split in lines.items():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rlhf_recipes.reward_modeling.bias import main, measure_bias, table
+from rlhf_recipes.reward_modeling.bias import fit_correction, main, measure_bias, table
 from rlhf_recipes.reward_modeling.bias_material import MOST_PAIRS, Material
 from rlhf_recipes.reward_modeling.bias_plots import draw_bias, save_pictures
 from rlhf_recipes.reward_modeling.debias import Correction
@@ -298,7 +298,23 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "before" / "bias_1.png").is_file()
     assert "What must be so" in capsys.readouterr().out
 
-    correction = Correction(("length",), (10.0,), (0.0,), (0.0,), (100.0,)).save(tmp_path / "length.json")
-    main([*common, "--output_dir", str(tmp_path / "after"), "--residual", str(correction)])
-    after = json.loads((tmp_path / "after" / "bias.json").read_text())
-    assert after["covariates"]["length"]["with_score"] == pytest.approx(-1.0, abs=0.01)
+    main([*common, "--output_dir", str(tmp_path / "both"), "--correct", "length", "--correct_on", "train"])
+    after = json.loads((tmp_path / "both" / "bias_corrected.json").read_text())
+    # Fitted to the very rows that are measured, nothing is left.
+    assert after["covariates"]["length"]["partial"] == pytest.approx(0.0, abs=1e-6)
+    assert json.loads((tmp_path / "both" / "bias.json").read_text()) == before
+    assert Correction.load(tmp_path / "both" / "correction.json").names == ("length",)
+    assert "CORRECTED" in capsys.readouterr().out
+
+
+def test_a_correction_of_pairs():
+    generator = np.random.default_rng(0)
+    quality, length = generator.normal(size=(2000, 2)), generator.integers(1, 60, size=(2000, 2))
+    texts = [[f"{row}{side}".ljust(10 + n, "x") for side, n in enumerate(of)] for row, of in enumerate(length)]
+    first = generator.random(2000) < 1 / (1 + np.exp(-2 * (quality[:, 0] - quality[:, 1])))
+    chosen = [pair[0 if won else 1] for pair, won in zip(texts, first, strict=True)]
+    rejected = [pair[1 if won else 0] for pair, won in zip(texts, first, strict=True)]
+    reward = Known(sum(texts, []), quality.ravel(), leaning=0.05)
+    dataset = Dataset.from_dict({"chosen": chosen, "rejected": rejected})
+    correction = fit_correction(reward, dataset, "pairs", ["length"])
+    assert correction.coefficients == pytest.approx([0.05], abs=0.01)

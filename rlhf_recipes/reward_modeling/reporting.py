@@ -1,0 +1,35 @@
+"""The card of a reward model: what it learned from, how good it is, what it leans on, and how to use it."""
+
+import logging
+from pathlib import Path
+
+from rlhf_recipes.outputs import write_json
+from rlhf_recipes.reward_modeling.bias import measure_bias
+from rlhf_recipes.reward_modeling.card import write_card
+from rlhf_recipes.reward_modeling.config import RewardConfig
+from rlhf_recipes.reward_modeling.splits import Splits
+from rlhf_recipes.rewards.learned import LearnedReward
+
+logger = logging.getLogger(__name__)
+
+JUDGED = ("pairs", "votes", "ratings", "unpaired", "clicks", "dwell", "rankings", "best_worst")
+
+
+def write_report(folder: Path, splits: Splits, args: RewardConfig, loss: str) -> Path:
+    """Measure on the test rows what the scores lean on, and write `bias.json`, `report.html` and `README.md`.
+
+    Args:
+        folder (`Path`): The saved model, with the files that `measure` has written.
+        splits ([`~rlhf_recipes.reward_modeling.splits.Splits`]): The rows.
+        args ([`~rlhf_recipes.reward_modeling.config.RewardConfig`]): `group_column` and `min_gap` are used.
+        loss (`str`): The name of the loss.
+
+    Returns:
+        `Path`: the page.
+    """
+    reward, bias = None, None
+    if splits.kind in JUDGED:
+        reward = LearnedReward(folder, batch_size=args.per_device_eval_batch_size, calibrate=False)
+        bias = measure_bias(reward, splits.test, splits.kind, args.group_column, min_gap=args.min_gap, seed=args.seed)
+        write_json(folder / "bias.json", bias)
+    return write_card(folder, splits.facts() | {"loss": loss}, bias, reward=reward)
