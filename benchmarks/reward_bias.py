@@ -205,7 +205,7 @@ def train_on_pairs(head: Head, pairs: Dataset, debias: bool, seed: int) -> Head:
 
 
 def group_bias(splits: Mapping[str, Dataset], texts: Vectors, args: argparse.Namespace) -> dict[str, Any]:
-    """The model on all rows, on skewed ones, and on these with a penalty on the validation rows."""
+    """The model on all rows, on skewed ones, and on these with a penalty on other rows and on the same."""
     named = {}
     for name, rows in splits.items():
         genres = ["comedy" if COMEDY.search(text) else "other" for text in rows["completion"]]
@@ -216,25 +216,29 @@ def group_bias(splits: Mapping[str, Dataset], texts: Vectors, args: argparse.Nam
     skewed = train.select(np.flatnonzero(kept))
     sys.stderr.write(f"{len(train)} fair rows, {len(skewed)} skewed ones\n")
 
-    def trained(rows: Dataset, penalty: float = 0.0) -> Head:
-        return train_on_ratings(Head(texts, train["completion"]), rows, validation, penalty, args.seed)
+    def trained(rows: Dataset, held: Dataset | None = None) -> Head:
+        return train_on_ratings(Head(texts, train["completion"]), rows, held, args.penalty, args.seed)
 
     rewards = {
         "fair data": trained(train),
         "skewed data": trained(skewed),
-        "group penalty": trained(skewed, args.penalty),
+        "penalty on fair rows": trained(skewed, validation),
+        "penalty on the skewed rows": trained(skewed, skewed),
     }
     return {name: judged(name, reward, named["test"], args, "genre") for name, reward in rewards.items()}
 
 
-def train_on_ratings(head: Head, rows: Dataset, validation: Dataset, penalty: float, seed: int) -> Head:
+def train_on_ratings(head: Head, rows: Dataset, held: Dataset | None, penalty: float, seed: int) -> Head:
+    """Least squares; with `held` rows also the group penalty on them."""
     x, y = head.features(rows["completion"]), torch.tensor(rows["score"])
-    held_x, held_y = head.features(validation["completion"]), torch.tensor(validation["score"])
-    groups = torch.tensor([int(genre == "comedy") for genre in validation["genre"]])
+    if held is None:
+        return head.fit(len(rows), lambda batch: mse(head.scores(x[batch]), y[batch]), 16, seed)
+    held_x, held_y = head.features(held["completion"]), torch.tensor(held["score"])
+    groups = torch.tensor([int(genre == "comedy") for genre in held["genre"]])
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
         loss = mse(head.scores(x[batch]), y[batch])
-        return loss + penalty * group_penalty(head.scores(held_x), held_y, groups) if penalty else loss
+        return loss + penalty * group_penalty(head.scores(held_x), held_y, groups)
 
     return head.fit(len(rows), loss_of, 16, seed)
 

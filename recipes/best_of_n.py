@@ -10,7 +10,7 @@ Choose among candidates that a dataset has (a column completions, a list in each
         --completions_column completions --gold_column gold --reward_funcs my-org/my-reward-model --output_dir runs/re
 
 The output folder gets best.jsonl (of each prompt the choice, its score, the order and all scores), candidates.jsonl,
-curve.json and best_of_n.png (expected score, and every judge's, over n), with --write_pairs pairs.jsonl (best against
+curve.json, best_of_n.png (expected score and every judge's over n), pairs.jsonl with --write_pairs (best against
 worst, for DPO), metrics.json and config.yaml.
 """
 
@@ -61,6 +61,8 @@ class BestOfNArguments:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; sampling needs one above 0.")
+        if self.num_candidates < 2:
+            raise ValueError(f"num_candidates is {self.num_candidates}; a choice needs 2 or more.")
         if self.gold_column and not self.completions_column:
             raise ValueError("gold_column says how good given candidates are: name these with completions_column too.")
 
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = RecipeParser((BestOfNArguments, RewardArguments, DataArguments, PromptArguments, ModelArguments), __doc__)
     args, reward_args, data_args, prompt_args, model_args = parser.parse(argv)
     if model_args.model_name_or_path is None and args.completions_column is None:
-        raise ValueError("Give model_name_or_path to sample candidates, or completions_column to take given ones.")
+        raise ValueError("Give model_name_or_path to sample candidates, or completions_column for given ones.")
     output_dir = prepare_output_dir(args.output_dir, "best_of_n", args.overwrite_output_dir)
     save_config(output_dir / "config.yaml", args, reward_args, data_args, prompt_args, model_args)
 
@@ -78,9 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     judges = load_rewards(args.judge_funcs) if args.judge_funcs else None
-    name, tokenizer = model_args.model_name_or_path, None
-    if name is not None:
-        tokenizer = load_tokenizer(name, padding_side="left", revision=model_args.model_revision)
+    name, options = model_args.model_name_or_path, {"padding_side": "left", "revision": model_args.model_revision}
+    tokenizer = None if name is None else load_tokenizer(name, **options)
 
     # Candidates.
     if args.completions_column is not None:
@@ -89,24 +90,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        policy, sizes = (
-            load_policy(model_args, is_trainable=False),
-            (args.max_prompt_length, args.max_completion_length),
-        )
+        policy = load_policy(model_args, is_trainable=False).to(device).eval()
+        lengths = (args.max_prompt_length, args.max_completion_length)
         options = {"temperature": args.temperature, "batch_size": args.batch_size, "seed": args.seed}
-        policy = policy.to(device).eval()
-        found = candidates.generate_candidates(policy, tokenizer, prompts, args.num_candidates, *sizes, **options)
+        found = candidates.generate_candidates(policy, tokenizer, prompts, args.num_candidates, *lengths, **options)
 
-    # Scores and the curve.
-    scored = candidates.score_candidates(rewards, found)
-    said = candidates.judged(judges, found)
-    curve = best_of_n.best_of_n_curve(scored.total, said, found.logprobs, seed=args.seed)
-
-    # Save.
-    write_jsonl(output_dir / "best.jsonl", candidates.best_rows(found, scored, said))
+    # Scores, the choice, and the curve.
+    scored, said = candidates.score_candidates(rewards, found), candidates.judged(judges, found)
     write_jsonl(output_dir / "candidates.jsonl", candidates.candidate_rows(found, scored, said))
+    write_jsonl(output_dir / "best.jsonl", candidates.best_rows(found, scored, said))
+    sampled = found.logprobs is not None
+    curve = best_of_n.best_of_n_curve(scored.total, said, found.logprobs, sampled=sampled, seed=args.seed)
     write_json(output_dir / "curve.json", curve)
     best_of_n.draw_curve(curve, output_dir / "best_of_n.png", {"score": " + ".join(rewards.names)})
+
+    # Figures, and pairs for DPO.
     metrics = {"prompts": len(found), "single_candidates": found.alone, **best_of_n.curve_metrics(curve)}
     if args.write_pairs:
         pairs, metrics["prompts_without_pair"] = candidates.pair_rows(found, scored, args.min_gap)

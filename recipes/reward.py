@@ -28,11 +28,12 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.cleaning import CleaningArguments
 from rlhf_recipes.data.collators import PairCollator
+from rlhf_recipes.data.feedback import FeedbackArguments
 from rlhf_recipes.data.formats import DataArguments
 from rlhf_recipes.modeling.freezing import freeze_lower_layers
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig, fit_precision
+from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
 from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_for
 from rlhf_recipes.reward_modeling.evaluation import measure, summary
 from rlhf_recipes.reward_modeling.objectives import choose_loss, make_objective

@@ -148,7 +148,7 @@ def tiny_base(kind: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> P
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"max_position_embeddings": 128}
     if kind == "distilbert":
-        sizes = {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4}
+        sizes = {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128}
     elif kind == "gpt2":
         sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
     elif kind == "electra":

@@ -6,7 +6,7 @@ drawn apart average badly. Measure the result before it is used.
 
 Two ways that give the same model:
 
-- [`average_models`]: whole models, or adapters merged into their bases first, one at a time; a model folder.
+- [`average_models`]: whole models, or adapters merged into their bases first; the result is a model folder.
 - [`concatenate_adapters`]: of LoRA adapters on one base, a single adapter of rank `sum_k r_k`. The average of products
   is no product of averages: `sum_k w_k s_k B_k A_k = [B_1 .. B_K] [w_1 s_1 A_1; ..; w_K s_K A_K]`.
 """
@@ -30,7 +30,7 @@ from rlhf_recipes.rewards.learned import RewardModelSettings
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 FIRST, SECOND = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
-# Without these two LoRA models of one rank differ in nothing that a concatenation cannot say.
+# Options under which an adapter is no plain product of two matrices.
 NOT_LINEAR = ("use_dora", "alora_invocation_tokens", "layer_replication", "megatron_config")
 
 
@@ -91,8 +91,8 @@ def concatenate_adapters(
 ) -> Path:
     """Average LoRA adapters on one base into one adapter, exactly; nothing but the adapters is read.
 
-    Whatever else was trained (heads, biases) is averaged as it is. The result has K times the rank, so it is K times as
-    slow as one of them until it is merged.
+    Whatever else was trained (heads, biases) is averaged as it is. The result has K times the rank, and costs more
+    than one of them until it is merged.
 
     Args:
         folders (`Sequence` of `str` or `Path`): Two or more adapter folders.
@@ -158,8 +158,8 @@ def _same_settings(folders: Sequence[str | Path]) -> RewardModelSettings:
     for folder, settings in zip(folders, found, strict=True):
         if settings != found[0]:
             raise ValueError(
-                f"{folders[0]} and {folder} read texts in different ways: {found[0]} and {settings}. Their weights were "
-                "made for different inputs or outputs; score with both in an EnsembleReward instead."
+                f"{folders[0]} and {folder} read texts in different ways: {found[0]} and {settings}. Their "
+                "weights were made for different inputs or outputs; score with both in an EnsembleReward instead."
             )
     return found[0]
 
@@ -171,7 +171,9 @@ def _check_fit(one: Any, other: Any, first: str | Path, second: str | Path) -> N
     }
     for what, (a, b) in pairs.items():
         if a != b:
-            raise ValueError(f"{first} has the {what} {a} and {second} {b}: weights of different models do not average.")
+            raise ValueError(
+                f"{first} has the {what} {a} and {second} {b}: weights of different models do not average."
+            )
     shapes, others = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (one, other))
     for name in sorted(shapes.keys() | others.keys()):
         if shapes.get(name) != others.get(name):
@@ -201,8 +203,8 @@ def _check_shapes(name: str, parts: Sequence[Tensor], folders: Sequence[str | Pa
     for folder, part in zip(folders, parts, strict=True):
         if part.shape != parts[0].shape:
             raise ValueError(
-                f"The weights {name} have the shape {tuple(parts[0].shape)} in {folders[0]} and {tuple(part.shape)} in "
-                f"{folder}: the models have different outputs."
+                f"The weights {name} have the shape {tuple(parts[0].shape)} in {folders[0]} and "
+                f"{tuple(part.shape)} in {folder}: the models have different outputs."
             )
 
 
@@ -216,7 +218,9 @@ def _scale(table: Mapping[str, Tensor], share: float) -> None:
 def _add(total: Mapping[str, Tensor], table: Mapping[str, Tensor], share: float, folder: str | Path) -> None:
     for name, tensor in total.items():
         if not tensor.is_floating_point() and not torch.equal(tensor, table[name]):
-            raise ValueError(f"The numbers {name} of {folder} are not those of the first model, and cannot be averaged.")
+            raise ValueError(
+                f"The numbers {name} of {folder} are not those of the first model, and cannot be averaged."
+            )
     names = {id(tensor): name for name, tensor in total.items()}
     for tensor in _apart(total):
         tensor.add_(table[names[id(tensor)]].to(tensor.dtype), alpha=share)
@@ -238,8 +242,8 @@ def _lora_config(folder: str | Path) -> LoraConfig:
     used = [name for name in NOT_LINEAR if getattr(config, name, None)]
     if used or config.rank_pattern or config.alpha_pattern:
         raise ValueError(
-            f"The adapter in {folder} has {', '.join(used) or 'layers of different ranks'}, and is no plain product of "
-            "two matrices. Use average_models, which merges each into its base first."
+            f"The adapter in {folder} has {', '.join(used) or 'layers of different ranks'}, and is no plain product "
+            "of two matrices. Use average_models, which merges each into its base first."
         )
     return config
 

@@ -140,7 +140,7 @@ def kl_of_choice(n: int, logprob: ArrayLike) -> Floats:
         # For the least likely answers q is 0 in floating point, and (1 - r^n) / q its limit, n.
         ratio = np.where(q > 0, np.log(taken) - log_q, math.log(n))
         others = np.where(rest > 0, rest * (math.log(n) + (n - 1) * log_r - (n - 1) / n), 0.0)
-    return np.asarray(taken * ratio + others)
+    return np.minimum(taken * ratio + others, kl_bound(n))  # above it by rounding alone
 
 
 # --- the curve -------------------------------------------------------------------------------------------
@@ -151,6 +151,7 @@ def best_of_n_curve(
     judges: Mapping[str, Sequence[ArrayLike]] | None = None,
     logprobs: Sequence[ArrayLike] | None = None,
     sizes: Sequence[int] | None = None,
+    sampled: bool = True,
     samples: int = 2000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -166,11 +167,14 @@ def best_of_n_curve(
         sizes (`Sequence[int]`, *optional*):
             The n. Prompts with fewer candidates than the largest are left out at every n, so that all n have the same
             prompts. Default: [`powers_of_two`] up to the least number of candidates of a prompt that has two or more.
+        sampled (`bool`, *optional*, defaults to `True`):
+            Whether the candidates of a prompt are independent samples of one policy. Others, such as search results,
+            have no KL.
         samples (`int`, *optional*, defaults to 2000), seed (`int`, *optional*, defaults to 0):
             Of the bootstrap, which draws prompts. The intervals hold 95 of 100 samples; `None` for a single prompt.
 
     Returns:
-        `list[dict]`: for each n `n`, `prompts`, `kl_bound` and, of every series (`score` and the judges)
+        `list[dict]`: for each n `n`, `prompts`, of samples `kl_bound` and, of every series (`score` and the judges)
         `<name>`, `<name>_ci95`, the difference from n = 1 as `<name>_gain`, `<name>_gain_ci95` of the same prompts,
         and `<name>_ceiling`, what the judge's own choice would be worth to it. With `logprobs` also `kl`, the mean of
         [`kl_of_choice`].
@@ -198,7 +202,10 @@ def best_of_n_curve(
         )
     worth, ceilings = _worth(lists, used, sizes)
     kl = None if logprobs is None else _mean_kl(lists[CHOOSES], logprobs, used, sizes)
-    return _rows(sizes, worth, ceilings, kl, samples, seed)
+    rows = _rows(sizes, worth, ceilings, samples, seed)
+    bounds = [{"kl_bound": kl_bound(n)} if sampled else {} for n in sizes]
+    finer = [{} if kl is None else {"kl": value} for value in kl or [0.0] * len(rows)]
+    return [row | bound | of_row for row, bound, of_row in zip(rows, bounds, finer, strict=True)]
 
 
 def _worth(
@@ -233,7 +240,6 @@ def _rows(
     sizes: Sequence[int],
     worth: Mapping[str, Floats],
     ceilings: Mapping[str, Floats],
-    kl: Sequence[float] | None,
     samples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -241,8 +247,7 @@ def _rows(
     drawn = {name: weights @ values for name, values in worth.items()}  # (S, 1 + n)
     rows = []
     for place, n in enumerate(sizes, start=1):
-        row: dict[str, Any] = {"n": n, "prompts": len(worth[CHOOSES]), "kl_bound": kl_bound(n)}
-        row |= {} if kl is None else {"kl": kl[place - 1]}
+        row: dict[str, Any] = {"n": n, "prompts": len(worth[CHOOSES])}
         for name, values in worth.items():
             mean, samples_of = values.mean(axis=0), drawn[name]
             row[name] = float(mean[place])
@@ -272,9 +277,12 @@ def _interval(values: Floats) -> list[float] | None:
 
 def curve_table(curve: Sequence[Mapping[str, Any]]) -> str:
     """The curve as lines of text: n, KL and, of every series, its value with the interval of its gain over n = 1."""
-    names = series_of(curve)
-    heads = ["n", "KL <=", *(name for name in names)]
-    lines = [[f"{row['n']}", f"{row['kl_bound']:.2f}", *(_cell(row, name) for name in names)] for row in curve]
+    names, sampled = series_of(curve), "kl_bound" in curve[0]
+    heads = ["n", *(["KL <="] if sampled else []), *names]
+    lines = [
+        [f"{row['n']}", *([f"{row['kl_bound']:.2f}"] if sampled else []), *(_cell(row, name) for name in names)]
+        for row in curve
+    ]
     widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *lines]
@@ -335,7 +343,7 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, titles: Map
     from rlhf_recipes.report.plots import MUTED, SERIES
     from rlhf_recipes.rewards.balance import COLORS, draw_png
 
-    names = series_of(curve)
+    names, sampled = series_of(curve), "kl_bound" in curve[0]
     sizes = [row["n"] for row in curve]
 
     def paint_one(axes: Axes, name: str) -> None:
@@ -352,10 +360,10 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, titles: Map
                           fontsize=8.5, color=COLORS[MUTED])  # fmt: skip
         axes.set_title((titles or {}).get(name, name), loc="left", fontsize=10.5, fontweight="bold")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [f"{row['n']}\n{row['kl_bound']:.2f}" for row in curve])
+        axes.set_xticks(sizes, [f"{row['n']}\n{row['kl_bound']:.2f}" if sampled else f"{row['n']}" for row in curve])
         axes.minorticks_off()
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("n, and the most nats of KL")
+        axes.set_xlabel("n, and the most nats of KL" if sampled else "n")
 
     def paint(canvas: Figure) -> None:
         panels = canvas.subplots(1, len(names), squeeze=False)[0]

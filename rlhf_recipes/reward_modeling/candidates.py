@@ -124,6 +124,8 @@ def given_candidates(
 ) -> Candidates:
     """The candidates that a dataset has, a list in each row.
 
+    A column `logprobs`, as in what [`candidate_rows`] gives, says that they are samples of a policy, and how likely.
+
     Args:
         dataset ([`~datasets.Dataset`]): The rows.
         column (`str`, *optional*): Lists of texts, or of messages.
@@ -132,7 +134,7 @@ def given_candidates(
         tokenizer (*optional*): Makes token ids, for rewards that count tokens.
 
     Raises:
-        `ValueError`: if a column is missing, a list is empty, a candidate is blank, or gold values do not match.
+        `ValueError`: if a column is missing, a list is empty, a candidate is missing, or gold values do not match.
         `TypeError`: if a candidate is neither text nor messages.
     """
     wanted = [column, *([gold_column] if gold_column else [])]
@@ -145,25 +147,28 @@ def given_candidates(
                 f"Row {row} has no list of candidates in column {column!r}, but {str(of_row)[:60]!r}. Each row needs "
                 "a list of one text or more; leave rows without out."
             )
-        for place, candidate in enumerate(of_row):
-            if is_blank(candidate, column, row):
-                raise ValueError(f"Candidate {place} of row {row} is empty or blank. Leave it out of the list.")
+        if None in of_row:
+            raise ValueError(f"Candidate {of_row.index(None)} of row {row} is missing. Leave it out of the list.")
+    blank = sum(is_blank(text, column, row) for row, of_row in enumerate(completions) for text in of_row)
+    if blank:
+        logger.warning("%d candidates are empty or blank, as a policy may be; they are scored as they stand.", blank)
     nothing: Text = [] if is_conversational(completions[0][0]) else ""
     has_prompt = prompt_column in plain.column_names
     prompts = [value if value is not None else nothing for value in plain[prompt_column]] if has_prompt else None
-    gold = None if gold_column is None else _gold(list(plain[gold_column]), completions, gold_column)
+    gold = None if gold_column is None else _beside(list(plain[gold_column]), completions, gold_column)
+    logprobs = _beside(list(plain["logprobs"]), completions, "logprobs") if "logprobs" in plain.column_names else None
     ids = None
     if tokenizer is not None:
         ids = [
             tokenizer([as_text(text) for text in of_row], add_special_tokens=False, verbose=False)["input_ids"]
             for of_row in completions
         ]
-    names = [name for name in plain.column_names if name not in (*wanted, prompt_column)]
+    names = [name for name in plain.column_names if name not in (*wanted, prompt_column, "logprobs")]
     columns = {name: list(plain[name]) for name in names}
-    return Candidates(prompts or [nothing] * len(completions), completions, columns, ids, gold=gold)
+    return Candidates(prompts or [nothing] * len(completions), completions, columns, ids, logprobs, gold)
 
 
-def _gold(values: Sequence[Any], completions: Sequence[Sequence[Text]], column: str) -> list[list[float]]:
+def _beside(values: Sequence[Any], completions: Sequence[Sequence[Text]], column: str) -> list[list[float]]:
     gold = []
     for row, (of_row, candidates) in enumerate(zip(values, completions, strict=True)):
         if not isinstance(of_row, list) or len(of_row) != len(candidates):
@@ -187,7 +192,7 @@ class Scored:
 
 
 def score_candidates(rewards: WeightedSum, candidates: Candidates, chunk_size: int = 256) -> Scored:
-    """The value of every candidate; those of one prompt are in one call, because some rewards compare them.
+    """The value of every candidate; those of one list are in one call, because some rewards compare them.
 
     Args:
         rewards ([`~rlhf_recipes.rewards.WeightedSum`]): From `load_rewards`.
@@ -211,11 +216,55 @@ def score_candidates(rewards: WeightedSum, candidates: Candidates, chunk_size: i
         rows=owner,
         completion_ids=None if candidates.ids is None else [ids for of_prompt in candidates.ids for ids in of_prompt],
     )
-    parts = score_rows(rewards, sample, chunk_size)
+    lists: list[list[int]] = [[] for _ in candidates.prompts]
+    for number, row in enumerate(owner):
+        lists[row].append(number)
+    parts = score_in_chunks(rewards, sample, lists, chunk_size)
     return Scored(
         _shaped(rewards.totals(parts, progress=1.0), candidates),
         {name: _shaped(values, candidates) for name, values in rewards.per_row(parts).items()},
     )
+
+
+def score_in_chunks(
+    rewards: WeightedSum, sample: Sample, groups: Sequence[Sequence[int]], chunk_size: int = 256
+) -> dict[str, list[Any]]:
+    """The values of each reward by name, in the order of the rows, from calls of about `chunk_size` rows.
+
+    A group is never parted. Where a reward compares the completions of a prompt (`wants_siblings`), two groups with the
+    same prompt are not in one call either: lists that have no prompt at all must not be compared with one another.
+    """
+    apart = any(getattr(func, "wants_siblings", False) for func in rewards.reward_funcs)
+    parts: dict[str, list[Any]] = {name: [None] * len(sample) for name in rewards.names}
+    with tqdm(total=len(sample), unit="row", desc="Scoring") as bar:
+        for rows in _chunks(sample, groups, chunk_size, apart):
+            columns = {name: [values[row] for row in rows] for name, values in sample.columns.items()}
+            chunk = Sample(
+                [sample.prompts[row] for row in rows],
+                [sample.completions[row] for row in rows],
+                columns,
+                [sample.rows[row] for row in rows],
+                None if sample.completion_ids is None else [sample.completion_ids[row] for row in rows],
+            )
+            for name, values in score_rows(rewards, chunk, len(rows)).items():
+                for row, value in zip(rows, values, strict=True):
+                    parts[name][row] = value
+            bar.update(len(rows))
+    return parts
+
+
+def _chunks(sample: Sample, groups: Sequence[Sequence[int]], size: int, apart: bool) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    prompts: set[str] = set()
+    for group in groups:
+        prompt = json.dumps(sample.prompts[group[0]])
+        if chunk and (len(chunk) + len(group) > size or (apart and prompt in prompts)):
+            yield chunk
+            chunk, prompts = [], set()
+        chunk = [*chunk, *group]
+        prompts.add(prompt)
+    if chunk:
+        yield chunk
 
 
 def _shaped(values: Sequence[Any], candidates: Candidates) -> list[list[Any]]:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 PAGE_FILE = "report.html"
 TEXT_LIMIT = 600  # characters of a text that is read aloud
-HEAT_LIMIT = 300  # longer texts make maps that nobody reads
+SHORTEST, HEAT_LIMIT = 20, 300  # characters of a text with a map: shorter ones say little, longer ones nobody reads
 Report = dict[str, Any]
 
 
@@ -337,7 +337,7 @@ def _texts_to_map(path: Path, count: int) -> list[str]:
     if not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8", errors="surrogatepass").splitlines()]
-    short = [row for row in rows if row.get("split") == "test" and 40 <= len(row["text"]) <= HEAT_LIMIT]
+    short = [row for row in rows if row.get("split") == "test" and SHORTEST <= len(row["text"]) <= HEAT_LIMIT]
     ordered = sorted({(row["logit"], row["text"]) for row in short}, reverse=True)
     if len(ordered) <= count:
         return [text for _, text in ordered]

@@ -106,7 +106,7 @@ def plot_shares(name: str, label: str, bins: Sequence[Bucket], from_half: bool) 
 
 
 def plot_wins(name: str, label: str, curve: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw how often the best of n wins against a random text, with its interval, and how often people's choice does."""
+    """Draw how often the best of n wins against a random text, with its interval, and people's own choice."""
 
     def paint(axes: Axes) -> None:
         ns = [point["n"] for point in curve]

@@ -11,8 +11,8 @@ from rlhf_recipes.rewards.learned import RewardModelSettings
 GRPO_NOTE = (
     "reward_funcs also takes the folder as a string. TRL then loads and reads the model itself: it tokenizes prompt "
     "and completion without the tokenizer's special tokens and without an end-of-sequence token, does not cut long "
-    "texts, takes the first logit, and knows no calibration. Its scores are then others than those measured here. Give "
-    "the object, as above."
+    "texts, takes the first logit, and knows no calibration. Its scores are then others than those measured here. "
+    "Give the object, as above."
 )
 
 

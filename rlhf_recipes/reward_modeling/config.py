@@ -1,15 +1,13 @@
-"""Settings of a reward-model run: how feedback is read, and how a model is trained on it."""
+"""Settings of a reward-model run. How feedback is read stands in `rlhf_recipes.data.feedback`."""
 
 import dataclasses
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import trl
 from transformers.utils import is_torch_bf16_gpu_available
 
-from rlhf_recipes.data.feedback import FeedbackSettings, Kind
 from rlhf_recipes.modeling.loading import ModelArguments
 from rlhf_recipes.modeling.threads import cpu_has_bfloat16
 from rlhf_recipes.reward_modeling.data import parse_share
@@ -17,67 +15,6 @@ from rlhf_recipes.reward_modeling.debias import COVARIATES
 from rlhf_recipes.reward_modeling.objectives import AUTO, LOSSES
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class FeedbackArguments:
-    """How feedback is read, where its columns alone do not say it, and into what it is changed.
-
-    Args:
-        feedback_format (`str`, *optional*):
-            Which format the rows have, for columns that fit several; see `rlhf_recipes.data.feedback`.
-        label_map (`dict`, *optional*):
-            What each label counts, from 0 (bad) to 1 (good): `{"good": 1, "bad": 0}`.
-        score_range (`list[float]`, *optional*):
-            Lowest and highest rating. A score outside of it is an error.
-        objective_names (`list[str]`, *optional*):
-            Names of the objectives, in order, where `scores` are lists without names.
-        convert_to (`str`, *optional*):
-            Turn the rows into this format first, such as ratings into `pairs`.
-        convert_args (`dict`, *optional*):
-            Settings of that conversion, such as `{threshold: 2.5}`.
-
-    Raises:
-        `ValueError`: if one of these is not allowed.
-    """
-
-    help_title = "Feedback"
-
-    feedback_format: str | None = field(
-        default=None, metadata={"help": "Format of the rows, where the columns fit several: pairs, ratings, ..."}
-    )
-    label_map: dict | None = field(
-        default=None, metadata={"help": "What labels count, from 0 (bad) to 1 (good): {good: 1, bad: 0}."}
-    )
-    score_range: list[float] | None = field(
-        default=None, metadata={"help": "Lowest and highest rating; a score outside of them is an error."}
-    )
-    objective_names: list[str] | None = field(
-        default=None, metadata={"help": "Names of the objectives, where scores are lists without names."}
-    )
-    convert_to: str | None = field(default=None, metadata={"help": "Turn the rows into this format first."})
-    convert_args: dict | None = field(
-        default=None, metadata={"help": "Settings of the conversion, such as {threshold: 2.5}."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.convert_args and self.convert_to is None:
-            raise ValueError("convert_args is given without convert_to. Name the format to convert to, or leave both.")
-        self.settings()
-
-    def settings(self) -> FeedbackSettings:
-        """The same as `rlhf_recipes.data.feedback` takes it."""
-        if self.score_range is not None and len(self.score_range) != 2:
-            raise ValueError(f"score_range is {self.score_range}; give the lowest and the highest rating.")
-        bounds = None if self.score_range is None else (self.score_range[0], self.score_range[1])
-        kind: Any = self.feedback_format
-        return FeedbackSettings(kind, self.label_map, bounds, self.objective_names)
-
-    @property
-    def wanted(self) -> Kind | None:
-        """The format to convert to, if any."""
-        kind: Any = self.convert_to
-        return kind
 
 
 @dataclass

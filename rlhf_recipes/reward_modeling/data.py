@@ -9,15 +9,14 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_recipes.data.conversions import convert
-from rlhf_recipes.data.feedback import Check, FeedbackSettings, Kind, normalize, row_keys
+from rlhf_recipes.data.feedback import Check, FeedbackArguments, read_rows, row_keys
 from rlhf_recipes.data.formats import DataArguments, detect_format, is_conversational, load_rows, sample_rows
 from rlhf_recipes.data.pairs import draw_pairs
 from rlhf_recipes.data.preprocessing import normalize_text
@@ -38,9 +37,7 @@ def read_feedback(
     split: str,
     count: int | None = None,
     share: str = "0:1",
-    settings: FeedbackSettings | None = None,
-    to: Kind | None = None,
-    options: Mapping[str, Any] | None = None,
+    feedback_args: FeedbackArguments | None = None,
 ) -> tuple[Dataset, Check]:
     """Load the rows of one split that say something, and of them those in a share.
 
@@ -49,8 +46,8 @@ def read_feedback(
         split (`str`): Which split of it.
         count (`int`, *optional*): Take that many of the rows, drawn at random.
         share (`str`, *optional*, defaults to `"0:1"`): Which share of them, see [`in_share`].
-        settings ([`~rlhf_recipes.data.feedback.FeedbackSettings`], *optional*): How they are read.
-        to (`str`, *optional*), options (`Mapping`, *optional*): A format to convert to, and how.
+        feedback_args ([`~rlhf_recipes.data.feedback.FeedbackArguments`], *optional*):
+            How they are read, weighed and converted.
 
     Returns:
         `tuple[Dataset, Check]`: the rows, cleaned, and what was recognized, counted and left out.
@@ -59,11 +56,7 @@ def read_feedback(
         `ValueError`: if the format is not known, a row is wrong, or no row is left.
     """
     dataset = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-    settings = settings or FeedbackSettings()
-    if to is not None:
-        dataset, found = convert(dataset, to, settings, **(options or {}))
-    else:
-        dataset, found = normalize(dataset, settings)
+    dataset, found = read_rows(dataset, feedback_args or FeedbackArguments())
     low, high = parse_share(share)
     if (low, high) != (0.0, 1.0):
         kept = [row for row, key in enumerate(row_keys(dataset)) if in_share(key, low, high)]

@@ -203,11 +203,12 @@ class Line:
         if self.choice is None:
             return f"Labels from a confidence of {self.threshold:.3f} on."
         point, low_high = self.choice.point, binomial_interval(self.choice.point.right, self.choice.point.rows)
-        sure = f"at least {self.choice.bound:.3f} with probability {self.choice.guarantee:g}"
+        bound, guarantee = self.choice.bound, self.choice.guarantee
+        sure = "nothing is guaranteed" if bound is None else f"at least {bound:.3f} with probability {guarantee:g}"
         return (
             f"Labels from a confidence of {self.threshold:.3f} on: of the labelled rows {point.coverage:.1%}, with an "
             f"accuracy of {point.accuracy:.3f} (95% interval {low_high[0]:.3f} to {low_high[1]:.3f}; "
-            f"{sure if self.choice.guarantee else 'nothing is guaranteed'})."
+            f"{sure})."
         )
 
     def figures(self) -> dict[str, Any]:

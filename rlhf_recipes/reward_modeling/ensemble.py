@@ -268,6 +268,7 @@ class _Base:
             self.threads_chosen = True
         logger.info("Training %s: seed %d, %d rows.", place.name, seed, len(rows))
         found = trainer.train()
+        used: Any = trainer.train_dataset
         if hasattr(model, "objective"):  # thresholds that were trained beside it; the settings say what they became
             del model.objective
         if trainer.is_world_process_zero():
@@ -277,7 +278,7 @@ class _Base:
             seconds = round(found.metrics["train_runtime"], 1)
             write_json(
                 draft / MEMBER_FILE,
-                {"seed": seed, "rows": len(rows), "train_rows": len(trainer.train_dataset), "train_seconds": seconds}
+                {"seed": seed, "rows": len(rows), "train_rows": len(used), "train_seconds": seconds}
                 | {"loss": found.training_loss, "made_from": plan},
             )
             draft.rename(place)
@@ -302,7 +303,7 @@ class _Base:
         shutil.rmtree(folder, ignore_errors=True)
         if not np.allclose(here, loaded, atol=TOLERANCE):
             raise ValueError(
-                f"An adapter on {self.model_args.model_name_or_path!r} does not hold all that is new: loaded again, it "
+                f"An adapter on {self.model_args.model_name_or_path!r} does not hold all that is new: loaded again it "
                 f"scores {loaded} instead of {here}. Some weights of the base are not in its files and were drawn at "
                 "random (the log names them). Name their modules in --lora_modules_to_save, such as pooler."
             )
@@ -311,8 +312,8 @@ class _Base:
 def _check_possible(loss: str, training_args: RewardConfig, model_args: ModelArguments) -> None:
     if not model_args.use_peft:
         raise ValueError(
-            "The members of this ensemble are adapters on one base: give --use_peft. For whole models, train each with "
-            "recipes/reward.py and another --seed, and put the folders into an EnsembleReward."
+            "The members of this ensemble are adapters on one base: give --use_peft. For whole models, train each "
+            "with recipes/reward.py and another --seed, and put the folders into an EnsembleReward."
         )
     if loss == "process":
         raise ValueError(
@@ -333,7 +334,7 @@ def _check_possible(loss: str, training_args: RewardConfig, model_args: ModelArg
 
 def _head_is_new(model_args: ModelArguments, outputs: int) -> bool:
     """Whether the files of the base have no head of that size, so that one is drawn at random."""
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    config = AutoConfig.from_pretrained(str(model_args.model_name_or_path), revision=model_args.model_revision)
     has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     return not has_head or config.num_labels != outputs
 
@@ -375,4 +376,3 @@ def _checked(place: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
                 "would be mixed. Name another --output_dir, or delete the adapters to train them anew."
             )
     return facts
-

@@ -26,11 +26,11 @@ from datasets import Dataset
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.conversions import clicks_to_unpaired, dwell_to_unpaired
-from rlhf_recipes.data.feedback import Kind
+from rlhf_recipes.data.feedback import FeedbackArguments, Kind
 from rlhf_recipes.data.formats import DataArguments
 from rlhf_recipes.outputs import write_json, write_jsonl
 from rlhf_recipes.reward_modeling.comparison_metrics import best_worst_quality, list_evaluation, pair_evaluation
-from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig
+from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.data import Texts, load_feedback, read_feedback
 from rlhf_recipes.reward_modeling.feedback_metrics import (
     Curves,
@@ -403,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure one model on one split of a dataset."""
     parser = RecipeParser((EvaluationArguments, DataArguments, FeedbackArguments), description=__doc__)
     args, data_args, feedback_args = parser.parse(argv)
-    how = {"settings": feedback_args.settings(), "to": feedback_args.wanted, "options": feedback_args.convert_args}
+    how = {"feedback_args": feedback_args}
     test, found = read_feedback(data_args, data_args.dataset_test_split, data_args.max_eval_samples, **how)
     kind = feedback_args.wanted or found.format.kind
     if kind == "steps":

@@ -25,11 +25,12 @@ from rlhf_recipes.data.feedback import FeedbackSettings, convert, normalize, rec
 from rlhf_recipes.data.formats import is_blank, is_conversational, load_rows, require_columns, sample_rows
 from rlhf_recipes.data.votes import Floats
 from rlhf_recipes.outputs import write_jsonl
+from rlhf_recipes.reward_modeling.candidates import score_in_chunks
 from rlhf_recipes.reward_modeling.data import in_share
 from rlhf_recipes.reward_modeling.doubt import Evidence, Known, Verdicts, is_right
 from rlhf_recipes.reward_modeling.selective import binomial_interval
 from rlhf_recipes.rewards.base import Text, WeightedSum, as_text
-from rlhf_recipes.rewards.workbench import Sample, score_rows
+from rlhf_recipes.rewards.workbench import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _scored(
 ) -> tuple[Floats, Floats]:
     """Weighted sum `(N,)` and each reward `(K, N)`; NaN where there is no text, or a reward does not apply."""
     nothing: Text = [] if is_conversational(texts[there[0]]) else ""
-    prompts = list(dataset["prompt"]) if "prompt" in dataset.column_names else [None] * len(dataset)
+    prompts: list[Any] = list(dataset["prompt"]) if "prompt" in dataset.column_names else [None] * len(dataset)
     used = {"prompt", *(name for side in SIDES for name in side)}
     sample = Sample(
         [nothing if prompts[row] is None else prompts[row] for row in there],
@@ -127,7 +128,8 @@ def _scored(
          for values in [list(dataset[name])]},
         list(there),
     )  # fmt: skip
-    parts = score_rows(rewards, sample, chunk_size)
+    # Which rows are in one call says nothing here, so that a reward that compares completions has none to compare.
+    parts = score_in_chunks(rewards, sample, [[row] for row in range(len(there))], chunk_size)
     totals, by_reward = np.full(len(texts), np.nan), np.full((len(rewards.names), len(texts)), np.nan)
     totals[there] = rewards.totals(parts, progress=1.0)
     for number, values in enumerate(rewards.per_row(parts).values()):

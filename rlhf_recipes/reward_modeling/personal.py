@@ -14,7 +14,7 @@ The users are integrated out, and the rest is fitted to the likelihood that is l
 pairs are Bradley and Terry's `P(chosen) = sigmoid(r(chosen, u) - r(rejected, u))`.
 
 ```python
-model = PersonalRewardModel([{"Embedding": {"model": "starter/minilm-l6"}}], rank=4)
+model = PersonalRewardModel([{"Embedding": {"model": "starter/minilm-l6"}}])
 model.fit_ratings(prompts, completions, ratings, users)
 model.scores([""], ["A quiet, funny film."], ["ann"])  # (1,)
 model.add_user("bob", ["", ""], ["Too loud.", "I laughed."], [-2, 3])  # in closed form
@@ -26,7 +26,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from torch import Tensor
 from rlhf_recipes.data.votes import is_missing, numbers
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.features import NAMED, FeatureGroup, FeatureSet
+from rlhf_recipes.reward_modeling.hidden_features import Standardization
 from rlhf_recipes.reward_modeling.random_coefficients import RandomCoefficients, Rows, choose_penalties, fit
 from rlhf_recipes.rewards.base import Text
 
@@ -48,48 +48,6 @@ MODEL_FILE = "personal_reward.json"
 TENSORS_FILE = "personal_reward.safetensors"
 FORMAT = 1
 HIDDEN_FEATURES = "rlhf_recipes.reward_modeling.hidden_features:HiddenFeatures"  # this project's, though not in GROUPS
-
-
-@dataclass(frozen=True)
-class Standardization:
-    """`z = (clip(f, low, high) - center) / scale`, each `(F,)`, and a last column of ones.
-
-    A straight line goes on for ever, and a policy would follow it: a value beyond those of the training texts counts
-    as the lowest or highest of them. Named features have variance 1 each; the numbers of an encoder have it together,
-    or tastes would be sought in hundreds of directions at once.
-    """
-
-    center: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-    @classmethod
-    def fit(cls, features: FeatureSet, blocks: Sequence[Any]) -> "Standardization":
-        """Learn it from the features of training texts, group by group."""
-        parts = []
-        for group, block in zip(features.groups, blocks, strict=True):
-            if not isinstance(block, np.ndarray):
-                raise ValueError(
-                    f"{type(group).__name__} makes {block.shape[1]} sparse columns, and every user would need a "
-                    "weight for each. Personal heads take dense features: Embedding, HiddenFeatures or named ones."
-                )
-            std, size = block.std(axis=0), block.shape[1]
-            if not group.standardize:
-                std = np.full(size, math.sqrt(float((std**2).sum())))
-            # What does not vary in training says nothing: it is left at 0.
-            constant = np.ptp(block, axis=0) <= 1e-12 * np.abs(block).max(axis=0)
-            bounds = [np.full(size, end) for end in (-np.inf, np.inf)]
-            if not group.bounded:
-                bounds = [block.min(axis=0), block.max(axis=0)]
-            parts.append((block.mean(axis=0), np.where(constant | (std == 0), np.inf, std), *bounds))
-        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    def __call__(self, blocks: Sequence[Any]) -> Tensor:
-        """Features of N texts. `[(N, F_group)] -> (N, F + 1)`"""
-        values = np.clip(np.hstack(blocks), self.low, self.high)
-        z = (values - self.center) / self.scale
-        return torch.from_numpy(np.hstack([z, np.ones((len(z), 1))]))
 
 
 class PersonalRewardModel:
@@ -104,7 +62,7 @@ class PersonalRewardModel:
             Groups of features, as objects or as [`~rlhf_recipes.reward_modeling.features.make_group`] takes them. All
             dense. [`~rlhf_recipes.reward_modeling.hidden_features.HiddenFeatures`] are those of a trained reward
             model. Default: all that are named and need nothing else.
-        rank (`int`, *optional*, defaults to 4):
+        rank (`int`, *optional*, defaults to 8):
             Directions in which tastes may differ, leniency among them. Each user is that many numbers.
         shared_penalty (`float`, *optional*), taste_penalty (`float`, *optional*):
             Ridge penalties of `w`, and of `A`, as multiples of the noise's variance and of nothing. Default: those
@@ -118,7 +76,7 @@ class PersonalRewardModel:
     def __init__(
         self,
         features: FeatureSet | Sequence[FeatureGroup | str | Mapping[str, Any]] = NAMED,
-        rank: int = 4,
+        rank: int = 8,
         shared_penalty: float | None = None,
         taste_penalty: float | None = None,
         seed: int = 0,
@@ -130,7 +88,7 @@ class PersonalRewardModel:
                 raise ValueError(f"{name} is {penalty}; give a number above 0, or None to have it chosen.")
         self.features = features if isinstance(features, FeatureSet) else FeatureSet(tuple(features))  # type: ignore[arg-type]
         self.rank, self.seed = rank, seed
-        self.penalties: tuple[float | None, float | None] = (shared_penalty, taste_penalty)
+        self.wanted = self.penalties = shared_penalty, taste_penalty
         self.trained_on: str | None = None
         self.rows = 0
         self.users: list[str] = []
@@ -159,7 +117,6 @@ class PersonalRewardModel:
         ratings: ArrayLike,
         users: Sequence[Any],
         others: Sequence[float | None] | None = None,
-        matrix: Tensor | None = None,
     ) -> "PersonalRewardModel":
         """Fit ratings, of which it is known who gave them. Scores are then in their unit.
 
@@ -170,24 +127,43 @@ class PersonalRewardModel:
             others (`Sequence` of length N, *optional*):
                 Mean rating of the same text by others, `None` where there is none. The shared head is fitted to it,
                 and tastes to what is left: with it fewer ratings tell a taste.
-            matrix (`Tensor` of shape `(N, F + 1)`, *optional*):
-                What `matrix` says of these rows after `learn_features`, where many models are fitted to one set of
-                texts. Without it features are learned and computed here.
 
         Raises:
             `ValueError`: if lengths differ, a rating is not finite, all ratings are the same, or there are fewer than
                 two users.
         """
-        keys = self._checked(users, prompts, completions)
-        y = torch.from_numpy(numbers(ratings, "ratings"))
-        if len(y) != len(completions) or float(y.max() - y.min()) == 0.0:
+        if not len(users) == len(prompts) == len(completions):
             raise ValueError(
-                f"There are {len(y)} ratings for {len(completions)} texts, from {y.min():g} to {y.max():g}. Give one "
-                "for each text, and not the same for all."
+                f"There are {len(users)} users, {len(prompts)} prompts and {len(completions)} texts; give one of each "
+                "for every row."
             )
-        texts, row_of = _distinct(prompts, completions)
-        z = self.learn_features(*texts) if matrix is None else matrix[_first_rows(row_of)]
-        self._fit(Rows(z, row_of, None, y, self._numbered(keys), _means(others, len(y))))
+        keys = _at_least_two(users)
+        texts, text_of = _distinct(prompts, completions)
+        return self.fit_matrix(self.learn_features(*texts), text_of, ratings, keys, others)
+
+    def fit_matrix(
+        self,
+        matrix: Tensor,
+        text_of: ArrayLike,
+        ratings: ArrayLike,
+        users: Sequence[Any],
+        others: Sequence[float | None] | None = None,
+    ) -> "PersonalRewardModel":
+        """As `fit_ratings`, after `learn_features`, whose matrix many models can share.
+
+        Args:
+            matrix (`Tensor` of shape `(T, F + 1)`): Of all texts.
+            text_of (`ArrayLike` of shape `(N,)`): Which of them each rating is of.
+        """
+        keys, y = _at_least_two(users), torch.from_numpy(numbers(ratings, "ratings"))
+        rows = torch.as_tensor(np.asarray(text_of), dtype=torch.long)
+        if not len(y) == len(rows) == len(keys) or float(y.max() - y.min()) == 0.0:
+            raise ValueError(
+                f"There are {len(y)} ratings for {len(rows)} texts, from {y.min():g} to {y.max():g}. Give one for "
+                "each text, and not the same for all."
+            )
+        used, place = rows.unique(return_inverse=True)
+        self._fit(Rows(matrix[used], place, None, y, self._numbered(keys), _means(others, len(y))))
         self.trained_on = "ratings"
         return self
 
@@ -203,9 +179,12 @@ class PersonalRewardModel:
         Raises:
             `ValueError`: if lengths differ, no pair differs in its features, or there are fewer than two users.
         """
-        if len(chosen) != len(rejected):
-            raise ValueError(f"There are {len(chosen)} chosen and {len(rejected)} rejected texts; give one of each.")
-        keys = self._checked(users, prompts, chosen)
+        if not len(users) == len(prompts) == len(chosen) == len(rejected):
+            raise ValueError(
+                f"There are {len(users)} users, {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} "
+                "rejected texts; give one of each for every pair."
+            )
+        keys = _at_least_two(users)
         texts, row_of = _distinct([*prompts, *prompts], [*chosen, *rejected])
         z = self.learn_features(*texts)
         first, second = row_of[: len(chosen)], row_of[len(chosen) :]
@@ -313,6 +292,13 @@ class PersonalRewardModel:
             raise ValueError("The model has not been fitted yet: call fit_ratings or fit_pairs, or load one.")
         return self.standardization(self.features.blocks(prompts, completions))
 
+    def facts(self) -> dict[str, Any]:
+        """What was fitted, for `metrics.json`: users, rows, the variance of a rating's noise, and penalties."""
+        noise = self._fitted().noise
+        shared, taste = self.penalties
+        return {"users": len(self.users), "train_rows": self.rows, "noise": noise,
+                "shared_penalty": shared, "taste_penalty": taste}  # fmt: skip
+
     # --- Saving ----------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
@@ -328,7 +314,7 @@ class PersonalRewardModel:
         tensors |= {"shared": heads.shared, "loadings": heads.loadings}
         tensors |= {"precision": self._precision, "information": self._information}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / TENSORS_FILE)
-        data = {"format": FORMAT, "trained_on": self.trained_on, "rows": self.rows, "rank": self.rank}
+        data: dict[str, Any] = {"format": FORMAT, "trained_on": self.trained_on, "rows": self.rows, "rank": self.rank}
         data |= {"noise": heads.noise, "penalties": list(self.penalties), "users": self.users}
         write_json(target / MODEL_FILE, data | {"features": self.features.to_json()})
         return target
@@ -373,21 +359,6 @@ class PersonalRewardModel:
 
     # --- Inside ----------------------------------------------------------------------------------
 
-    def _checked(self, users: Sequence[Any], prompts: Sequence[Text], completions: Sequence[Text]) -> list[str | None]:
-        if not len(users) == len(prompts) == len(completions):
-            raise ValueError(
-                f"There are {len(users)} users, {len(prompts)} prompts and {len(completions)} texts; give one of each "
-                "for every row."
-            )
-        keys = [user_key(user) for user in users]
-        known = sorted(set(keys) - {None}, key=str)
-        if len(known) < 2:
-            raise ValueError(
-                f"There are rows of {len(known)} users ({_shown(known)}). What is shared and what is one's own can be "
-                "told apart from two users on; for a single head fit a linear reward model."
-            )
-        return keys
-
     def _numbered(self, keys: Sequence[str | None]) -> Tensor:
         """Users as numbers, in the order in which they first come; one more than the last for those not known."""
         self.users = list(dict.fromkeys(key for key in keys if key is not None))
@@ -395,8 +366,9 @@ class PersonalRewardModel:
         return torch.tensor([place.get(key, len(self.users)) for key in keys], dtype=torch.long)
 
     def _fit(self, rows: Rows) -> None:
-        self.penalties = choose_penalties(rows, self.rank, len(self.users), *self.penalties, seed=self.seed)
-        self._heads, posterior = fit(rows, self.rank, len(self.users), *self.penalties)  # type: ignore[arg-type]
+        shared, taste = choose_penalties(rows, self.rank, len(self.users), *self.wanted, seed=self.seed)
+        self._heads, posterior = fit(rows, self.rank, len(self.users), shared, taste)
+        self.penalties = shared, taste
         self._precision, self._information = posterior
         self.rows = len(rows.users)
 
@@ -442,12 +414,26 @@ def user_key(user: Any) -> str | None:
     raise ValueError(f"A user is a text or a whole number, or None where it is not known; given was {user!r}.")
 
 
+def _at_least_two(users: Sequence[Any]) -> list[str | None]:
+    """The names of users, which must be two or more."""
+    keys = [user_key(user) for user in users]
+    known = sorted({key for key in keys if key is not None})
+    if len(known) < 2:
+        raise ValueError(
+            f"There are rows of {len(known)} users ({_shown(known)}). What is shared and what is one's own can be "
+            "told apart from two users on; for a single head fit a linear reward model."
+        )
+    return keys
+
+
 def _means(others: Sequence[float | None] | None, rows: int) -> Tensor | None:
     """Mean ratings by others, NaN where there are none."""
     if others is None:
         return None
     if len(others) != rows:
-        raise ValueError(f"There are {len(others)} mean ratings by others for {rows} rows; give one for each, or None.")
+        raise ValueError(
+            f"There are {len(others)} mean ratings by others for {rows} rows; give one for each, or None."
+        )
     known = [0.0 if is_missing(value) else value for value in others]
     means = torch.from_numpy(numbers(known, "mean ratings by others"))
     means[[row for row, value in enumerate(others) if is_missing(value)]] = math.nan
@@ -461,11 +447,6 @@ def _distinct(prompts: Sequence[Text], completions: Sequence[Text]) -> tuple[tup
     first = {place_of: row for row, place_of in reversed(list(enumerate(rows)))}
     kept = [first[index] for index in range(len(place))]
     return ([prompts[row] for row in kept], [completions[row] for row in kept]), torch.tensor(rows, dtype=torch.long)
-
-
-def _first_rows(row_of: Tensor) -> Tensor:
-    first = {int(place): row for row, place in reversed(list(enumerate(row_of.tolist())))}
-    return torch.tensor([first[index] for index in range(len(first))], dtype=torch.long)
 
 
 def _shown(names: Sequence[Any], most: int = 5) -> str:

@@ -5,16 +5,23 @@ Here each user is measured alone, on held-out texts, and then users are averaged
 replacement.
 """
 
+import copy
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from rlhf_recipes.data.pairs import all_pairs_accuracy, percentile_interval
 from rlhf_recipes.data.votes import Floats, numbers
+from rlhf_recipes.reward_modeling.personal import PersonalRewardModel
+from rlhf_recipes.reward_modeling.simulated_raters import Ratings
 from rlhf_recipes.rewards.optional import optional
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
 
@@ -144,6 +151,74 @@ def separate_heads(matrix: Floats, ratings: ArrayLike, users: Sequence[Any], ask
         head = models.RidgeCV(np.logspace(0, 6, 13)).fit(matrix[rows], y[rows])
         said[users[rows[0]]] = np.asarray(head.predict(asked), dtype=np.float64)
     return said
+
+
+def learning_curve(
+    model: PersonalRewardModel,
+    matrix: Tensor,
+    train: Ratings,
+    asked: Tensor,
+    test: Ratings,
+    sizes: Sequence[int],
+    others: Sequence[float | None] | None = None,
+    truth: ArrayLike | None = None,
+    tastes: ArrayLike | None = None,
+    min_gap: float = 0.5,
+) -> tuple[PersonalRewardModel, list[Metrics]]:
+    """Fit heads to the first 5, 10, ... ratings of each user, and measure each on the users' held-out ratings.
+
+    Args:
+        model (`PersonalRewardModel`): One that has learned its features; it is copied.
+        matrix (`Tensor` of shape `(T, F + 1)`), train ([`Ratings`]): Training texts and ratings of them.
+        asked (`Tensor` of shape `(M, F + 1)`), test ([`Ratings`]): Held-out texts and ratings.
+        sizes (`Sequence[int]`): Ratings of each user to fit to.
+        others (`Sequence` of length N, *optional*): For each training rating the mean of others.
+        truth (`ArrayLike`, *optional*), tastes (`ArrayLike`, *optional*):
+            Of simulated raters what each truly thinks of each test row's text (`oracle`: what no model can beat, as
+            ratings are noisy), and how far that is from the mean rating (`known_tastes`: added to the shared head).
+
+    Returns:
+        `tuple`: the model that was fitted to most, and for each size `ratings_per_user`, `heads` (the figures of
+        [`user_metrics`] for `shared`, `personal`, `separate` and the two of the truth), `gains` of personal over
+        shared, and the model's `facts`.
+    """
+    curve: list[Metrics] = []
+    users, y, fitted = test.users, test.ratings, model
+    for size in sizes:
+        kept = train.first(size)
+        texts, own = train.texts[kept], [train.users[row] for row in kept]
+        means = None if others is None else [others[row] for row in kept]
+        fitted = copy.copy(model).fit_matrix(matrix, texts, train.ratings[kept], own, means)
+        z = asked[test.texts]
+        said = separate_heads(matrix[texts].numpy(), train.ratings[kept], own, asked.numpy())
+        shared = fitted.scores_of(z)
+        nothing = np.zeros(len(asked))  # a user without training ratings has no head
+        scores: dict[str, ArrayLike] = {
+            "shared": shared,
+            "personal": fitted.scores_of(z, users),
+            "separate": [said.get(user, nothing)[text] for user, text in zip(users, test.texts, strict=True)],
+        }
+        scores |= {} if tastes is None else {"known_tastes": shared + np.asarray(tastes)}
+        scores |= {} if truth is None else {"oracle": truth}
+        gained = gains(scores["personal"], scores["shared"], y, users, min_gap)
+        heads = {name: user_metrics(values, y, users, min_gap) for name, values in scores.items()}
+        curve.append({"ratings_per_user": size, "heads": heads, "gains": gained, **fitted.facts()})
+        logger.info("%d ratings of each user: %s", size, summary(curve[-1]))
+    return fitted, curve
+
+
+def summary(point: Mapping[str, Any]) -> str:
+    """One size of a learning curve as a line."""
+    heads, gained = point["heads"], point["gains"]
+    shown = ", ".join(f"{name} {figures['pairwise_accuracy']:.3f}" for name, figures in heads.items())
+    return f"pairwise accuracy {shown}; {gained['win']:.0%} of users gain beyond noise, {gained['lose']:.0%} lose."
+
+
+def flat(point: Mapping[str, Any]) -> Metrics:
+    """One size of a learning curve under flat names, such as `personal_pairwise_accuracy`."""
+    figures = {f"{head}_{name}": value for head, own in point["heads"].items() for name, value in own.items()}
+    rest = {name: value for name, value in point.items() if name not in ("heads", "gains")}
+    return figures | point["gains"] | rest
 
 
 def plot_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, measure: str = "pairwise_accuracy") -> Path:

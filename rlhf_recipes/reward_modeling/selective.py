@@ -304,16 +304,13 @@ def coverage_table(curve: Sequence[Point], coverages: Sequence[float] = (0.1, 0.
     return "\n".join(dict.fromkeys(lines))
 
 
-def draw_coverage(
-    curves: Mapping[str, Sequence[Point]], path: str | Path, choice: Choice | None = None, wanted: float | None = None
-) -> Path:
+def draw_coverage(curves: Mapping[str, Sequence[Point]], path: str | Path, choice: Choice | None = None) -> Path:
     """Draw accuracy over coverage as PNG, each curve with its 95% intervals, and where the threshold lies.
 
     Args:
         curves (`Mapping[str, Sequence[Point]]`): One or two, by name, such as validation and test.
         path (`str` or `Path`): The file.
-        choice ([`Choice`], *optional*): Drawn on the first curve.
-        wanted (`float`, *optional*): An accuracy, as a line across.
+        choice ([`Choice`], *optional*): Drawn on the first curve, and what was wanted as a line across.
     """
     from rlhf_recipes.report.plots import MUTED, SERIES
     from rlhf_recipes.rewards.balance import COLORS, draw_png
@@ -329,12 +326,10 @@ def draw_coverage(
             axes.fill_between(coverage, low, high, color=color, alpha=0.15, linewidth=0)
             axes.plot(coverage, [point.accuracy for point in points], color=color, label=name)
             lowest = min(lowest, *(bound for point, bound in zip(points, low, strict=True) if point.coverage >= 0.1))
-        if wanted is not None:
-            axes.axhline(wanted, color=COLORS[MUTED], linewidth=1, linestyle=(0, (3, 2)))
         if choice is not None:
-            axes.plot(choice.point.coverage, choice.point.accuracy, "o", color=COLORS[SERIES[0]], markersize=7)
-            axes.annotate(f"confidence {choice.threshold:.3f}", (choice.point.coverage, choice.point.accuracy), (8, 8),
-                          textcoords="offset points", fontsize=9.5)  # fmt: skip
+            point, said = choice.point, f"the threshold, {choice.threshold:.3f}"
+            axes.plot(point.coverage, point.accuracy, "o", color=COLORS[SERIES[0]], markersize=7, label=said)
+            axes.axhline(choice.wanted, color=COLORS[MUTED], linewidth=1, linestyle=(0, (3, 2)), label="wanted")
         axes.set(xlim=(0, 1.01), ylim=(max(0.0, lowest - 0.03), 1.005), xlabel="share of rows that are labelled")
         axes.set_ylabel("right among the labelled")
         for axis in (axes.xaxis, axes.yaxis):

@@ -10,9 +10,9 @@ from datasets import Dataset
 
 from rlhf_recipes.data.agreement import agreement_metrics
 from rlhf_recipes.data.cleaning import CleaningArguments, Table, run, steps_from
-from rlhf_recipes.data.feedback import Check, Kind
+from rlhf_recipes.data.feedback import Check, FeedbackArguments, Kind
 from rlhf_recipes.data.formats import DataArguments
-from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig
+from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.data import read_feedback
 from rlhf_recipes.reward_modeling.debias import balance_pairs
 
@@ -95,7 +95,7 @@ def load_splits(
     """Read all splits, and clean the training rows. A missing split is found out before training, not after.
 
     The rows that a model is measured on are left as people will give them to it: of the cleaning steps, none is done
-    to them. Training rows that are in the test split too are taken out of training.
+    to them. Training rows that are in one of these splits too are taken out of training.
 
     Raises:
         `ValueError`: if a split is not there (validation alone may be missing), the splits have different formats, or
@@ -103,8 +103,7 @@ def load_splits(
     """
 
     def read(split: str, count: int | None, share: str = "0:1") -> tuple[Dataset, Check]:
-        settings, options = feedback_args.settings(), feedback_args.convert_args
-        return read_feedback(data_args, split, count, share, settings, feedback_args.wanted, options)
+        return read_feedback(data_args, split, count, share, feedback_args)
 
     train, of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)
     checks = {"train": of_train}
@@ -116,7 +115,8 @@ def load_splits(
     if len(set(kinds.values())) > 1:
         there = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise ValueError(f"The splits have different formats ({there}). Bring them into one, or name feedback_format.")
-    train, table = run(steps_from(cleaning_args, held_out=test), train)
+    held_out = {"test": test} | ({} if validation is None else {"validation": validation})
+    train, table = run(steps_from(cleaning_args, held_out=held_out), train)
     kind = feedback_args.wanted or of_train.format.kind
     if args.balance_length is not None:
         train = balance_pairs(train, "length", how=cast(Any, args.balance_length), seed=args.seed)

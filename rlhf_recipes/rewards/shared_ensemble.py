@@ -94,15 +94,15 @@ class EnsembleSettings:
         """
         path = Path(folder) / ENSEMBLE_FILE
         if not path.is_file():
-            there = sorted(entry.name for entry in Path(folder).glob("adapter_*"))
+            there = sorted(entry.name for entry in Path(folder).glob("adapter_*/"))
             if there:
                 raise FileNotFoundError(
                     f"The ensemble in {folder} is not finished: it has {', '.join(there)}, but no {ENSEMBLE_FILE}. "
                     f"{GO_ON}"
                 )
             raise FileNotFoundError(
-                f"There is no {ENSEMBLE_FILE} in {folder}, so it holds no ensemble. `recipes/reward_ensemble.py` makes "
-                "one; for separate models there is EnsembleReward."
+                f"There is no {ENSEMBLE_FILE} in {folder}, so it holds no ensemble. `recipes/reward_ensemble.py` "
+                "makes one; for separate models there is EnsembleReward."
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ class SharedBaseEnsemble:
 
     Args:
         folder (`str` or `Path`):
-            As `recipes/reward_ensemble.py` writes it: `ensemble.json`, the tokenizer, and `adapter_0`, `adapter_1`, ...
+            As `recipes/reward_ensemble.py` writes it: `ensemble.json`, the tokenizer, `adapter_0`, `adapter_1`, ...
         reduce (`str`, *optional*, defaults to `"mean"`):
             `"mean"`, `"min"`, `"mean_minus_std"` or `"mean_minus_variance"`.
         penalty (`float`, *optional*, defaults to 1.0):
@@ -278,11 +278,16 @@ def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward
     check_members(places)
     has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()
     reader = LearnedReward(
-        places[0], processing_class=folder if has_tokenizer else None, calibrate=False, name=Path(folder).name, **kwargs
+        places[0],
+        processing_class=folder if has_tokenizer else None,
+        calibrate=False,
+        name=Path(folder).name,
+        **kwargs,
     )
     device = str(next(reader.model.parameters()).device)
     for place in places:
         reader.model.load_adapter(str(place), adapter_name=place.name, torch_device=device)
+    reader.model.set_adapter(places[0].name, inference_mode=True)
     reader.model.delete_adapter("default")  # the first, under the name that it was loaded by
     reader.model.requires_grad_(False)
     reader.model.eval()
@@ -352,4 +357,3 @@ def _calibration_of(place: Path) -> Calibration | _AsItIs | None:
     settings = RewardModelSettings.load(place)
     # The expected level of a classifier of levels is a rating already.
     return _AsItIs() if settings.calibration is None and settings.probabilities else settings.calibration
-

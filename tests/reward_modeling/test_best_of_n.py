@@ -216,7 +216,14 @@ def test_a_table_and_flat_figures():
     assert "prompts" not in metrics
 
 
+def test_what_no_policy_has_sampled_has_no_kl():
+    curve = best_of_n_curve(SCORES, sampled=False)
+    assert "kl_bound" not in curve[-1]
+    assert curve_table(curve).splitlines()[0].split() == ["n", "score"]
+
+
 @pytest.mark.parametrize("judges", [{}, {"judge": JUDGE, "gold": JUDGE}])
-def test_a_picture_is_drawn(tmp_path, judges):
-    file = draw_curve(best_of_n_curve(SCORES, judges), tmp_path / "curve.png")
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_picture_is_drawn(tmp_path, judges, sampled):
+    file = draw_curve(best_of_n_curve(SCORES, judges, sampled=sampled), tmp_path / "curve.png")
     assert file.read_bytes().startswith(b"\x89PNG")

@@ -111,7 +111,7 @@ def test_rows_need_no_prompt():
     [
         ({"completions": [["a"], []]}, "Row 1 has no list of candidates"),
         ({"completions": ["a text"]}, "Row 0 has no list of candidates"),
-        ({"completions": [["a", " "]]}, "Candidate 1 of row 0 is empty"),
+        ({"completions": [["a", None]]}, "Candidate 1 of row 0 is missing"),
         ({"completions": [["a", "b"]], "gold": [[1.0]]}, "Row 0 has 2 candidates and 1 values"),
         ({"completions": [["a"]], "gold": [[None]]}, "gold values in row 0"),
         ({"answers": [["a"]]}, "needs the columns 'completions'"),
@@ -120,6 +120,12 @@ def test_rows_need_no_prompt():
 def test_what_is_no_list_of_candidates_is_named(columns, said):
     with pytest.raises(ValueError, match=said):
         given_candidates(Dataset.from_dict(columns), gold_column="gold" if "gold" in columns else None)
+
+
+def test_a_policy_may_have_written_nothing(caplog):
+    found = given_candidates(Dataset.from_dict({"completions": [["a", ""], [" ", "b"]]}))
+    assert found.completions == [["a", ""], [" ", "b"]]
+    assert "2 candidates are empty or blank" in caplog.text
 
 
 # ---- scores
@@ -148,6 +154,31 @@ def test_candidates_of_a_prompt_are_scored_in_one_call():
 
     score_candidates(WeightedSum([reward]), GIVEN, chunk_size=2)
     assert seen == [["p", "p", "p"], ["q", "q"]]
+
+
+def test_lists_without_a_prompt_are_not_compared_with_one_another():
+    calls = []
+
+    class Compares:
+        wants_siblings = True
+
+        def __call__(self, prompts, completions, **kwargs):
+            calls.append(list(completions))
+            return [0.0] * len(completions)
+
+    bare = Candidates(["", ""], GIVEN.completions)
+    score_candidates(WeightedSum([Compares()]), bare)
+    assert calls == GIVEN.completions
+    score_candidates(WeightedSum([Compares()]), GIVEN)
+    assert len(calls) == 3  # lists of different prompts are told apart by these
+
+
+def test_many_lists_without_a_prompt_are_not_sent_at_once():
+    def reward(completions, **kwargs):
+        assert len(completions) <= 4
+        return [0.0] * len(completions)
+
+    score_candidates(WeightedSum([reward]), Candidates([""] * 9, [["a", "b"]] * 9), chunk_size=4)
 
 
 def test_rewards_that_count_tokens_get_them_from_a_tokenizer():
@@ -214,6 +245,10 @@ def test_what_was_scored_can_be_ranked_again():
     again = given_candidates(Dataset.from_list(list(candidate_rows(GIVEN, scored, {}))))
     assert (again.prompts, again.completions) == (GIVEN.prompts, GIVEN.completions)
     assert again.columns["scores"] == scored.total
+    assert again.logprobs is None
+    samples = Candidates(GIVEN.prompts, GIVEN.completions, logprobs=[[-1.0, -2.0, -3.0], [-4.0, -5.0]])
+    again = given_candidates(Dataset.from_list(list(candidate_rows(samples, scored, {}))))
+    assert again.logprobs == samples.logprobs
 
 
 def test_the_best_against_the_worst_is_a_pair():

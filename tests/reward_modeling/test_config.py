@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlhf_recipes.modeling.loading import ModelArguments
-from rlhf_recipes.reward_modeling.config import FeedbackArguments, RewardConfig, fit_precision
+from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
 
 
 def test_defaults_fit_the_machine(tmp_path):
@@ -29,6 +29,8 @@ def test_bfloat16_is_used_where_the_processor_has_it(has, tmp_path, monkeypatch)
         ({"min_gap": -1.0}, "min_gap -1"),
         ({"train_share": "half"}, "as in 0:0.6"),
         ({"max_length": 0}, "max_length is 0"),
+        ({"debias": ["width"]}, "give names out of length, format, repetition"),
+        ({"group_penalty": 1.0}, "a penalty of 0 or more together with its column"),
         ({"loss": "bradly_terry"}, "give auto or one of bradley_terry, hinge"),
         ({"remove_unused_columns": True}, "would remove the lengths"),
     ],
@@ -43,17 +45,3 @@ def test_a_quantized_model_is_trained_in_bfloat16(tmp_path):
     assert fit_precision(plain, ModelArguments()) is plain
     args = fit_precision(plain, ModelArguments(load_in_4bit=True, use_peft=True))
     assert (args.bf16, args.passes, plain.bf16) == (True, 3, False)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"feedback_format": "stars"}, "format is 'stars'; give one of pairs"),
-        ({"score_range": [1.0]}, "score_range is \\[1.0\\]; give the lowest and the highest"),
-        ({"label_map": {"good": 2}}, "a number from 0"),
-        ({"convert_args": {"threshold": 2}}, "convert_args is given without convert_to"),
-    ],
-)
-def test_settings_of_feedback_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        FeedbackArguments(**options)

@@ -99,6 +99,18 @@ def test_rewards_are_given_prompts_and_columns():
     assert seen == {"prompts": ["p", "", "s", "t"], "page": [1, 2, 4, 5]}  # without the row of the blank text
 
 
+def test_many_rows_are_scored_in_parts():
+    rows = Dataset.from_dict({"completion": ["!" * number for number in range(1, 11)]})
+    calls = []
+
+    def reward(completions, **kwargs):
+        calls.append(len(completions))
+        return marks(completions)
+
+    assert evidence_of(WeightedSum([reward]), rows, chunk_size=4).x.tolist() == list(range(1, 11))
+    assert calls == [4, 4, 2]
+
+
 def test_rows_without_texts_are_refused():
     with pytest.raises(ValueError, match="'completion', or 'chosen' and 'rejected', or 'first' and 'second'"):
         sides_of(Dataset.from_dict({"line": ["a"]}))
@@ -235,13 +247,16 @@ def test_a_threshold_is_chosen_on_rows_that_nothing_was_fitted_to():
 def test_without_a_wanted_accuracy_the_given_threshold_stays():
     line = line_of(threshold=0.7)
     assert (line.threshold, line.choice) == (0.7, None)
+    assert str(line) == "Labels from a confidence of 0.700 on."
     assert line.figures()["threshold"] == 0.7
 
 
 def test_rows_that_were_all_fitted_to_guarantee_nothing():
     with pytest.raises(ValueError, match="fit_share is 1"):
         line_of(wanted_accuracy=0.9, fit_share=1.0)
-    assert line_of(wanted_accuracy=0.9, fit_share=1.0, guarantee=0.0).choice.point.accuracy >= 0.9
+    line = line_of(wanted_accuracy=0.9, fit_share=1.0, guarantee=0.0)
+    assert line.choice.point.accuracy >= 0.9
+    assert "nothing is guaranteed" in str(line)
 
 
 def test_a_sigmoid_that_is_not_fitted_is_looked_at_on_all_rows():
