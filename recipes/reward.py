@@ -38,7 +38,7 @@ from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_
 from rlhf_recipes.reward_modeling.evaluation import measure, summary
 from rlhf_recipes.reward_modeling.objectives import choose_loss, make_objective
 from rlhf_recipes.reward_modeling.reporting import write_report
-from rlhf_recipes.reward_modeling.saving import save_reward_model, save_settings
+from rlhf_recipes.reward_modeling.saving import push_reward_model, save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.splits import load_splits
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer, choose_threads, is_plain_pairs
 
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data_args, feedback_args, cleaning_args, training_args, model_args = RecipeParser(arguments, __doc__).parse(argv)
     output_dir = prepare_output_dir(training_args.output_dir, "reward", training_args.overwrite_output_dir)
     save_config(output_dir / "config.yaml", data_args, feedback_args, cleaning_args, training_args, model_args)
+
+    pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
     # Data, and the loss that reads it.
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
@@ -109,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if training_args.card:
             write_report(output_dir, splits, training_args, loss)
         print(f"\n{summary(metrics)}\nSaved in {output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+        if pushes:
+            push_reward_model(output_dir, training_args)
 
 
 if __name__ == "__main__":

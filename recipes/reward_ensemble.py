@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision).save_pretrained(output_dir)
     finish_ensemble(output_dir, len(members), splits, training_args)
     places = [member_folder(output_dir, index) for index in range(len(members))]
-    average = average_models(places, output_dir / AVERAGE_FOLDER, processing_class=output_dir)
+    average = average_models(places, output_dir / AVERAGE_FOLDER)
 
     # Measure what was saved.
     of_average = measure(average, splits.train, splits.validation, splits.test, training_args, splits.kind)

@@ -1,4 +1,4 @@
-"""Pushing a saved policy to the Hugging Face Hub: what belongs to the model, and nothing else of the run's folder.
+"""Pushing a saved model to the Hugging Face Hub: what belongs to it, and nothing else of the run's folder.
 
 A list of names says what goes up. All else stays at home: checkpoints, optimizer states, rollouts, logs, and
 `training_args.bin`, in which `Trainer` pickles the token that it pushes with.
@@ -48,6 +48,16 @@ CODE = ("configuration_*.py", "modeling_*.py", "tokenization_*.py")  # of models
 CRITIC = ("critic/*.safetensors", "critic/*.safetensors.index.json", "critic/config.json", "critic/*_config.json")
 CARD = ("README.md", "card/*.png")
 ALLOWED = ("config.json", "generation_config.json", *WEIGHTS, *ADAPTER, *TOKENIZER, *CODE, *CRITIC, *CARD)
+# Of a reward model besides: how its outputs become a score, what it is worth, and its adapters on their own.
+OF_REWARD_MODEL = (
+    "reward_config.json",
+    "metrics.json",
+    "evaluation.json",
+    "bias.json",
+    "report.html",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+)
 # A push replaces the weights that an earlier one left: adapters beside a whole model would be loaded instead of it.
 REPLACED = (*WEIGHTS, *ADAPTER, *CRITIC)
 
@@ -56,18 +66,19 @@ class PushError(OSError):
     """A push failed; the message says why and what to do. The local files are as they were."""
 
 
-def files_to_push(folder: str | Path, ignore: Sequence[str] = ()) -> list[str]:
+def files_to_push(folder: str | Path, ignore: Sequence[str] = (), more: Sequence[str] = ()) -> list[str]:
     """The files of a folder that [`push_run`] pushes, as paths relative to it, in order.
 
     Args:
         folder (`str` or `Path`): The folder of a run.
         ignore (`Sequence[str]`, *optional*): Patterns of files to leave out besides, such as `"critic/*"`.
+        more (`Sequence[str]`, *optional*): Patterns of files to push besides, such as `OF_REWARD_MODEL`.
     """
     root = Path(folder)
     return sorted(
         {
             file.relative_to(root).as_posix()
-            for pattern in ALLOWED
+            for pattern in (*ALLOWED, *more)
             for file in root.glob(pattern)
             if file.is_file()
             and not any(fnmatch.fnmatchcase(file.relative_to(root).as_posix(), left_out) for left_out in ignore)
@@ -84,6 +95,7 @@ def push_run(
     ignore: Sequence[str] = (),
     revision: str | None = None,
     endpoint: str | None = None,
+    more: Sequence[str] = (),
 ) -> CommitInfo:
     """Push a saved policy, with its critic, tokenizer and card, to a model repository of the Hub.
 
@@ -102,6 +114,7 @@ def push_run(
         ignore (`Sequence[str]`, *optional*): Patterns of files to leave out besides, such as `"critic/*"`.
         revision (`str`, *optional*): The branch; by default `main`.
         endpoint (`str`, *optional*): Address of the Hub. Default: `HF_ENDPOINT`, or the public one.
+        more (`Sequence[str]`, *optional*): Patterns of files to push besides, such as `OF_REWARD_MODEL`.
 
     Returns:
         [`~huggingface_hub.CommitInfo`]: its `commit_url` says where the files are.
@@ -111,7 +124,7 @@ def push_run(
         [`PushError`]: if there is no token, the repository cannot be written, or the Hub cannot be reached.
     """
     root = Path(folder)
-    names = files_to_push(root, ignore)
+    names = files_to_push(root, ignore, more)
     _check_policy(root, names)
     token = token or get_token()
     if token is None:
@@ -122,7 +135,7 @@ def push_run(
     api = HfApi(endpoint=endpoint, token=token)
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = _upload(api, root, names, repo.repo_id, commit_message, revision)
+        commit = _upload(api, root, names, [*REPLACED, *more], repo.repo_id, commit_message, revision)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         # All of them come from the client: networks, answers of the Hub, names that it refuses.
         raise PushError(f"{_reason(error, repo_id, api.endpoint)} {_stays(root)}") from error
@@ -131,10 +144,16 @@ def push_run(
 
 
 def _upload(
-    api: HfApi, root: Path, names: Sequence[str], repo_id: str, message: str, revision: str | None
+    api: HfApi,
+    root: Path,
+    names: Sequence[str],
+    replaced: Sequence[str],
+    repo_id: str,
+    message: str,
+    revision: str | None,
 ) -> CommitInfo:
     # Without a new card the old one stays, and its pictures with it.
-    replaced = [*REPLACED, *(CARD if "README.md" in names else ())]
+    replaced = [*replaced, *(CARD if "README.md" in names else ())]
     with tempfile.TemporaryDirectory(prefix="push-") as stage:
         _stage(root, names, Path(stage))
         return api.upload_folder(
@@ -147,7 +166,7 @@ def _check_policy(root: Path, names: Sequence[str]) -> None:
     whole = any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in WEIGHTS)
     if not adapter and not whole:
         raise FileNotFoundError(
-            f"{str(root)!r} holds no policy: neither {ADAPTER_CONFIG} nor model*.safetensors. Name the folder in "
+            f"{str(root)!r} holds no model: neither {ADAPTER_CONFIG} nor model*.safetensors. Name the folder in "
             "which a trainer or save_policy saved one."
         )
     if adapter and whole:

@@ -231,7 +231,7 @@ def score_in_chunks(
 ) -> dict[str, list[Any]]:
     """The values of each reward by name, in the order of the rows, from calls of about `chunk_size` rows.
 
-    A group is never parted. Where a reward compares the completions of a prompt (`wants_siblings`), two groups with the
+    A group is never parted. Where a reward compares completions of a prompt (`wants_siblings`), two groups with the
     same prompt are not in one call either: lists that have no prompt at all must not be compared with one another.
     """
     apart = any(getattr(func, "wants_siblings", False) for func in rewards.reward_funcs)

@@ -152,8 +152,8 @@ def comparisons(read: Read, min_gap: float = 0.5) -> Comparisons | None:
         of_text = np.array([row[0] for row in places])[kept]
         return Comparisons(of_text[better], of_text[worse], np.arange(len(read.prompts))) if len(better) else None
     if kind == "pairs":
-        turned = [target < 0.5 for target in rows["target"]] if "target" in rows.column_names else [False] * len(rows)
-        quality_of = [[float(turn), 1.0 - turn] for turn in turned]
+        shares = rows["target"] if "target" in rows.column_names else [1.0] * len(rows)
+        quality_of = [[0.0, 0.0] if share is None else [share, 1.0 - share] for share in shares]
     elif kind == "votes":
         quality_of = [list(votes) for votes in zip(rows["chosen_votes"], rows["rejected_votes"], strict=True)]
     elif kind == "rankings":

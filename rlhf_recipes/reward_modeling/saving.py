@@ -7,7 +7,9 @@ from typing import Any, cast
 from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, Trainer
 
+from rlhf_recipes.hub import OF_REWARD_MODEL, push_run
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
+from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.objectives import Objective
 from rlhf_recipes.rewards.learned import RewardModelSettings
 
@@ -42,6 +44,24 @@ def _merged(model: PeftModel, adapter: Path, model_args: ModelArguments, tokeniz
     token_level = model.active_peft_config.task_type == TaskType.TOKEN_CLS
     base = load_reward_model(plain, tokenizer, is_trainable=False, labels=labels, token_level=token_level)
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+
+
+def push_reward_model(folder: Path, args: RewardConfig) -> None:
+    """Push the model with its settings, figures, page and card, once, and nothing else of the run's folder.
+
+    Raises:
+        `PushError`: if it fails, with what to do; the local files stay as they are.
+    """
+    name = args.hub_model_id or folder.resolve().name
+    push_run(
+        folder,
+        name,
+        token=args.hub_token,
+        private=args.hub_private_repo,
+        revision=args.hub_revision,
+        commit_message="Push the reward model",
+        more=OF_REWARD_MODEL,
+    )
 
 
 def save_settings(folder: Path, settings: RewardModelSettings, objective: Objective, plain: bool = False) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftConfig
+from transformers import AutoTokenizer
 
 from rlhf_recipes.rewards.base import Text
 from rlhf_recipes.rewards.batching import check_finite
@@ -276,14 +277,10 @@ def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward
     """
     places = [member_folder(folder, index) for index in range(count)]
     check_members(places)
-    has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()
-    reader = LearnedReward(
-        places[0],
-        processing_class=folder if has_tokenizer else None,
-        calibrate=False,
-        name=Path(folder).name,
-        **kwargs,
-    )
+    # Without a tokenizer of its own the folder has that of the base.
+    there = (Path(folder) / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder)) if there else None
+    reader = LearnedReward(places[0], tokenizer, calibrate=False, name=Path(folder).resolve().name, **kwargs)
     device = str(next(reader.model.parameters()).device)
     for place in places:
         reader.model.load_adapter(str(place), adapter_name=place.name, torch_device=device)

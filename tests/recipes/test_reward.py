@@ -5,12 +5,14 @@ import json
 import random
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_recipes.rewards.learned import LearnedReward
+from tests.hub_double import HubDouble
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 RECIPE = Path(__file__).parents[2] / "recipes/reward.py"
@@ -237,14 +239,21 @@ def test_every_loss_of_ratings_learns(main, models, ratings, loss, tmp_path):
     assert read(tmp_path, "metrics.json")["pairwise_accuracy"] > 0.65
 
 
-def test_the_card_says_what_was_learned_and_what_it_leans_on(main, models, tmp_path):
+def test_the_card_says_what_was_learned_and_what_it_leans_on_and_is_pushed(main, models, tmp_path, monkeypatch):
     generator = random.Random(1)
     for split, count in (("train", 120), ("validation", 40), ("test", 80)):
         rows = [draw_rating(generator) | {"side": "ab"[row % 2]} for row in range(count)]
         write_split(tmp_path / "data", split, rows)
     out = tmp_path / "out"
     flags = ["--dataset_name", str(tmp_path / "data"), "--model_name_or_path", models["bert"], *BRISK, "--loss", "mse"]
-    main([*flags, "--debias", "length", "--group_column", "side", "--group_penalty", "0.5", "--output_dir", str(out)])
+    flags += ["--debias", "length", "--group_column", "side", "--group_penalty", "0.5", "--output_dir", str(out)]
+    with HubDouble() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        main([*flags, "--push_to_hub", "--hub_model_id", "me/judge", "--hub_token", hub.token])
+        pushed = hub.repos["me/judge"].files
+    assert {"model.safetensors", "reward_config.json", "README.md", "report.html", "evaluation.json"} <= set(pushed)
+    assert pushed["README.md"] == (out / "README.md").read_bytes()
+    assert not {"training_args.bin", "config.yaml", "predictions.jsonl"} & set(pushed)
     bias = read(out, "bias.json")
     assert {"length", "format", "repetition"} == set(bias["covariates"])
     assert {"a", "b"} == set(bias["groups"]["groups"])

@@ -77,7 +77,8 @@ def test_members_load_alone_and_together_with_the_scores_that_were_measured(main
     settings, tokenizer = read(out, "ensemble.json"), AutoTokenizer.from_pretrained(out)
     end = tokenizer.eos_token if base == "llama" else ""
     for index in range(2):
-        model = AutoPeftModelForSequenceClassification.from_pretrained(out / f"adapter_{index}", num_labels=1).eval()
+        adapter = out / f"adapter_{index}"
+        model = AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=1).eval()
         model.config.pad_token_id = tokenizer.pad_token_id
         with torch.no_grad():
             logits = [model(**tokenizer(row["text"] + end, return_tensors="pt")).logits.item() for row in rows[:5]]

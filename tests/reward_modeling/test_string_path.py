@@ -41,8 +41,7 @@ def logged_rewards(trainer_class, config_class, folder, model, prompts, bf16):
     """Two steps of training: of each the prompts, the completions and the mean reward of the model, as logged."""
     tokenizer, recorder = tiny_tokenizer("llama", chat_template=True), Recorder()
     trainer = trainer_class(
-        model=tiny_causal_lm(tokenizer),
-        processing_class=tokenizer,
+        model=str(save_tiny(folder.parent / "policy", tiny_causal_lm(tokenizer), tokenizer)),
         reward_funcs=[str(model), recorder],
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         args=config_class(
