@@ -30,7 +30,6 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import rlhf_recipes  # noqa: F401 - first, because it sets threads and telemetry before a library reads them

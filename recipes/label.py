@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Labels.
     line = draw_line(doubt_args, evidence, known)
+    labeling.warn_of_ratings(rewards, line.method)
     found = verdicts(evidence, line.method, line.sigmoid)
     why = reasons(found, line.threshold, doubt_args.min_agreement)
     made = labeling.labelled_rows(rows, evidence, found, why, label_as, args.ensemble)

@@ -114,7 +114,7 @@ def choose_method(method: Method | None, pairs: bool, labelled: bool) -> Method:
     """The way to a probability where none was named: fitted to labels where there are some.
 
     Without labels a pair has the probability of Bradley and Terry (1952), which is what reward models are trained to
-    give, `sigma(first - second)`. The score of a single text means nothing by itself.
+    give, `sigma(first - second)` of their logits. The score of a single text means nothing by itself.
 
     Raises:
         `ValueError`: if single texts have no labels, or `"fitted"` is asked for without.

@@ -27,7 +27,7 @@ from rlhf_recipes.data.votes import Floats
 from rlhf_recipes.outputs import write_jsonl
 from rlhf_recipes.reward_modeling.candidates import score_in_chunks
 from rlhf_recipes.reward_modeling.data import in_share
-from rlhf_recipes.reward_modeling.doubt import Evidence, Known, Verdicts, is_right
+from rlhf_recipes.reward_modeling.doubt import Evidence, Known, Method, Verdicts, is_right
 from rlhf_recipes.reward_modeling.selective import binomial_interval
 from rlhf_recipes.rewards.base import Text, WeightedSum, as_text
 from rlhf_recipes.rewards.workbench import Sample
@@ -112,6 +112,20 @@ def evidence_of(rewards: WeightedSum, dataset: Dataset, ensemble: bool = False, 
     return Evidence(
         scores[0] - scores[1] if pairs else scores[0], members[0] - members[1] if pairs else members[0], scores
     )
+
+
+def warn_of_ratings(rewards: WeightedSum, method: Method) -> None:
+    """Say so where a sigmoid is to read ratings: a reward model is trained on differences of logits."""
+    names = [
+        name
+        for name, func in zip(rewards.names, rewards.reward_funcs, strict=True)
+        if getattr(getattr(func, "reward", func), "calibration", None) is not None
+    ]
+    if names and method == "sigmoid":
+        logger.warning(
+            "%s gives calibrated ratings, and sigmoid takes them for logits, so the probabilities are not those that it "
+            "was trained to give. Set calibrate to false in its args, or fit them to a validation_split.", names[0]
+        )  # fmt: skip
 
 
 def _scored(

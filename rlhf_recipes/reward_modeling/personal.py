@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from rlhf_recipes.data.votes import is_missing, numbers
@@ -313,7 +314,8 @@ class PersonalRewardModel:
         tensors = {name: torch.from_numpy(values) for name, values in vars(standardization).items()}
         tensors |= {"shared": heads.shared, "loadings": heads.loadings}
         tensors |= {"precision": self._precision, "information": self._information}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / TENSORS_FILE)
+        contents = as_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+        (target / TENSORS_FILE).write_bytes(contents)
         data: dict[str, Any] = {"format": FORMAT, "trained_on": self.trained_on, "rows": self.rows, "rank": self.rank}
         data |= {"noise": heads.noise, "penalties": list(self.penalties), "users": self.users}
         write_json(target / MODEL_FILE, data | {"features": self.features.to_json()})
@@ -409,7 +411,7 @@ def user_key(user: Any) -> str | None:
         return None
     if isinstance(user, str):
         return user.strip() or None
-    if isinstance(user, int | float | np.integer | np.floating) and not isinstance(user, bool) and user == int(user):
+    if isinstance(user, int | float | np.integer | np.floating) and not isinstance(user, bool) and user % 1 == 0:
         return str(int(user))  # a column with gaps makes 7.0 of 7
     raise ValueError(f"A user is a text or a whole number, or None where it is not known; given was {user!r}.")
 

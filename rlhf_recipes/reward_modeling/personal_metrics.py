@@ -24,6 +24,7 @@ from rlhf_recipes.rewards.optional import optional
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
+LINES = ("#2361a5", "#bd5416", "#4f7d3a", "#596271", "#1c232e")
 
 
 def user_metrics(
@@ -230,8 +231,8 @@ def plot_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, measure: st
     """
     from matplotlib.figure import Figure
 
-    from rlhf_recipes.report.plots import DASHES, SERIES
-    from rlhf_recipes.rewards.balance import COLORS, draw_png
+    from rlhf_recipes.report.plots import DASHES
+    from rlhf_recipes.rewards.balance import draw_png
 
     counts = [point["ratings_per_user"] for point in curve]
 
@@ -239,7 +240,7 @@ def plot_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, measure: st
         axes = figure.add_subplot()
         for index, name in enumerate(curve[0]["heads"]):
             figures = [point["heads"][name] for point in curve]
-            color = COLORS[SERIES[index % len(SERIES)]]
+            color = LINES[index % len(LINES)]
             line = [one[measure] for one in figures]
             ends = np.array([one[f"{measure}_ci95"] or [np.nan, np.nan] for one in figures], dtype=float).T
             axes.fill_between(counts, *ends, color=color, alpha=0.15, linewidth=0)

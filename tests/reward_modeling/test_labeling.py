@@ -29,10 +29,12 @@ from rlhf_recipes.reward_modeling.labeling import (
     read_rows,
     sides_of,
     summary,
+    warn_of_ratings,
     write_labelled,
 )
 from rlhf_recipes.reward_modeling.selective import Sigmoid
-from rlhf_recipes.rewards import WeightedSum
+from rlhf_recipes.rewards import LearnedReward, LogisticCalibration, RewardModelSettings, WeightedSum
+from tests.tiny import tiny_classifier, tiny_tokenizer
 
 
 def marks(completions, **kwargs):
@@ -116,6 +118,18 @@ def test_rows_without_texts_are_refused():
         sides_of(Dataset.from_dict({"line": ["a"]}))
     with pytest.raises(ValueError, match="All 1 rows have a blank text"):
         evidence_of(MARKS, Dataset.from_dict({"completion": [" "]}))
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "method", "warns"), [(True, "sigmoid", True), (False, "sigmoid", False), (True, "fitted", False)]
+)
+def test_ratings_that_are_taken_for_logits_are_told_of(caplog, calibrate, method, warns):
+    tokenizer = tiny_tokenizer("bert")
+    settings = RewardModelSettings(calibration=LogisticCalibration(1.0, 0.0))
+    model = tiny_classifier(tokenizer)
+    reward = LearnedReward(model, tokenizer, name="rater", calibrate=calibrate, settings=settings)
+    warn_of_ratings(WeightedSum([reward]), method)
+    assert ("rater gives calibrated ratings" in caplog.text) == warns
 
 
 # ---- labels that there are

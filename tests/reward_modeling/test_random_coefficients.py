@@ -80,10 +80,9 @@ def test_the_likelihood_is_that_of_a_normal_distribution():
         b = z @ loadings.numpy()
         want -= multivariate_normal(z @ theta.numpy(), noise * np.eye(5) + b @ b.T).logpdf(y)
     want -= 15 / 2 * math.log(2 * math.pi)
-    one = torch.ones(15, dtype=torch.float64)
-    said = _deviance(
-        rows, theta, loadings, numbers(math.log(noise)).squeeze(), rows.targets, torch.ones(15).double(), 3
-    )
+    weights = torch.ones(15, dtype=torch.float64)
+    log_noise = torch.tensor(math.log(noise), dtype=torch.float64)
+    said = _deviance(rows, theta, loadings, log_noise, rows.targets, weights, 3)
     assert said.item() == pytest.approx(want, rel=1e-10)
 
 
