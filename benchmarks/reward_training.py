@@ -1,14 +1,14 @@
 r"""What a step of training a reward model costs here, and in TRL's RewardTrainer as its own script uses it.
 
     OMP_NUM_THREADS=1 python benchmarks/reward_training.py
-    OMP_NUM_THREADS=1 python benchmarks/reward_training.py --pairs 640 --repeats 5 --model starter/smollm2-135m-instruct
+    OMP_NUM_THREADS=1 python benchmarks/reward_training.py --pairs 8 --batch_size 2 --model starter/smollm2-135m-instruct
 
 Both train the same model in the same precision on the same pairs of the starter kit's ratings, with the same number of
 texts in a batch and without gradient checkpointing. TRL gets columns of text, as `trl/scripts/reward.py` hands them
 over: its tokenization (with the end-of-sequence token that it adds), its collator, random order. Ours are the parts of
 recipes/reward.py: tokens, length groups. The ways:
 
-    full, lora                   on both sides; LoRA on all linear layers, rank 16
+    full, lora                   on both sides; LoRA of rank 16 on the layers that PEFT chooses for the model
     frozen                       ours: the embeddings and the lower half of the layers stay as they are
     pairs_in_batch               ours: as many texts, each compared with all others of its batch
 
@@ -17,7 +17,9 @@ load of other programs falls on all of them. `texts_per_cpu_second` is texts thr
 the process (resource.getrusage) and says about the same on a busy machine; `texts_per_second` is by the clock.
 `training_memory_mb` is how much the peak of resident memory grew from after loading to after training. Each is the
 median of the repeats, with the least and the most. `ratios` are ours by TRL's of the same way (frozen and
-pairs_in_batch by TRL's full), medians over the repeats. `padding_share` is the part of all positions that is padding.
+pairs_in_batch by TRL's full), medians over the repeats. `padding_share` is the part of all positions that is padding;
+`padding` says it of one epoch over all ratings, without training: of pairs and of single texts, in random order and
+grouped by length.
 Progress goes to stderr; the last line, on stdout, is one JSON object.
 """
 
@@ -39,6 +41,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging as transformers_logging
 
 from rlhf_recipes.data.collators import PairCollator
@@ -62,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", default="starter/movie-ratings", help="Ratings, of which pairs are drawn.")
     parser.add_argument("--model", default="starter/minilm-l6", help="Encoder or decoder, a folder.")
-    parser.add_argument("--pairs", type=int, default=192, help="Pairs in one run.")
-    parser.add_argument("--batch_size", type=int, default=16, help="Pairs in a batch; half as many as texts.")
+    parser.add_argument("--pairs", type=int, default=128, help="Pairs in one run.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Pairs in a batch, of two texts each.")
     parser.add_argument("--repeats", type=int, default=3, help="Runs of each way.")
     parser.add_argument("--bf16", action="store_true", help="Train in bfloat16 mixed precision.")
     args = parser.parse_args(argv)
@@ -76,7 +79,29 @@ def main(argv: list[str] | None = None) -> None:
                 found[run].append(pool.apply(measured, (*run, vars(args))))
             said = ", ".join(f"{name} {value:.4g}" for name, value in found[run][-1].items())
             print(f"{repeat + 1}/{args.repeats} {run[0]:>4} {run[1]:<15} {said}", file=sys.stderr, flush=True)
-    print(json.dumps(report(found, args)))
+    print(json.dumps(report(found, args) | {"padding": padding_of_an_epoch(args)}))
+
+
+def padding_of_an_epoch(args: argparse.Namespace, batch_size: int = 16) -> dict[str, float]:
+    """Share of padding in batches of 16 pairs or 32 texts, all ratings being used once."""
+    tokenizer = load_tokenizer(args.model)
+    rows = load_rows(args.dataset_name, "train")
+    of_text = [len(ids) for ids in tokenizer(list(rows["completion"])).input_ids]
+    pairs = draw_pairs(list(rows["completion"]), rows["score"], seed=0)
+    of_pair = [(of_text[first], of_text[second]) for first, second in pairs]
+    kinds: dict[str, list[tuple[int, ...]]] = {"pairs": of_pair, "texts": [(length,) for length in of_text]}
+    result = {}
+    for kind, lengths in kinds.items():
+        size = batch_size if kind == "pairs" else 2 * batch_size
+        longest = [max(row) for row in lengths]
+        grouped = LengthGroupedSampler(size, lengths=longest, generator=torch.Generator().manual_seed(0))
+        shuffled = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
+        for order, name in ((shuffled, "random"), (list(grouped), "group_by_length")):
+            batches = [[lengths[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
+            real = sum(sum(row) for row in lengths)
+            filled = sum(max(map(max, batch)) * sum(map(len, batch)) for batch in batches)
+            result[f"{kind} {name}"] = round(1 - real / filled, 3)
+    return result
 
 
 def report(found: dict[tuple[str, str], list[dict[str, float]]], args: argparse.Namespace) -> dict[str, Any]:
@@ -167,7 +192,7 @@ def of_trl(way: str, args: argparse.Namespace, folder: str) -> Any:
     tokenizer = load_tokenizer(args.model)
     # Without an end-of-sequence token, as encoders are, TRL fails where it appends one.
     end = {} if tokenizer.eos_token else {"eos_token": tokenizer.sep_token}
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
+    lora = LoraConfig(r=16, lora_alpha=32, task_type="SEQ_CLS")
     settings = arguments(trl.RewardConfig, args, folder, args.batch_size, **end)
     _, pairs = pairs_of_text(args)
     return trl.RewardTrainer(args.model, settings, train_dataset=pairs, peft_config=lora if way == "lora" else None)
@@ -175,7 +200,7 @@ def of_trl(way: str, args: argparse.Namespace, folder: str) -> Any:
 
 def ours(way: str, args: argparse.Namespace, folder: str) -> Any:
     """The parts of recipes/reward.py."""
-    lora = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": ["all-linear"]}
+    lora = {"use_peft": True, "lora_r": 16, "lora_alpha": 32}
     model_args = ModelArguments(model_name_or_path=args.model, **(lora if way == "lora" else {}))
     tokenizer = load_tokenizer(args.model)
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.cleaning import CleaningArguments
 from rlhf_recipes.data.feedback import FeedbackArguments
+from rlhf_recipes.data.feedback import FeedbackArguments
 from rlhf_recipes.data.formats import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json

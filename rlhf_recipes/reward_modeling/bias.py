@@ -309,11 +309,11 @@ def _group_lines(groups: Metrics | None) -> list[str]:
     return lines
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
+def _number(value: float | None, form: str = "z.2f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _ranged(figures: Metrics, key: str, form: str = "+.2f") -> str:
+def _ranged(figures: Metrics, key: str, form: str = "+z.2f") -> str:
     value, ends = figures.get(key), figures.get(f"{key}_ci95")
     return _number(value, form) + ("" if ends is None else f" ({ends[0]:{form}} to {ends[1]:{form}})")
 

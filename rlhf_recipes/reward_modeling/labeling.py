@@ -123,8 +123,8 @@ def warn_of_ratings(rewards: WeightedSum, method: Method) -> None:
     ]
     if names and method == "sigmoid":
         logger.warning(
-            "%s gives calibrated ratings, and sigmoid takes them for logits, so the probabilities are not those that it "
-            "was trained to give. Set calibrate to false in its args, or fit them to a validation_split.", names[0]
+            "%s gives calibrated ratings, and sigmoid takes them for logits, so the probabilities are not those that "
+            "it was trained to give. Set calibrate to false in its args, or fit them to a validation_split.", names[0]
         )  # fmt: skip
 
 

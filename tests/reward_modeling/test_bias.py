@@ -257,7 +257,7 @@ def test_the_table_says_what_was_found():
     report = measure_bias(reward, dataset, "ratings", "topic", min_group=1000, **QUICK)
     text = table(report)
     partial = report["covariates"]["length"]["partial"]
-    assert f"{partial:+.2f} (" in text
+    assert f"  {partial:+.2f} (" in text
     assert "Not judged, fewer than 1000 texts: cats" in text
     assert "batch                 0           holds" in text
 
