@@ -93,7 +93,7 @@ def tiny_vision_classifier(processor: Any, num_labels: int = 1, seed: int = 0) -
                 num_labels=num_labels,
             )
             model: Any = Gemma3ForSequenceClassification(config)
-            # It comes as zeros, with which a model is blind.
+            # It comes as zeros, with which a model is blind; that of the other kind is small.
             torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
             head = model.score
         else:
@@ -106,6 +106,7 @@ def tiny_vision_classifier(processor: Any, num_labels: int = 1, seed: int = 0) -
                 num_labels=num_labels,
             )
             model = ModernVBertForSequenceClassification(config)
+            torch.nn.init.normal_(model.model.connector.modality_projection.weight, std=1.0)
             head = model.classifier
         torch.nn.init.normal_(head.weight, std=1.0)
     return model.eval()

@@ -288,9 +288,13 @@ def _base_splits(split: str) -> list[str]:
     return [part.split("[")[0].strip() for part in split.split("+")]
 
 
-def _no_such_split(name: str, split: str, existing: Iterable[str]) -> ValueError:
+class NoSuchSplit(ValueError):
+    """A dataset has no split of that name; the message names those that it has."""
+
+
+def _no_such_split(name: str, split: str, existing: Iterable[str]) -> NoSuchSplit:
     near = difflib.get_close_matches(split, list(existing), n=1)
-    return ValueError(
+    return NoSuchSplit(
         f"The dataset {name!r} has no split {split!r}; it has: {', '.join(existing)}."
         + (f" Did you mean {near[0]!r}?" if near else "")
         + " Choose with dataset_train_split and dataset_test_split."

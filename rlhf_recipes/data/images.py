@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rlhf_recipes.data.collators import _numbers, _own_pad_token
 from rlhf_recipes.rewards.base import Messages, Text
@@ -54,8 +54,8 @@ class ImageTextEncoder:
             Whether plain text ends with the end-of-sequence token, as a decoder's head wants it.
 
     Raises:
-        `ValueError`: if the processor has no tokenizer, no image processor or no mark for an image, or its pad token is
-            none of its own.
+        `ValueError`: if the processor has no tokenizer, no image processor or no mark for an image, or has no pad token of
+            its own.
     """
 
     def __init__(self, processor: Any, max_length: int | None = None, append_eos: bool = False) -> None:
@@ -136,8 +136,8 @@ class ImageTextEncoder:
         marks = text.count(self.processor.image_token)
         if marks != len(images):
             raise ValueError(
-                f"Text {row} has {marks} marks {self.processor.image_token!r} and {len(images)} images. Give one image "
-                "for each mark, or leave the marks out: images then come first."
+                f"Text {row} has {marks} marks {self.processor.image_token!r} and {len(images)} images. Give one "
+                "image for each mark, or leave the marks out: images then come first."
             )
 
 
@@ -254,8 +254,6 @@ def read_image(image: Any, row: int = 0) -> Image.Image:
     Raises:
         `ValueError`: if it is none of these, or cannot be read.
     """
-    from PIL import ImageOps
-
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     try:

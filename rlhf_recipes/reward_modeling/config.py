@@ -51,7 +51,8 @@ class RewardConfig(trl.RewardConfig):
             A column that tells groups, such as a topic or a dialect: whether the model is fair to them is measured.
         group_penalty (`float`, *optional*, defaults to 0.0):
             How much it costs, under `mse`, `mae` and `huber`, that scores are further above the ratings for one group
-            than for others.
+            than for others. It is asked of the training rows: where these are skewed themselves it can make things
+            worse (`docs/reward_bias.md`).
         num_frozen_layers (`int`, *optional*, defaults to 0):
             Leave the embeddings and the lowest layers of the model as they are, and compute no gradient for them. For
             adapters there is `lora_num_layers`.

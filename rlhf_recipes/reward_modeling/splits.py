@@ -11,7 +11,7 @@ from datasets import Dataset
 from rlhf_recipes.data.agreement import agreement_metrics
 from rlhf_recipes.data.cleaning import CleaningArguments, Table, run, steps_from
 from rlhf_recipes.data.feedback import Check, FeedbackArguments, Kind
-from rlhf_recipes.data.formats import DataArguments
+from rlhf_recipes.data.formats import DataArguments, NoSuchSplit
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.data import read_feedback
 from rlhf_recipes.reward_modeling.debias import balance_pairs
@@ -128,9 +128,7 @@ def load_splits(
 def _optional(read: Callable[[str], tuple[Dataset, Check]], split: str, checks: dict[str, Check]) -> Dataset | None:
     try:
         rows, checks["validation"] = read(split)
-    except ValueError as error:
-        if "has no split" not in str(error):
-            raise
+    except NoSuchSplit as error:
         logger.warning("No validation rows, so scores will not be calibrated to ratings: %s", error)
         return None
     return rows

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
     from rlhf_recipes.rewards.linear import LinearReward
     from rlhf_recipes.rewards.loading import load_reward, load_rewards
+    from rlhf_recipes.rewards.personal import PersonalReward
     from rlhf_recipes.rewards.process import StepModel, StepReward, TokenClassifierReward
     from rlhf_recipes.rewards.reference import BLEU, ROUGE, ChrF, ExactMatch, TokenF1, corpus_bleu
     from rlhf_recipes.rewards.remote import RemoteReward
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.semantics import Embedder, EmbeddingDistance, EmbeddingSimilarity
     from rlhf_recipes.rewards.sentiment import SentimentClassifier, Vader
     from rlhf_recipes.rewards.shaping import KeywordProgress, PrefixScore
+    from rlhf_recipes.rewards.shared_ensemble import SharedBaseEnsemble
 
 # What completions can be rewarded with: the names that a YAML file may use. By module.
 _REWARDS_OF = {
@@ -76,6 +78,7 @@ _REWARDS_OF = {
     "languagetool": ("LanguageTool",),
     "learned": ("LearnedReward",),
     "linear": ("LinearReward",),
+    "personal": ("PersonalReward",),
     "process": (
         "StepReward",
         "TokenClassifierReward",
@@ -110,6 +113,7 @@ _REWARDS_OF = {
         "KeywordProgress",
         "PrefixScore",
     ),
+    "shared_ensemble": ("SharedBaseEnsemble",),
 }
 _OTHERS_OF = {
     "base": (
@@ -172,6 +176,7 @@ __all__ = [
     "NgramNovelty",
     "NumberAnswer",
     "OnText",
+    "PersonalReward",
     "PlainProse",
     "PrefixScore",
     "Product",
@@ -186,6 +191,7 @@ __all__ = [
     "Scale",
     "SelfBLEU",
     "SentimentClassifier",
+    "SharedBaseEnsemble",
     "Spelling",
     "StepModel",
     "StepReward",

@@ -264,8 +264,8 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
     elif "/" in func or "\\" in func or Path(func).exists():
         if "model" in settings:
             raise ValueError(f"The reward {func!r} is a model, and its args name another, {settings['model']!r}.")
-        learned = importlib.import_module("rlhf_recipes.rewards.learned").LearnedReward
-        target, settings = learned, {"model": func, **settings}
+        target, argument = _of_folder(Path(func).expanduser())
+        settings = {argument: func, **settings}
     else:
         here = _rewards_here()
         raise ValueError(
@@ -274,6 +274,20 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
         )
     _check_args(target, settings)
     return target, settings
+
+
+def _of_folder(folder: Path) -> tuple[Any, str]:
+    """The reward that reads what a recipe left in a folder, and its argument for the folder; else a classifier."""
+    name, argument = "LearnedReward", "model"
+    if (folder / "linear_reward.json").is_file():
+        name = "LinearReward"
+    elif (folder / "personal_reward.json").is_file():
+        name = "PersonalReward"
+    elif (folder / "ensemble.json").is_file():
+        name, argument = "SharedBaseEnsemble", "folder"
+    elif (folder / "reward_config.json").is_file() and '"step_token"' in (folder / "reward_config.json").read_text():
+        name, argument = "StepReward", "score"
+    return getattr(importlib.import_module("rlhf_recipes.rewards"), name), argument
 
 
 def _is_file(func: Any) -> bool:

@@ -16,7 +16,8 @@ from rlhf_recipes.reward_modeling.objectives import make_objective
 from rlhf_recipes.reward_modeling.saving import save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer
 from rlhf_recipes.rewards.learned import LearnedReward
-from rlhf_recipes.rewards.process import StepModel
+from rlhf_recipes.rewards.loading import load_reward
+from rlhf_recipes.rewards.process import StepModel, StepReward
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 ROWS = [
@@ -155,3 +156,4 @@ def test_a_process_model_judges_the_steps_as_it_did_in_training(tmp_path):
         places = ends[row, :count].long()
         assert found[row] == pytest.approx(logits[row, places, 0].sigmoid().tolist(), abs=1e-5)
     AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    assert type(load_reward(str(tmp_path / "out"))) is StepReward

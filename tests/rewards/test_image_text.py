@@ -74,7 +74,7 @@ def test_messages_may_hold_the_image(made):
 def test_saved_and_loaded_it_says_the_same(made, tmp_path):
     model, processor = made
     folder = save_tiny_vision(tmp_path / "judge", model, processor)
-    calibration = LogisticCalibration(low=-4.0, high=4.0, slope=1.0, offset=0.0)
+    calibration = LogisticCalibration(scale=1.0, offset=0.0)
     RewardModelSettings(calibration=calibration, max_length=200).save(folder)
     row = {"prompts": ["It is"] * 2, "completions": [" red"] * 2, "image": [RED, BLUE]}
     raw = ImageTextReward(model, processor)(**row)
@@ -164,7 +164,7 @@ def test_ratings_through_the_trainer_of_any_loss(tmp_path):
     data, objective = Dataset.from_list(rows), make_objective("mse")
     objective.fit(data)
     trainer = FeedbackTrainer(
-        model=model, args=settings(tmp_path, max_steps=80, loss="mse"), objective=objective,
+        model=model, args=settings(tmp_path, max_steps=150, learning_rate=5e-3, loss="mse"), objective=objective,
         train_dataset=ImageRows(data, objective), processing_class=processor.tokenizer,
         data_collator=ImageFeedbackCollator(processor),
     )  # fmt: skip

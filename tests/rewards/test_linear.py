@@ -8,6 +8,7 @@ from rlhf_recipes.reward_modeling.features import NAMED, BagOfWords, FeatureSet,
 from rlhf_recipes.reward_modeling.linear import LinearRewardModel
 from rlhf_recipes.rewards import WeightedSum
 from rlhf_recipes.rewards.linear import LinearReward
+from rlhf_recipes.rewards.loading import load_reward
 
 GOOD = Keywords(("good",), "good")
 TEXTS = ["film", "good film", "good good film"]
@@ -28,6 +29,10 @@ def test_the_reward_is_the_regression_s_score(folder):
     assert reward(prompts=PROMPTS, completions=COMPLETIONS) == pytest.approx([1.0, 2.0, 1.0, 0.0])
     assert reward.__name__ == "goodness"
     assert LinearReward(folder, name="why").__name__ == "why"
+
+
+def test_its_folder_is_a_reward_by_itself(folder):
+    assert type(load_reward(str(folder))) is LinearReward
 
 
 def test_a_row_is_explained(folder):
