@@ -26,7 +26,6 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.cleaning import CleaningArguments
 from rlhf_recipes.data.feedback import FeedbackArguments
-from rlhf_recipes.data.feedback import FeedbackArguments
 from rlhf_recipes.data.formats import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
@@ -67,14 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # One scale for all of them, and one model with the mean of their weights.
     load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision).save_pretrained(output_dir)
-    finish_ensemble(output_dir, len(members), splits, training_args)
+    held_out = finish_ensemble(output_dir, len(members), splits, training_args)
     places = [member_folder(output_dir, index) for index in range(len(members))]
     average = average_models(places, output_dir / AVERAGE_FOLDER)
 
     # Measure what was saved.
     of_average = measure(average, splits.train, splits.validation, splits.test, training_args, splits.kind)
     write_json(average / "metrics.json", of_average)
-    figures, report = measure_ensemble(output_dir, splits, training_args, ensemble_args.other_datasets or ())
+    others = ensemble_args.other_datasets or ()
+    figures, report = measure_ensemble(output_dir, splits, training_args, others, held_out)
     draw_uncertainty(report, output_dir / "uncertainty.png")
     metrics = figures | {
         "loss": loss,

@@ -54,7 +54,7 @@ class ImageTextEncoder:
             Whether plain text ends with the end-of-sequence token, as a decoder's head wants it.
 
     Raises:
-        `ValueError`: if the processor has no tokenizer, no image processor or no mark for an image, or has no pad token of
+        `ValueError`: if the processor has no tokenizer, no image processor, no mark for an image, or no pad token of
             its own.
     """
 

@@ -55,7 +55,7 @@ TOLERANCE = 1e-3  # of a score that was computed twice
 OF_TRAINING = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay",
     "max_grad_norm", "optim", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "passes",
-    "min_gap", "loss_args", "debias", "bf16", "fp16",
+    "min_gap", "loss_args", "debias", "group_column", "group_penalty", "bf16", "fp16",
 )  # fmt: skip
 OF_MODEL = (
     "model_name_or_path", "model_revision", "dtype", "lora_r", "lora_alpha", "lora_target_modules",
@@ -195,9 +195,10 @@ def make_trainer(
             **common,
         )
     how: tuple[Any, ...] = (objective, tokenizer, settings, args.debias or ())
+    groups = list(train[args.group_column]) if args.group_column and args.group_penalty else None
     return FeedbackTrainer(
         objective=objective,
-        train_dataset=example_rows(train, *how),
+        train_dataset=example_rows(train, *how, groups=groups),
         eval_dataset=held_out and example_rows(held_out, *how),
         **common,
     )
@@ -258,7 +259,7 @@ class _Base:
     def train(self, place: Path, seed: int, rows: Dataset, plan: Mapping[str, Any]) -> None:
         """Train one member and put it into its folder, which appears at the end."""
         work = place.with_name(f".{place.name}")
-        args = dataclasses.replace(self.training_args, seed=seed, output_dir=str(work))
+        args = dataclasses.replace(self.training_args, seed=seed, output_dir=str(work), push_to_hub=False)
         model, objective = self.fresh(seed), self.objective()
         settings = settings_for(self.tokenizer, cast(Any, model), args.max_length)
         held_out = (self.splits.validation or self.splits.test) if args.eval_strategy != "no" else None

@@ -61,11 +61,14 @@ HOME, SHUFFLED = "test", "words shuffled"
 REDUCTIONS = ("mean", "min", "mean_minus_std", "mean_minus_variance")
 
 
-def finish_ensemble(folder: str | Path, count: int, splits: Splits, args: RewardConfig) -> EnsembleSettings:
+def finish_ensemble(folder: str | Path, count: int, splits: Splits, args: RewardConfig) -> Read:
     """Standardize the members on the validation rows, calibrate them where there are ratings, and write
     `ensemble.json`.
 
     Without validation rows the training rows are used, 2,000 at most.
+
+    Returns:
+        [`~rlhf_recipes.reward_modeling.ensemble_metrics.Read`]: those rows, as the members have read them.
 
     Raises:
         `ValueError`: if a member gives all texts the same score.
@@ -81,7 +84,7 @@ def finish_ensemble(folder: str | Path, count: int, splits: Splits, args: Reward
     if splits.kind == "ratings":
         _calibrate(folder, read, list(rows["score"]), rating_scale(splits.train, args))
     settings.save(folder)
-    return settings
+    return read
 
 
 def _calibrate(folder: str | Path, read: Read, ratings: Sequence[float], scale: tuple[float, float]) -> None:
@@ -99,16 +102,18 @@ def _calibrate(folder: str | Path, read: Read, ratings: Sequence[float], scale: 
 
 
 def measure_ensemble(
-    folder: str | Path, splits: Splits, args: RewardConfig, others: Sequence[str] = ()
+    folder: str | Path, splits: Splits, args: RewardConfig, others: Sequence[str] = (), held_out: Read | None = None
 ) -> tuple[Metrics, Metrics]:
     """Measure a finished ensemble on the test rows, and write `uncertainty.json` and `predictions.jsonl`.
 
     Args:
         folder (`str` or `Path`): As `recipes/reward_ensemble.py` writes it; a model in `average/` is measured too.
-        splits ([`~rlhf_recipes.reward_modeling.splits.Splits`]): Validation rows fit the mean of the members to
-            ratings, test rows are measured on.
+        splits ([`~rlhf_recipes.reward_modeling.splits.Splits`]): The test rows are measured on.
         args ([`RewardConfig`]): `min_gap`, the rating scale and the batch size are used.
         others (`Sequence[str]`): Datasets on whose test split the disagreement is measured too.
+        held_out ([`~rlhf_recipes.reward_modeling.ensemble_metrics.Read`], *optional*): Rows of ratings that the mean
+            of the members is fitted to, as [`finish_ensemble`] gives them. Without, there are no errors in units of
+            the rating.
 
     Returns:
         `tuple[dict, dict]`: the flat keys of the table above, and what `uncertainty.json` holds:
@@ -131,8 +136,8 @@ def measure_ensemble(
         del one
     report: Metrics = {"members": len(z), "texts": len(test.prompts)}
     curve = None
-    if test.scored.kind == "ratings" and splits.validation is not None:
-        curve = _curve(ensemble, splits, args)
+    if test.scored.kind == "ratings" and held_out is not None:
+        curve = _curve(ensemble, held_out, splits, args)
     if curve is not None:
         errors = np.abs(curve(test.by_row(scores["mean"])) - np.array(test.scored.dataset["score"]))
         report["error"] = error_by_disagreement(test.by_row(z.std(axis=0)), errors)
@@ -159,13 +164,13 @@ def _scorers(z: Floats) -> dict[str, Floats]:
     return scores
 
 
-def _curve(ensemble: SharedBaseEnsemble, splits: Splits, args: RewardConfig) -> LogisticCalibration | None:
-    """From the mean of the members to ratings, fitted to the validation rows."""
-    assert splits.validation is not None
-    held_out = read_rows(ensemble.members, splits.validation, "ratings")
+def _curve(
+    ensemble: SharedBaseEnsemble, held_out: Read, splits: Splits, args: RewardConfig
+) -> LogisticCalibration | None:
+    """From the mean of the members to ratings, fitted to held-out rows."""
     mean = held_out.by_row(ensemble.scaled(held_out.raw, "standard").mean(axis=0))
     try:
-        return LogisticCalibration.fit(mean, list(splits.validation["score"]), *rating_scale(splits.train, args))
+        return LogisticCalibration.fit(mean, list(held_out.scored.dataset["score"]), *rating_scale(splits.train, args))
     except ValueError as error:
         logger.warning("The mean of the members is not fitted to ratings: %s", error)
         return None

@@ -271,7 +271,10 @@ def test_the_card_says_what_was_learned_and_what_it_leans_on_and_is_pushed(main,
     [
         (["--loss", "plackett_luce"], "The loss plackett_luce does not read ratings"),
         (["--loss", "pairs_in_batch", "--loss_args", '{"gap": 1}'], "no setting 'gap'.*min_gap"),
-        (["--loss", "pairs_in_batch", "--group_column", "completion", "--group_penalty", "1"], "Take the loss mse, mae"),
+        (
+            ["--loss", "pairs_in_batch", "--group_column", "completion", "--group_penalty", "1"],
+            "Take the loss mse, mae",
+        ),
         (["--group_column", "topic"], "group_column is 'topic'; the columns are"),
         (["--score_range", "-1", "1"], "Row 0 of the ratings|outside"),
         (["--loss", "ordinal", "--loss_args", '{"levels": [1, 2]}'], "none of the levels 1, 2"),
