@@ -1,7 +1,8 @@
 r"""What a step of training a reward model costs here, and in TRL's RewardTrainer as its own script uses it.
 
     OMP_NUM_THREADS=1 python benchmarks/reward_training.py
-    OMP_NUM_THREADS=1 python benchmarks/reward_training.py --pairs 8 --batch_size 2 --model starter/smollm2-135m-instruct
+    OMP_NUM_THREADS=1 python benchmarks/reward_training.py --model starter/smollm2-135m-instruct --pairs 8 \
+        --batch_size 2
 
 Both train the same model in the same precision on the same pairs of the starter kit's ratings, with the same number of
 texts in a batch and without gradient checkpointing. TRL gets columns of text, as `trl/scripts/reward.py` hands them
@@ -24,6 +25,7 @@ Progress goes to stderr; the last line, on stdout, is one JSON object.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import platform
@@ -37,6 +39,7 @@ from typing import Any
 import rlhf_recipes  # noqa: F401 - first, because it sets threads and telemetry before a library reads them
 
 # isort: split
+import datasets
 import torch
 import trl
 from datasets import Dataset
@@ -131,8 +134,10 @@ def measured(side: str, way: str, options: dict[str, Any]) -> dict[str, float]:
     """One training in this process, and what it took."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     args = argparse.Namespace(**options)
-    with tempfile.TemporaryDirectory() as folder:
+    # Trainer prints what it logs; stdout is for the last line alone.
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         trainer = (of_trl if side == "trl" else ours)(way, args, folder)
         preparation = time.process_time() - start

@@ -25,7 +25,7 @@ from transformers import set_seed
 from trl import RewardTrainer
 
 from rlhf_recipes.arguments import RecipeParser, save_config
-from rlhf_recipes.cli import run
+from rlhf_recipes.cli import find_checkpoint, run
 from rlhf_recipes.data.cleaning import CleaningArguments
 from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.data.feedback import FeedbackArguments
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (DataArguments, FeedbackArguments, CleaningArguments, RewardConfig, ModelArguments)
     data_args, feedback_args, cleaning_args, training_args, model_args = RecipeParser(arguments, __doc__).parse(argv)
     output_dir = prepare_output_dir(training_args.output_dir, "reward", training_args.overwrite_output_dir)
+    checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", data_args, feedback_args, cleaning_args, training_args, model_args)
 
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Train.
     threads = choose_threads(trainer)
     train_start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     train_seconds = time.perf_counter() - train_start
 
     # Save, measure what was saved, push.
@@ -116,4 +117,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, to_go_on="Add --resume_from_checkpoint auto to go on from the last checkpoint, if one was saved.")

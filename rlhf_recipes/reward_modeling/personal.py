@@ -66,8 +66,8 @@ class PersonalRewardModel:
         rank (`int`, *optional*, defaults to 8):
             Directions in which tastes may differ, leniency among them. Each user is that many numbers.
         shared_penalty (`float`, *optional*), taste_penalty (`float`, *optional*):
-            Ridge penalties of `w`, and of `A`, as multiples of the noise's variance and of nothing. Default: those
-            that predict a held-out fifth of the texts best. The larger `taste_penalty`, the more alike are users.
+            What is added to the negative log-likelihood of standardized ratings: `shared_penalty |w|^2 / (2 noise)`
+            and `taste_penalty |A|^2 / 2`. Default: those that predict a held-out fifth of the texts best.
         seed (`int`, *optional*, defaults to 0): Which fifth is held out.
 
     Raises:
@@ -196,13 +196,19 @@ class PersonalRewardModel:
         return self
 
     def add_user(
-        self, user: Any, prompts: Sequence[Text], completions: Sequence[Text], ratings: ArrayLike
+        self,
+        user: Any,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        ratings: ArrayLike,
+        others: Sequence[float | None] | None = None,
     ) -> NDArray[np.float64]:
         """Learn a new user, or more of one that is known, from ratings; everyone else stays as they are.
 
         The posterior mean of `e_u`, in closed form: `e = (P + B^T B / noise)^-1 (q + B^T (y - w.h - b) / noise)`, with
         `B = [h, 1] [A; a]` of its texts, and `P = I`, `q = 0` before the first rating. Ratings given one after the
-        other, or all at once, come to the same.
+        other, or all at once, come to the same. With `others`, the mean rating of a text by others stands for `w.h`,
+        as in `fit_ratings`: a model that was fitted with them expects so little noise.
 
         Returns:
             `numpy.ndarray` of shape `(k,)`: the user's numbers.
@@ -215,9 +221,11 @@ class PersonalRewardModel:
         y = torch.from_numpy(numbers(ratings, "ratings"))
         if not len(prompts) == len(completions) == len(y):
             raise ValueError(f"There are {len(prompts)} prompts, {len(completions)} texts and {len(y)} ratings.")
-        index = self._place(key)
-        z = self.matrix(prompts, completions)
+        z, means = self.matrix(prompts, completions), _means(others, len(y))
+        if means is not None:
+            y = torch.where(means.isnan(), y, y - means + z @ heads.shared)
         precision, information = heads.evidence(z, y, torch.full_like(y, 1.0 / heads.noise))
+        index = self._place(key)
         self._precision[index] += precision
         self._information[index] += information
         return self.taste(key)
@@ -241,8 +249,9 @@ class PersonalRewardModel:
         if not len(prompts) == len(chosen) == len(rejected):
             raise ValueError(f"There are {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} rejected.")
         z = self.matrix(prompts, chosen) - self.matrix(prompts, rejected)
+        precision, information = heads.learn_pairs(z)
         index = self._place(key)
-        self._precision[index], self._information[index] = heads.learn_pairs(z)
+        self._precision[index], self._information[index] = precision, information
         return self.taste(key)
 
     # --- Judging ---------------------------------------------------------------------------------

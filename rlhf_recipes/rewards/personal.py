@@ -89,7 +89,10 @@ class PersonalReward:
         return scores
 
     def _count(self, users: Sequence[Any], there: bool) -> None:
-        shared = sum(1 for user in users if not self.model.knows(user))
+        from rlhf_recipes.reward_modeling.personal import user_key
+
+        known = set(self.model.users)
+        shared = sum(1 for user in users if user_key(user) not in known)
         if shared and not self.shared:
             why = "their user is not known" if there else f"the dataset has no column {self.user_column!r}"
             logger.warning(

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -264,6 +265,23 @@ def test_the_card_says_what_was_learned_and_what_it_leans_on_and_is_pushed(main,
     card = (out / "README.md").read_text()
     assert "reward_funcs" in card
     assert "held-out" in card
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(main, models, ratings, lora, tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    flags = ["--dataset_name", ratings, "--model_name_or_path", models["bert"], *BRISK, "--loss", "ordinal", "--card"]
+    flags += ["false", "--save_strategy", "steps", "--save_steps", "15", *(LORA if lora else [])]
+    main([*flags, "--output_dir", str(whole)])
+    again.mkdir()
+    for kept in (".recipe", "config.yaml", "checkpoint-15"):  # as if killed after 15 of 40 steps
+        copy = shutil.copytree if (whole / kept).is_dir() else shutil.copy
+        copy(whole / kept, again / kept)
+    main([*flags, "--output_dir", str(again), "--resume_from_checkpoint", "auto"])
+    for name in ("reward_config.json", "predictions.jsonl"):
+        assert (whole / name).read_text() == (again / name).read_text()
+    with pytest.raises(FileExistsError, match="--resume_from_checkpoint auto"):
+        main([*flags, "--output_dir", str(again)])
 
 
 @pytest.mark.parametrize(

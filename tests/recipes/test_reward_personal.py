@@ -49,11 +49,11 @@ def of_crowd(count, seed):
     return rows
 
 
-OPTIONS = ["--features", *('{"Keywords": {"keywords": ["%s"], "label": "%s"}}' % (word, word) for word in WORDS)]
+OPTIONS = ["--features", *(json.dumps({"Keywords": {"keywords": [word], "label": word}}) for word in WORDS)]
 
 
 def test_ratings_of_named_users(main, tmp_path, capsys):
-    data = write(tmp_path / "data", train=of_users(20, 0), test=of_users(10, 1))
+    data = write(tmp_path / "data", train=of_users(20, 0), test=of_users(30, 1))
     folder = tmp_path / "run"
     main(["--dataset_name", str(data), "--output_dir", str(folder), "--ratings_per_user", "5", "20", "--rank", "2",
           "--others_column", "mean", *OPTIONS])  # fmt: skip
@@ -62,7 +62,8 @@ def test_ratings_of_named_users(main, tmp_path, capsys):
     assert [point["ratings_per_user"] for point in curve] == [5, 20]
     assert metrics["personal_pairwise_accuracy"] > 0.95 > metrics["shared_pairwise_accuracy"]
     assert metrics["users"] == 4
-    assert metrics["win"] == 1.0
+    assert metrics["win"] >= 0.5
+    assert metrics["lose"] == 0.0
     assert metrics["simulated"] is False
     assert metrics["reload_difference"] < 1e-6
     assert "oracle_pairwise_accuracy" not in metrics

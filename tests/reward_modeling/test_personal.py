@@ -162,6 +162,27 @@ def test_the_users_of_training_are_what_their_ratings_would_add():
     assert added == pytest.approx(model.taste("bob"), rel=1e-6)
 
 
+def test_a_new_user_of_a_model_that_knows_the_mean_of_others():
+    """What others say of a text is as good as a shared head that is right: here it is 100 higher than that."""
+    prompts, completions, ratings, users = rated()
+    others = [float(text.split().count("good")) for text in completions]
+    model = PersonalRewardModel(GROUPS, **FIXED).fit_ratings(prompts, completions, ratings, users, others)
+    few = texts(8, seed=3)
+    own = [opinion(text, "dora") for text in few]
+    plain = model.add_user("plain", [""] * 8, few, own)
+    means = model.scores([""] * 8, few)
+    shifted = model.add_user("shifted", [""] * 8, few, np.array(own) + 100, (means + 100).tolist())
+    assert shifted == pytest.approx(plain)
+    half = [None if row % 2 else value for row, value in enumerate(means)]
+    assert model.add_user("half", [""] * 8, few, own, half) == pytest.approx(plain)
+
+
+def test_a_mistake_leaves_no_user_behind(model):
+    with pytest.raises(ValueError, match="1 mean ratings by others for 2 rows"):
+        model.add_user("nobody yet", [""] * 2, ["loud", "red"], [1.0, 2.0], [1.0])
+    assert not model.knows("nobody yet")
+
+
 # ---- pairs
 
 
