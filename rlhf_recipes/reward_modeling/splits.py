@@ -18,6 +18,8 @@ from rlhf_recipes.reward_modeling.debias import balance_pairs
 
 logger = logging.getLogger(__name__)
 
+IMAGES = {f"{side}image{s}" for side in ("", "chosen_", "rejected_") for s in ("", "s")}
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -107,6 +109,12 @@ def load_splits(
 
     train, of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)
     checks = {"train": of_train}
+    seen = sorted(IMAGES & set(train.column_names))
+    if seen:
+        raise ValueError(
+            f"The rows have pictures ({', '.join(seen)}), which this recipe would not look at. How a model that sees "
+            "is trained on them is in docs/image_rewards.md; to learn from the texts alone, remove the columns."
+        )
     validation = None
     if args.validation_split is not None:
         validation = _optional(lambda split: read(split, data_args.max_eval_samples), args.validation_split, checks)

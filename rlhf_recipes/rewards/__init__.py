@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.ensemble import EnsembleReward
     from rlhf_recipes.rewards.fluency import Fluency
     from rlhf_recipes.rewards.grammar import Acceptability, Spelling
+    from rlhf_recipes.rewards.image_text import ImageTextReward
     from rlhf_recipes.rewards.languagetool import LanguageTool
     from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
     from rlhf_recipes.rewards.linear import LinearReward
@@ -75,6 +76,7 @@ _REWARDS_OF = {
         "Acceptability",
         "Spelling",
     ),
+    "image_text": ("ImageTextReward",),
     "languagetool": ("LanguageTool",),
     "learned": ("LearnedReward",),
     "linear": ("LinearReward",),
@@ -163,6 +165,7 @@ __all__ = [
     "Flops",
     "Fluency",
     "Gate",
+    "ImageTextReward",
     "JsonSchema",
     "KeywordCoverage",
     "KeywordProgress",

@@ -359,6 +359,14 @@ def test_bad_input_is_refused_before_anything_is_trained(main, models, ratings, 
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
+def test_pictures_are_not_passed_over_in_silence(main, models, tmp_path):
+    for split in ("train", "test"):
+        write_split(tmp_path / "data", split, [{"chosen": "a", "rejected": "b", "image": "a.png"}] * 2)
+    with pytest.raises(ValueError, match="The rows have pictures \\(image\\), which this recipe would not look at"):
+        main(["--dataset_name", str(tmp_path / "data"), "--model_name_or_path", models["bert"], *BRISK,
+              "--output_dir", str(tmp_path / "out")])  # fmt: skip
+
+
 def test_the_recipe_can_be_read_in_one_sitting():
     assert len(RECIPE.read_text().splitlines()) <= 120
 
