@@ -237,6 +237,14 @@ AGREEMENT = {
     "alpha_interval": "Krippendorff's alpha, with distances",
     "alpha_ordinal": "Krippendorff's alpha, with ranks",
     "alpha_nominal": "Krippendorff's alpha, same number or not",
+    "alpha_interval_ci95": "its 95% interval",
+    "votes_per_text_min": "fewest votes of a text",
+    "votes_per_text_mean": "votes of a text, mean",
+    "votes_per_text_max": "most votes of a text",
+    "split_half": "correlation of the means of two halves of the raters",
+    "split_half_reliability": "reliability of the mean of all raters that follows",
+    "raters_for_0.8": "raters for a reliability of 0.8",
+    "raters_for_0.9": "raters for a reliability of 0.9",
     "icc_1": "reliability of one vote, ICC(1, 1)",
     "icc_k": "reliability of a text's mean, ICC(1, k)",
     "correlation_ceiling": "correlation that the truth itself would have with the mean rating",
@@ -257,10 +265,9 @@ def _reasons(split: Mapping[str, Any]) -> list[str]:
 
 
 def _rest(step: Mapping[str, Any]) -> str:
-    known = ("step", "before", "after")
-    return "; ".join(
-        f"{key.replace('_', ' ')} {_said(value)}" for key, value in step.items() if key not in known and value
-    )
+    known = ("step", "before", "after", "notes")
+    found = {key: value for key, value in step.items() if key not in known} | dict(step.get("notes") or {})
+    return "; ".join(f"{key.replace('_', ' ')} {_said(value)}" for key, value in found.items() if value) or "–"
 
 
 def _said(value: Any) -> str:

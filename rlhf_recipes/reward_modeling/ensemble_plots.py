@@ -36,7 +36,7 @@ def draw_uncertainty(report: Mapping[str, Any], path: str | Path) -> Path | None
             painter(axes, report)
             axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
 
-    return draw_png(path, (3.8 * len(panels), 3.2), paint)
+    return draw_png(path, (4.0 * len(panels), 3.2), paint)
 
 
 def _paint_error(axes: Axes, report: Mapping[str, Any]) -> None:
@@ -52,15 +52,18 @@ def _paint_error(axes: Axes, report: Mapping[str, Any]) -> None:
 def _paint_pairs(axes: Axes, report: Mapping[str, Any]) -> None:
     parts = report["pairs"]["parts"]
     names = ["least", *[""] * (len(parts) - 2), "most"] if len(parts) != 3 else ["least", "middle", "most"]
-    for place, part in enumerate(parts):
+    points = [*zip(names, parts, strict=True), *((kind, report["pairs"][kind]) for kind in ("unanimous", "divided"))]
+    for place, (_, part) in enumerate(points):
         if part["accuracy"] is None:
             continue
-        axes.plot(place, part["accuracy"], "o", color=COLORS[SERIES[0]], markersize=7)
+        color = COLORS[SERIES[0]] if place < len(parts) else COLORS[SERIES[1]]
+        axes.plot(place, part["accuracy"], "o", color=color, markersize=6)
         if part["accuracy_ci95"] is not None:
-            axes.plot([place, place], part["accuracy_ci95"], color=COLORS[SERIES[0]], linewidth=2)
-        axes.annotate(f"{part['accuracy']:.3f}", (place, part["accuracy"]), (9, -3), textcoords="offset points")
-    axes.set(xlim=(-0.4, len(parts) - 0.3), xticks=range(len(parts)), xticklabels=names)
-    axes.set(xlabel="third of the pairs, by disagreement", ylabel="pairs that the mean has right")
+            axes.plot([place, place], part["accuracy_ci95"], color=color, linewidth=2)
+        axes.annotate(f"{part['accuracy']:.2f}", (place, part["accuracy"]), (7, -3), textcoords="offset points")
+    axes.set(xlim=(-0.4, len(points) - 0.3), xticks=range(len(points)), xticklabels=[name for name, _ in points])
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.set(xlabel="thirds by deviation; by whether all agree", ylabel="pairs that the mean has right")
 
 
 def _paint_elsewhere(axes: Axes, report: Mapping[str, Any]) -> None:
