@@ -55,7 +55,8 @@ OF_REWARD_MODEL = (
     "evaluation.json",
     "bias.json",
     "report.html",
-    "adapter/adapter_config.json",
+    "adapter/*.json",
+    "adapter/*.jinja",
     "adapter/adapter_model.safetensors",
 )
 # A push replaces the weights that an earlier one left: adapters beside a whole model would be loaded instead of it.

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 # Tokens that tokenizers already carry for padding, or for nothing else, most fitting first.
 PAD_CANDIDATES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
+
+# Names (patterns) of what stands between a backbone and a score. It is often new and then trained whole, which 4 bit
+# cannot be. By itself transformers keeps out the last weight alone, and puts the head of every encoder in 4 bit.
+NOT_IN_4_BIT = ("score", "classifier", "pre_classifier", "classification_head", "head", "lm_head", r".*\bpooler")
 
 
 @dataclass
@@ -196,10 +201,33 @@ def load_reward_model(
         logger.info("New weights, drawn at random and to be trained: %s.", ", ".join(new))
     if args.use_peft and is_trainable:
         task = "TOKEN_CLS" if token_level else "SEQ_CLS"
-        model = add_adapters(model, dataclasses.replace(args, lora_task_type=task))
+        # PEFT itself trains and saves score and classifier, and would leave a pooler that is new as it was drawn.
+        whole = [*(args.lora_modules_to_save or []), *_modules_of(new)]
+        model = add_adapters(model, dataclasses.replace(args, lora_task_type=task, lora_modules_to_save=whole))
     disable_dropout(model)
     keep_gradients_of_4bit(model)
     return model
+
+
+def _modules_of(new: Sequence[str]) -> list[str]:
+    """The modules that hold new weights, but for those that PEFT knows as heads and whatever is inside of them."""
+    modules = sorted({name.rpartition(".")[0] for name in new})
+    return [name for name in modules if name.split(".")[0] not in ("score", "classifier")]
+
+
+def readable_tokens(model: torch.nn.Module) -> int | None:
+    """How many tokens a text may have at most; `None` where the model sets no limit.
+
+    RoBERTa and its relatives count positions from behind that of the pad token: of 514 they can use 512.
+    """
+    config: Any = model.config
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    unused = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return None if positions is None else positions - max(unused, default=0)
 
 
 @contextlib.contextmanager
@@ -214,7 +242,13 @@ def _quiet_loading() -> Iterator[None]:
 
 
 def add_adapters(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
-    """Wrap the model with fresh LoRA adapters as `args` describes them (arXiv 2106.09685)."""
+    """Wrap the model with fresh LoRA adapters as `args` describes them (arXiv 2106.09685).
+
+    Without `lora_target_modules` they go where PEFT puts them by default, and on all linear layers of a model that it
+    has no default for.
+    """
+    if args.lora_target_modules is None and model.config.model_type not in KNOWN_TARGETS:
+        args = dataclasses.replace(args, lora_target_modules=["all-linear"])
     config = get_peft_config(args)
     assert isinstance(config, LoraConfig), "adapters without use_peft"
     if args.lora_num_layers is not None:
@@ -244,6 +278,7 @@ def _loading_arguments(args: ModelArguments) -> dict[str, Any]:
         kwargs["attn_implementation"] = args.attn_implementation
     quantization = get_quantization_config(args)
     if quantization is not None:
+        quantization.llm_int8_skip_modules = list(NOT_IN_4_BIT)  # its name says 8 bit, and it is that of 4 bit too
         kwargs["quantization_config"] = quantization
         kwargs["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     return kwargs

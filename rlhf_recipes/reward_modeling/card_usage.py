@@ -76,8 +76,10 @@ def _measured(string_path: Mapping[str, Any] | None) -> str:
     figures = ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
         for name, value in string_path.items()
+        if value is not None and name != "what_differs"
     )
-    return f" Measured on this model: {figures}."
+    why = f" {string_path['what_differs']}" if string_path.get("what_differs") else ""
+    return f" Measured on this model: {figures}.{why}"
 
 
 def plain_code(where: str, settings: RewardModelSettings) -> str:

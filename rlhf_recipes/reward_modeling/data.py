@@ -20,6 +20,7 @@ from rlhf_recipes.data.feedback import Check, FeedbackArguments, read_rows, row_
 from rlhf_recipes.data.formats import DataArguments, detect_format, is_conversational, load_rows, sample_rows
 from rlhf_recipes.data.pairs import draw_pairs
 from rlhf_recipes.data.preprocessing import normalize_text
+from rlhf_recipes.modeling.loading import readable_tokens
 from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.objectives import Item, Objective
 from rlhf_recipes.rewards.base import Text, as_text
@@ -127,8 +128,7 @@ def settings_for(
     A decoder's head reads the last token, and an end-of-sequence token is the one that has seen the text end. An
     encoder's tokenizer closes each text itself.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (max_length, positions) if limit is not None]
+    limits = [limit for limit in (max_length, readable_tokens(model)) if limit is not None]
     closes_itself = tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]
     append_eos = tokenizer.eos_token is not None and not closes_itself
     return RewardModelSettings(append_eos=append_eos, max_length=min(limits, default=None))

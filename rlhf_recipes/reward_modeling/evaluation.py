@@ -40,6 +40,7 @@ from rlhf_recipes.reward_modeling.feedback_metrics import (
 )
 from rlhf_recipes.reward_modeling.label_metrics import label_evaluation, step_evaluation
 from rlhf_recipes.reward_modeling.metrics import Metrics
+from rlhf_recipes.reward_modeling.saving import ADAPTER_FOLDER
 from rlhf_recipes.reward_modeling.scored import Scored, Scorer, kind_of, score_rows, score_steps
 from rlhf_recipes.rewards.calibration import Calibration, LogisticCalibration, OrdinalCalibration
 from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
@@ -268,7 +269,10 @@ def _calibrated(
     except ValueError as error:
         logger.warning("Scores stay logits, because they cannot be calibrated to the ratings: %s", error)
         return _calibration_of(settings)
-    dataclasses.replace(settings, calibration=fitted).save(folder)
+    settings = dataclasses.replace(settings, calibration=fitted)
+    settings.save(folder)
+    if (Path(folder) / ADAPTER_FOLDER).is_dir():
+        settings.save(Path(folder) / ADAPTER_FOLDER)
     return fitted
 
 

@@ -31,6 +31,7 @@ def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
         folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
         if trainer.args.should_save:
             trainer.model.save_pretrained(str(folder))
+            cast(Any, trainer.processing_class).save_pretrained(str(folder))
         trainer.accelerator.wait_for_everyone()
         trainer.model = _merged(trainer.model, folder, model_args, trainer.processing_class)
     trainer.save_model()
@@ -82,3 +83,5 @@ def save_settings(folder: Path, settings: RewardModelSettings, objective: Object
             step_token=objective.step_token,
         )
     settings.save(folder)
+    if (folder / ADAPTER_FOLDER).is_dir():
+        settings.save(folder / ADAPTER_FOLDER)

@@ -28,7 +28,14 @@ from transformers import (
 )
 
 from rlhf_recipes.compat import loaded_whole
-from rlhf_recipes.modeling.loading import check_model_path, ensure_pad_token, keep_gradients_of_4bit, load_tokenizer
+from rlhf_recipes.modeling.loading import (
+    NOT_IN_4_BIT,
+    check_model_path,
+    ensure_pad_token,
+    keep_gradients_of_4bit,
+    load_tokenizer,
+    readable_tokens,
+)
 from rlhf_recipes.rewards.optional import optional
 
 logger = logging.getLogger(__name__)
@@ -203,7 +210,7 @@ def read_limit(
     model: Any, tokenizer: PreTrainedTokenizerBase, asked: int | None, trained: int | None = None
 ) -> int | None:
     """Tokens of a text to read: what was asked for, else what the model was trained on, else what it can."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = readable_tokens(model)
     if asked is not None:
         if asked < 1 or (positions is not None and asked > positions):
             raise ValueError(f"max_length is {asked}, but must be from 1 to {positions}, all that the model can read.")
@@ -242,7 +249,7 @@ def _load_model(
             "device_map": {"": device},
             "quantization_config": BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed_in,
-                llm_int8_skip_modules=[*HEADS, "lm_head"],
+                llm_int8_skip_modules=list(NOT_IN_4_BIT),
             ),
         }  # fmt: skip
     with loaded_whole():

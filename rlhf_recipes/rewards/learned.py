@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
@@ -193,6 +194,10 @@ class LearnedReward:
         self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.settings = settings or (RewardModelSettings() if source is None else RewardModelSettings.load(source))
         self.calibration = self.settings.calibration if calibrate else None
+        names = list(self.settings.labels or ())
+        if isinstance(self.model, PeftModel) and len(names) == self.model.config.num_labels:
+            # An adapter's files do not name the outputs of its head; its settings do, in order.
+            self.model.config.id2label = dict(enumerate(names))
         self.batch_size = batch_size
         self.max_length = read_limit(self.model, self.tokenizer, max_length, self.settings.max_length)
         if label is None and labels is None and self.settings.labels is not None:
