@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Data, and the loss that reads it.
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
     loss = choose_loss(training_args.loss, splits.kind)
-    objective = make_objective(loss, training_args.loss_args, min_gap=training_args.min_gap)
+    center = training_args.center_rewards_coefficient or 0.0
+    objective = make_objective(loss, training_args.loss_args, min_gap=training_args.min_gap, center=center)
     objective.fit(splits.train)
     print(f"{splits}\nLoss          {loss}")
 
@@ -91,9 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Train.
     threads = choose_threads(trainer)
-    train_start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    train_seconds = time.perf_counter() - train_start
+    train_seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
 
     # Save, measure what was saved, push.
     save_reward_model(trainer, model_args)
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_settings(output_dir, settings, objective, plain=isinstance(trainer, RewardTrainer))
         metrics = measure(output_dir, splits.train, splits.validation, splits.test, training_args) | {
             "loss": loss,
-            "train_pairs": len(trainer.train_dataset),
+            "train_pairs" if isinstance(trainer, RewardTrainer) else "train_rows": len(trainer.train_dataset),
             "train_texts": splits.train_texts,
             "threads": threads,
             "train_seconds": round(train_seconds, 1),

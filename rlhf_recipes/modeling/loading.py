@@ -183,7 +183,7 @@ def load_reward_model(
     name = check_model_path(_required(args.model_name_or_path))
     config = AutoConfig.from_pretrained(name, num_labels=len(labels), revision=args.model_revision)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if len(labels) > 1 or token_level:
+    if tuple(labels) != ("reward",) or token_level:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
     auto = AutoModelForTokenClassification if token_level else AutoModelForSequenceClassification
@@ -193,7 +193,7 @@ def load_reward_model(
             config=config,
             revision=args.model_revision,
             output_loading_info=True,
-            ignore_mismatched_sizes=len(labels) > 1,  # a head of another size is replaced
+            ignore_mismatched_sizes=True,  # a head of another size is replaced, and named below
             **_loading_arguments(args),
         )
     new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
@@ -251,6 +251,8 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
         args = dataclasses.replace(args, lora_target_modules=["all-linear"])
     config = get_peft_config(args)
     assert isinstance(config, LoraConfig), "adapters without use_peft"
+    if config.task_type == "TOKEN_CLS" and config.target_modules == "all-linear":
+        config.exclude_modules = ["score", "classifier"]  # PEFT itself leaves them out for SEQ_CLS alone
     if args.lora_num_layers is not None:
         layers = model.config.get_text_config().num_hidden_layers
         if not 1 <= args.lora_num_layers <= layers:

@@ -70,6 +70,10 @@ class RewardConfig(trl.RewardConfig):
 
     help_title = "Reward model"
 
+    max_length: int | None = field(
+        default=1024,
+        metadata={"help": "Tokens of a text that are read; a longer one loses its beginning. null: all that fit."},
+    )
     loss: str = field(
         default=AUTO, metadata={"help": "The loss. Default: what fits the feedback.", "choices": [AUTO, *LOSSES]}
     )

@@ -194,11 +194,11 @@ def make_trainer(
             data_collator=PairCollator(tokenizer, cast(int | None, args.pad_to_multiple_of)),
             **common,
         )
-    how: tuple[Any, ...] = (objective, tokenizer, settings, args.debias or ())
+    how: Any = (objective, tokenizer, settings, args.debias or ())
     groups = list(train[args.group_column]) if args.group_column and args.group_penalty else None
     return FeedbackTrainer(
         objective=objective,
-        train_dataset=example_rows(train, *how, groups=groups),
+        train_dataset=example_rows(train, objective, tokenizer, settings, args.debias or (), groups),
         eval_dataset=held_out and example_rows(held_out, *how),
         **common,
     )

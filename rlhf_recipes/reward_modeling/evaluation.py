@@ -119,8 +119,6 @@ def measure(
         settings = RewardModelSettings.load(folder)
         model = StepModel(
             str(folder),
-            step_token=options.get("step_token", "\n"),
-            probabilities=options.get("kind", "bce") == "bce",
             batch_size=args.per_device_eval_batch_size,
             max_length=settings.max_length,
         )
@@ -133,7 +131,8 @@ def measure(
         train,
         held_out,
         _calibration_of(reward.settings),
-        reward.settings.labels,
+        # A gate was trained on one of the objectives, the overall judgement.
+        {options["gate"]: 1.0} if options.get("gate") else reward.settings.labels,
         args.min_gap,
         standardized=options.get("kind") != "bce",
     )

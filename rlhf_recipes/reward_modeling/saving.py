@@ -1,6 +1,8 @@
 """Writing a reward model so that others can load it: model, head and tokenizer, with adapters merged and apart."""
 
 import dataclasses
+import logging
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,8 @@ from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.objectives import Objective
 from rlhf_recipes.rewards.learned import RewardModelSettings
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 
@@ -27,8 +31,12 @@ def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
     model: Any = trainer.model
     if hasattr(model, "objective"):  # thresholds that were trained beside it; the settings say what they became
         del model.objective
+    folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
+    stale = not isinstance(trainer.model, PeftModel) and (folder / "adapter_config.json").is_file()
+    if stale and trainer.args.should_save:
+        logger.info("Removed the adapter of an earlier run, which does not belong to this model: %s.", folder)
+        shutil.rmtree(folder)
     if isinstance(trainer.model, PeftModel):
-        folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
         if trainer.args.should_save:
             trainer.model.save_pretrained(str(folder))
             cast(Any, trainer.processing_class).save_pretrained(str(folder))

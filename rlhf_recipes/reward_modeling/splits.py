@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from rlhf_recipes.data.agreement import agreement_metrics
 from rlhf_recipes.data.cleaning import CleaningArguments, Table, run, steps_from
-from rlhf_recipes.data.feedback import Check, FeedbackArguments, Kind
+from rlhf_recipes.data.feedback import COLUMNS, Check, FeedbackArguments, Kind
+from rlhf_recipes.data.feedback_formats import OPTIONAL
 from rlhf_recipes.data.formats import DataArguments, NoSuchSplit
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.data import read_feedback
@@ -105,7 +106,12 @@ def load_splits(
     """
 
     def read(split: str, count: int | None, share: str = "0:1") -> tuple[Dataset, Check]:
-        return read_feedback(data_args, split, count, share, feedback_args)
+        try:
+            return read_feedback(data_args, split, count, share, feedback_args)
+        except NoSuchSplit:
+            raise
+        except ValueError as error:
+            raise ValueError(f"Split {split!r}: {error}") from None
 
     train, of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)
     checks = {"train": of_train}
@@ -126,11 +132,24 @@ def load_splits(
     held_out = {"test": test} | ({} if validation is None else {"validation": validation})
     train, table = run(steps_from(cleaning_args, held_out=held_out), train)
     kind = feedback_args.wanted or of_train.format.kind
+    keep = {args.group_column, (args.loss_args or {}).get("within")}
+    train, test = _of_format(train, kind, keep), _of_format(test, kind, keep)
+    validation = None if validation is None else _of_format(validation, kind, keep)
     if args.balance_length is not None:
         train = balance_pairs(train, "length", how=cast(Any, args.balance_length), seed=args.seed)
     if args.group_column is not None and args.group_column not in train.column_names:
         raise ValueError(f"group_column is {args.group_column!r}; the columns are {', '.join(train.column_names)}.")
     return Splits(train, validation, test, kind, checks, table)
+
+
+def _of_format(rows: Dataset, kind: Kind, keep: set[Any]) -> Dataset:
+    """The rows without what belongs to other formats: else a column of another could be taken for this one's."""
+    own = {*COLUMNS[kind], *OPTIONAL.get(kind, ()), *keep}
+    others = {name for columns in (*COLUMNS.values(), *OPTIONAL.values()) for name in columns} - own
+    foreign = [name for name in rows.column_names if name in others]
+    if foreign:
+        logger.info("Read as %s, so these columns do not count: %s.", kind, ", ".join(foreign))
+    return rows.remove_columns(foreign)
 
 
 def _optional(read: Callable[[str], tuple[Dataset, Check]], split: str, checks: dict[str, Check]) -> Dataset | None:

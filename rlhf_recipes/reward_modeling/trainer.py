@@ -84,6 +84,17 @@ class FeedbackTrainer(Trainer):
         self.group_weight = args.group_penalty
         if args.group_penalty and not (objective.fixes_level and objective.reads == ("ratings",) and outputs == 1):
             raise ValueError("group_penalty compares scores with ratings. Take the loss mse, mae or huber with it.")
+        if objective.compares_rows and args.per_device_train_batch_size < 2:
+            raise ValueError(
+                "This loss compares the texts of a batch, and per_device_train_batch_size is 1. Give 2 or more, or "
+                "better dozens: accumulation does not bring the texts together."
+            )
+        if args.debias and (outputs > 1 or objective.step_token is not None):
+            raise ValueError("debias is for one score of a text. Leave it out with several outputs, and with steps.")
+        if args.center_rewards_coefficient is not None and not hasattr(objective, "center"):
+            raise ValueError("center_rewards_coefficient is for bradley_terry on pairs. Leave it out with this loss.")
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # else thresholds, which are no part of forward, count twice
         own = objective.parameters()
         if own is not None:
             if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
@@ -200,6 +211,13 @@ class _KeepObjective(TrainerCallback):
     def __init__(self, own: torch.nn.Module | None) -> None:
         self.own = own
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Trainer has taken the best model by now; its thresholds belong to it.
+        if self.own is not None and args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.own.load_state_dict(load_file(Path(state.best_model_checkpoint) / OBJECTIVE_FILE))
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.own is None or not state.is_world_process_zero:
             return
@@ -221,10 +239,11 @@ def is_plain_pairs(loss: str, rows: Dataset, args: RewardConfig) -> bool:
     """
     options = bool(args.loss_args) or bool(args.debias)
     if loss == "bradley_terry" and "score" in rows.column_names:
+        options = options or WEIGHT in rows.column_names
         if options:
             raise ValueError(
-                "bradley_terry on ratings draws pairs and takes neither loss_args nor debias. Take loss: "
-                "pairs_in_batch, or make pairs of the ratings first (convert_to: pairs)."
+                "bradley_terry on ratings draws pairs and takes neither loss_args nor debias nor weights. Take loss: "
+                "pairs_in_batch or mse, or make pairs of the ratings first (convert_to: pairs)."
             )
         return True
     own = {"chosen_votes", "target", WEIGHT} & set(rows.column_names)

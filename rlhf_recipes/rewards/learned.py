@@ -67,9 +67,11 @@ class RewardModelSettings:
             kind = next(name for name, of_kind in CALIBRATIONS.items() if isinstance(self.calibration, of_kind))
             data["calibration"] = {"kind": kind, **data["calibration"]}
         if self.labels is None:  # of most models: there is one output, and it is the score
-            del data["labels"], data["probabilities"]
+            del data["labels"]
         if self.step_token is None:
             del data["step_token"]
+        if self.labels is None and self.step_token is None:
+            del data["probabilities"]
         path = Path(folder) / SETTINGS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -151,8 +151,9 @@ class StepModel:
         labels (`dict`, *optional*):
             Instead, what each label counts: `{"good": 1.0, "bad": -1.0}` (PRM800K, Lightman et al., arXiv 2305.20050,
             has a third, neutral).
-        probabilities (`bool`, *optional*, defaults to `True`):
-            Whether the classifier's logits become probabilities first.
+        probabilities (`bool`, *optional*):
+            Whether the classifier's logits become probabilities first. Default: what `reward_config.json` beside the
+            model says, else yes.
         good_token, bad_token (`str`, *optional*):
             One token each, of a causal model. Both or neither.
         processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
@@ -172,7 +173,7 @@ class StepModel:
         step_token: str | None = None,
         label: int | str | None = None,
         labels: Mapping[int | str, float] | None = None,
-        probabilities: bool = True,
+        probabilities: bool | None = None,
         good_token: str | None = None,
         bad_token: str | None = None,
         processing_class: str | Path | PreTrainedTokenizerBase | None = None,
@@ -190,7 +191,7 @@ class StepModel:
         self.is_causal = good_token is not None
         if (good_token is None) != (bad_token is None):
             raise ValueError("good_token and bad_token belong together: give both for a causal model, or neither.")
-        if self.is_causal and (label is not None or labels is not None or not probabilities):
+        if self.is_causal and (label is not None or labels is not None or probabilities is False):
             raise ValueError(
                 "label, labels and probabilities are for a token classifier, good_token and bad_token for a causal "
                 "language model. Give what belongs to one of them."
@@ -199,7 +200,10 @@ class StepModel:
             settings = RewardModelSettings.load(model)
             step_token = settings.step_token if step_token is None else step_token
             max_length = settings.max_length if max_length is None else max_length
+            if probabilities is None and settings.step_token is not None:
+                probabilities = settings.probabilities
         step_token = "\n" if step_token is None else step_token
+        probabilities = True if probabilities is None else probabilities
         kind = AutoModelForCausalLM if self.is_causal else AutoModelForTokenClassification
         self.reader = FrozenModel(
             kind, model, processing_class, max_length, device, dtype, load_in_4bit, needs_offsets=self.is_causal

@@ -359,6 +359,26 @@ def test_bad_input_is_refused_before_anything_is_trained(main, models, ratings, 
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
+def test_columns_of_another_format_do_not_count(main, models, tmp_path):
+    """Votes for the worse text decide, though there is a score that says otherwise."""
+    for split, films in (("train", range(8, 40)), ("test", range(8))):
+        rows = [
+            {"prompt": f"Film {row}: ", "chosen": "awful", "rejected": "great", "chosen_votes": 1, "rejected_votes": 4,
+             "completion": "great", "score": row}
+            for row in films
+        ]  # fmt: skip
+        write_split(tmp_path / "data", split, rows)
+    flags = ["--dataset_name", str(tmp_path / "data"), "--model_name_or_path", models["bert"], *BRISK]
+    flags += ["--card", "false", "--num_train_epochs", "4"]
+    main([*flags, "--feedback_format", "votes", "--output_dir", str(tmp_path / "votes")])
+    assert read(tmp_path / "votes", "metrics.json")["pairwise_accuracy"] == 1.0
+    great, awful = LearnedReward(tmp_path / "votes")(["Film 1: "] * 2, ["great", "awful"])
+    assert great > awful
+    main([*flags, "--feedback_format", "pairs", "--output_dir", str(tmp_path / "pairs")])
+    great, awful = LearnedReward(tmp_path / "pairs")(["Film 1: "] * 2, ["great", "awful"])
+    assert awful > great
+
+
 def test_pictures_are_not_passed_over_in_silence(main, models, tmp_path):
     for split in ("train", "test"):
         write_split(tmp_path / "data", split, [{"chosen": "a", "rejected": "b", "image": "a.png"}] * 2)

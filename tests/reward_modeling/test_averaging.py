@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -89,8 +90,15 @@ def test_adapters_side_by_side_are_the_same_model(lora, tmp_path):
 def test_adapters_side_by_side_are_what_peft_makes_of_them(tmp_path):
     base = make_base(tmp_path / "base")
     folders = [make_adapter(tmp_path / f"adapter_{seed}", base, seed) for seed in range(2)]
-    model = AutoPeftModelForSequenceClassification.from_pretrained(folders[0], adapter_name="a", num_labels=1)
-    model.load_adapter(str(folders[1]), adapter_name="b")
+    # PEFT adds adapters up that have no head of their own.
+    bare = [shutil.copytree(folder, tmp_path / f"bare_{folder.name}") for folder in folders]
+    for folder in bare:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config |= {"modules_to_save": None, "task_type": None}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    whole = AutoModelForSequenceClassification.from_pretrained(base)
+    model = PeftModel.from_pretrained(whole, bare[0], adapter_name="a")
+    model.load_adapter(str(bare[1]), adapter_name="b")
     model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "both", combination_type="cat")
     deltas = {
         name: module.get_delta_weight("both") for name, module in model.named_modules() if hasattr(module, "lora_A")

@@ -150,6 +150,53 @@ def test_the_best_of_a_ranking_is_its_first():
     assert objective.total(batch).item() == pytest.approx(softplus(2.0), abs=1e-6)
 
 
+def test_several_texts_that_share_the_first_rank_are_each_the_best_as_often():
+    objective = make_objective("info_nce", {"temperature": 0.5})
+    batch = batch_of([0.0, 1.0, 0.0], {"ranks": [[1.0, 1.0, 2.0]], "size": [3.0]}, sizes=[3])
+    # log(e^0 + e^2 + e^0) less the mean of 0 and 2.
+    assert objective.total(batch).item() == pytest.approx(math.log(2 + math.exp(2.0)) - 1.0, abs=1e-6)
+
+
+def test_a_vote_that_is_missing_is_left_out():
+    objective = make_objective("ordinal")
+    rows = Dataset.from_dict({"completion": list("ab"), "score": [1.0, 2.0], "votes": [[1.0, None], [2.0, 2.0]]})
+    objective.fit(rows)
+    assert objective.levels == [1.0, 2.0]
+    assert objective.targets(rows)["shares"] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_weights_count_for_objectives_and_steps():
+    rows = Dataset.from_list(
+        [
+            {"completion": "a", "scores": {"x": 1.0}, "weight": 2.0},
+            {"completion": "b", "scores": {"x": 3.0}, "weight": 0.0},
+        ]
+    )
+    objective = make_objective("multi_objective")
+    objective.fit(rows)
+    batch = batch_of([[0.0], [9.0]], objective.targets(rows))
+    assert objective.total(batch).item() == pytest.approx(2.0)  # the target is -1
+    assert objective.count(batch.targets).item() == 2.0
+    process = make_objective("process")
+    targets = {"labels": torch.tensor([[1.0], [1.0]]), "ends": torch.zeros(2, 1), "weight": torch.tensor([3.0, 0.0])}
+    steps = Batch(torch.zeros(2, 1, 1), torch.arange(2), torch.zeros(2, dtype=torch.long), targets)
+    assert process.total(steps).item() == pytest.approx(3 * math.log(2.0))
+    assert process.count(targets).item() == 3.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"score": [0.1, 0.4]}, "differ by 0.3 at most and min_gap is 0.5"),
+        ({"score": [0.0, 4.0], "weight": [1.0, 2.0]}, "does not use weights. Take mse"),
+    ],
+)
+def test_ratings_of_which_pairs_would_learn_nothing_are_refused(columns, message):
+    rows = Dataset.from_dict({"completion": ["a", "b"], **columns})
+    with pytest.raises(ValueError, match=message):
+        make_objective("pairs_in_batch").fit(rows)
+
+
 def test_labels_may_be_balanced_noisy_or_missing():
     rows = Dataset.from_dict({"completion": list("abcd"), "label": [1.0, 0.0, 0.0, 0.0]})
     objective = make_objective("binary_cross_entropy", {"balanced": True})
@@ -217,6 +264,8 @@ def test_every_kind_of_feedback_has_a_loss_that_reads_it():
         ("info_nce", {"temperature": 0.0}, "temperature is 0.0"),
         ("binary_cross_entropy", {"noise": [0.6, 0.5]}, "sum to less than 1"),
         ("multi_objective", {"kind": "mean"}, "kind is 'mean'"),
+        ("multi_objective", {"weights": {"a": 0}}, "one at least that is not 0"),
+        ("multi_objective", {"weights": {"a": None}}, "The weight of 'a' is None"),
         ("process", {"step_token": ""}, "step_token is empty"),
     ],
 )

@@ -63,12 +63,12 @@ RATINGS = {"completion": TEXTS, "score": [3.0, 1.0, 3.0, 1.0, 2.0, 1.0, 2.0, 3.0
 SCORES = [{"kind": 1.0 + row % 3, "short": None if row == 2 else 3.0 - row % 2} for row in range(8)]
 
 
-def trained(folder, loss, rows, loss_args=None, lora=False):
+def trained(folder, loss, rows, loss_args=None, lora=False, targets=("q_proj", "v_proj")):
     """Train a little, save, and return the model as it was in memory, the settings and the objective."""
     tokenizer = tiny_tokenizer("llama")
     base = save_tiny(folder / "base", tiny_classifier(tokenizer, "llama"), tokenizer)
-    targets = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"]} if lora else {}
-    model_args = ModelArguments(model_name_or_path=str(base), dtype="float32", **targets)
+    adapters = {"use_peft": True, "lora_target_modules": list(targets)} if lora else {}
+    model_args = ModelArguments(model_name_or_path=str(base), dtype="float32", **adapters)
     objective = make_objective(loss, loss_args)
     objective.fit(rows)
     of_steps = objective.step_token is not None
@@ -137,14 +137,42 @@ def test_a_rating_comes_back_in_its_own_unit(tmp_path):
     )
 
 
-def test_a_process_model_judges_the_steps_as_it_did_in_training(tmp_path):
-    rows = Dataset.from_dict(
-        {
-            "prompt": ["Add 2 and 2.", "What is it?"] * 4,
-            "completions": [["two", "and two", "is four"], ["it is five"]] * 4,
-            "labels": [[1.0, None, 1.0], [0.0]] * 4,
-        }
+STEPS = {
+    "prompt": ["Add 2 and 2.", "What is it?"] * 4,
+    "completions": [["two", "and two", "is four"], ["it is five"]] * 4,
+    "labels": [[1.0, None, 1.0], [0.0]] * 4,
+}
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("mse", False), ("bce", True)])
+def test_a_process_model_remembers_whether_it_says_probabilities(kind, lora, tmp_path):
+    settings = {"step_token": "<eos>", "kind": kind}
+    logits, _, batch = trained(
+        tmp_path, "process", Dataset.from_dict(STEPS), settings, lora=lora, targets=["all-linear"]
     )
+    said = logits if kind == "mse" else logits.sigmoid()
+    end = int(batch["targets"]["ends"][1, 0])
+    (found,) = StepModel(str(tmp_path / "out")).scores(["What is it?"], ["it is five"], [[(0, 10)]], "steps")
+    assert found == pytest.approx([said[1, end, 0].item()], abs=1e-5)
+
+
+def test_one_objective_alone_has_its_name(tmp_path):
+    rows = Dataset.from_list(
+        [{"completion": text, "scores": {"kind": 1.0 + row % 3}} for row, text in enumerate(TEXTS)]
+    )
+    logits, _, _ = trained(tmp_path, "multi_objective", rows)
+    assert LearnedReward(tmp_path / "out")([""] * 8, TEXTS) == pytest.approx(logits[:, 0].tolist(), abs=1e-5)
+
+
+def test_a_full_model_leaves_no_adapter_of_an_earlier_run(tmp_path):
+    (tmp_path / "out/adapter").mkdir(parents=True)
+    (tmp_path / "out/adapter/adapter_config.json").write_text("{}")
+    trained(tmp_path, "mse", Dataset.from_dict(RATINGS))
+    assert not (tmp_path / "out/adapter").exists()
+
+
+def test_a_process_model_judges_the_steps_as_it_did_in_training(tmp_path):
+    rows = Dataset.from_dict(STEPS)
     logits, _, batch = trained(tmp_path, "process", rows, {"step_token": "<eos>"})
     ends = batch["targets"]["ends"]
     steps = StepModel(str(tmp_path / "out"))

@@ -1,6 +1,7 @@
 """Both trainers: TRL's on pairs, and ours on all else, which must give the same where both can be used."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ LABELS = Dataset.from_list(
 )
 
 
-def ours(folder, loss, rows, model=None, fitted_to=None, labels=1, **options):
+def ours(folder, loss, rows, model=None, fitted_to=None, held_out=None, **options):
     tokenizer = tiny_tokenizer("bert")
     objective = make_objective(loss)
     if fitted_to is not None:
@@ -101,6 +102,7 @@ def ours(folder, loss, rows, model=None, fitted_to=None, labels=1, **options):
         objective=objective,
         processing_class=tokenizer,
         train_dataset=rows,
+        eval_dataset=held_out,
     )
 
 
@@ -158,11 +160,12 @@ def test_micro_batches_change_nothing(loss, rows, tmp_path):
 RATINGS = Dataset.from_dict({"completion": list("abcdefgh"), "score": [1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 2.0, 3.0]})
 
 
-def rated(objective_name="ordinal"):
+def rated(objective_name="ordinal", against=False):
     objective = make_objective(objective_name)
     objective.fit(RATINGS)
     ids = [[[10 + row, 5]] for row in range(8)]
-    return Dataset.from_dict({"input_ids": ids, **objective.targets(RATINGS), "length": [2] * 8})
+    rows = RATINGS.map(lambda row: {"score": 4.0 - row["score"]}) if against else RATINGS
+    return Dataset.from_dict({"input_ids": ids, **objective.targets(rows), "length": [2] * 8})
 
 
 def test_thresholds_are_learned_and_a_stopped_run_goes_on_with_them(tmp_path):
@@ -197,6 +200,32 @@ def test_evaluation_gives_the_mean_loss_and_how_much_is_right(tmp_path):
 def test_a_model_with_another_number_of_outputs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="The model has 1 outputs, but the loss needs 3"):
         ours(tmp_path, "classification", rated("classification"), fitted_to=RATINGS)
+
+
+def test_the_best_model_has_the_thresholds_that_belong_to_it(tmp_path):
+    options = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "save_strategy": "epoch"}
+    options |= {"eval_strategy": "epoch", "load_best_model_at_end": True, "optim": "adamw_torch"}
+    # What is held out says the opposite, so that the first checkpoint is the best.
+    options |= {"learning_rate": 0.05, "held_out": rated(against=True)}
+    trainer = ours(tmp_path, "ordinal", rated(), fitted_to=RATINGS, **options)
+    trainer.train()
+    best = load_file(Path(trainer.state.best_model_checkpoint) / OBJECTIVE_FILE)["raw"]
+    assert torch.equal(trainer.objective.link.raw.detach(), best)
+    last = load_file(tmp_path / "checkpoint-6" / OBJECTIVE_FILE)["raw"]
+    assert not torch.equal(best, last)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        ("pairs_in_batch", {"per_device_train_batch_size": 1}, "per_device_train_batch_size is 1. Give 2 or more"),
+        ("mse", {"center_rewards_coefficient": 0.1}, "center_rewards_coefficient is for bradley_terry"),
+        ("process", {"debias": ["length"]}, "debias is for one score of a text"),
+    ],
+)
+def test_options_that_a_loss_cannot_use_are_refused(loss, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ours(tmp_path, loss, PAIRS, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Losses of labels: thumbs, several objectives, the steps of a solution."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -94,6 +95,11 @@ class MultiObjective(Objective):
     def __post_init__(self) -> None:
         if self.kind not in losses.KINDS:
             raise ValueError(f"kind is {self.kind!r}; give one of {', '.join(losses.KINDS)}.")
+        for name, weight in (self.weights or {}).items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise ValueError(f"The weight of {name!r} is {weight!r}; give a number.")
+        if self.weights is not None and not any(self.weights.values()):
+            raise ValueError(f"weights are {dict(self.weights)}; give one at least that is not 0, or leave them out.")
         if self.gate is not None and (self.weights or self.kind == "bce"):
             raise ValueError("A gate takes the place of weights, and learns distances: leave out weights and bce.")
         self.names: tuple[str, ...] = ()
@@ -118,6 +124,11 @@ class MultiObjective(Objective):
             if not values:
                 raise ValueError(f"No row has a score for the objective {name!r}. Leave it out of the data.")
             keeps = self.kind == "bce"
+            if keeps and not 0 <= min(values) <= max(values) <= 1:
+                raise ValueError(
+                    f"kind bce learns scores from 0 to 1, and {name!r} has {min(values):g} to {max(values):g}. Take "
+                    "mse, or bring the scores onto that scale."
+                )
             self.shifts[name] = 0.0 if keeps else float(np.mean(values))
             self.units[name] = 1.0 if keeps else float(np.std(values)) or 1.0
 
@@ -132,15 +143,18 @@ class MultiObjective(Objective):
             value = scores.get(name)
             return float("nan") if value is None else (float(value) - self.shifts[name]) / self.units[name]
 
-        return {"scores": [[target(scores, name) for name in self.names] for scores in rows["scores"]]}
+        table = [[target(scores, name) for name in self.names] for scores in rows["scores"]]
+        return {"scores": table, **weight_column(rows)}
 
     def count(self, targets: Targets) -> Tensor:
-        return (is_known(targets["scores"]) * self._sizes(targets["scores"])).sum()
+        known = is_known(targets["scores"]) * self._sizes(targets["scores"])
+        return (known * weights_of(targets, known[:, 0])[:, None]).sum()
 
     def total(self, batch: Batch) -> Tensor:
         targets = batch.targets["scores"]
         sizes = self._sizes(targets)
-        return losses.multi_objective(self._outputs(batch), targets, self.kind, sizes, reduction="none").sum()
+        of_text = losses.multi_objective(self._outputs(batch), targets, self.kind, sizes, reduction="none")
+        return (of_text * weights_of(batch.targets, of_text[:, 0])[:, None]).sum()
 
     def right(self, batch: Batch) -> tuple[Tensor, Tensor]:
         outputs = self._outputs(batch)
@@ -187,23 +201,27 @@ class Process(Objective):
         if not self.step_token:
             raise ValueError("step_token is empty; give the mark behind each step, such as a line break.")
 
+    @property
+    def score_probabilities(self) -> bool:
+        return self.kind == "bce"
+
     def texts(self, rows: Dataset) -> list[list[Item]]:
         """The steps of each solution; they are read as one text."""
         return with_prompts(rows, rows["completions"])
 
     def targets(self, rows: Dataset) -> Columns:
-        return {
-            "labels": [
-                [float("nan") if label is None else float(label) for label in labels] for labels in rows["labels"]
-            ]
-        }
+        missing = float("nan")
+        labels = [[missing if label is None else float(label) for label in row] for row in rows["labels"]]
+        return {"labels": labels, **weight_column(rows)}
 
     def count(self, targets: Targets) -> Tensor:
-        return (is_known(targets["labels"]) * (targets["ends"] >= 0)).sum()
+        known = is_known(targets["labels"]) * (targets["ends"] >= 0)
+        return (known * weights_of(targets, known[:, 0])[:, None]).sum()
 
     def total(self, batch: Batch) -> Tensor:
         scores, labels = self._steps(batch)
-        return losses.process(scores, labels, ~labels.isnan(), self.kind, reduction="none").sum()
+        of_step = losses.process(scores, labels, ~labels.isnan(), self.kind, reduction="none")
+        return (of_step * weights_of(batch.targets, of_step[:, 0])[:, None]).sum()
 
     def right(self, batch: Batch) -> tuple[Tensor, Tensor]:
         scores, labels = self._steps(batch)

@@ -97,7 +97,16 @@ class InfoNCE(_Lists):
             raise ValueError(f"temperature is {self.temperature}; give more than 0.")
 
     def _of_row(self, scores: Tensor, mask: Tensor, targets: Targets) -> Tensor:
-        return losses.info_nce(scores, self._best(targets), mask, self.temperature, reduction="none")
+        best = self._best(targets)
+        of_row = losses.info_nce(scores, best, mask, self.temperature, reduction="none")
+        if "ranks" not in targets:
+            return of_row
+        # Of several that share the first rank each is the best as often: the mean of their losses.
+        ranks = targets["ranks"].nan_to_num(torch.inf)
+        first = mask & (ranks == ranks.amin(dim=1, keepdim=True))
+        mean = (scores * first).sum(dim=1) / first.sum(dim=1)
+        chosen = scores.gather(1, best[:, None])[:, 0]
+        return of_row + torch.where(mask.sum(dim=1) > 1, (chosen - mean) / self.temperature, 0.0)
 
 
 @dataclass

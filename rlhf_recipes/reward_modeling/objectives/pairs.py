@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_recipes.reward_modeling import losses
 from rlhf_recipes.reward_modeling.objectives.base import (
+    WEIGHT,
     Batch,
     Columns,
     Item,
@@ -130,6 +131,23 @@ class PairsInBatch(Objective):
         check_range("min_gap", self.min_gap, 0.0)
         if self.scale is not None and self.scale <= 0:
             raise ValueError(f"scale is {self.scale}; give more than 0, or leave it out.")
+
+    @property
+    def compares_rows(self) -> bool:  # type: ignore[override]
+        return self.within is None
+
+    def fit(self, rows: Dataset) -> None:
+        if WEIGHT in rows.column_names:
+            raise ValueError(
+                "pairs_in_batch compares texts and does not use weights. Take mse, mae or huber, or remove the column "
+                f"{WEIGHT}."
+            )
+        spread = float(np.ptp(np.asarray(rows["score"], dtype=np.float64)))
+        if spread < self.min_gap - losses.TOLERANCE:
+            raise ValueError(
+                f"The ratings differ by {spread:g} at most and min_gap is {self.min_gap:g}, so no two texts would be "
+                "compared. Give a smaller --min_gap."
+            )
 
     def texts(self, rows: Dataset) -> list[list[Item]]:
         texts = super().texts(rows)

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rlhf_recipes.data.votes import is_missing
 from rlhf_recipes.reward_modeling import losses
 from rlhf_recipes.reward_modeling.objectives.base import (
     Batch,
@@ -113,27 +114,31 @@ class _Levels(Objective):
 
     def fit(self, rows: Dataset) -> None:
         if self.levels is None:
-            seen = {float(vote) for votes in rows["votes"] for vote in votes} if "votes" in rows.column_names else None
-            self.levels = sorted(seen if seen is not None else {float(score) for score in rows["score"]})
+            self.levels = sorted({vote for votes in self._votes(rows) for vote in votes})
         if not 2 <= len(self.levels) <= MOST_LEVELS or list(self.levels) != sorted(set(self.levels)):
             raise ValueError(
                 f"The ratings have {len(self.levels)} levels; this loss takes 2 to {MOST_LEVELS}, in rising order. "
                 "Name them (loss_args: {levels: [1, 2, 3]}), or take mse or pairs_in_batch for ratings without levels."
             )
 
+    def _votes(self, rows: Dataset) -> list[list[float]]:
+        """The votes of each row, those that are missing left out; without votes its rating."""
+        if "votes" not in rows.column_names:
+            return [[float(score)] for score in rows["score"]]
+        return [[float(vote) for vote in votes or [] if not is_missing(vote)] for votes in rows["votes"]]
+
     def targets(self, rows: Dataset) -> Columns:
         assert self.levels is not None, "fit comes first"
         place = {level: index for index, level in enumerate(self.levels)}
-        votes = rows["votes"] if "votes" in rows.column_names else [[score] for score in rows["score"]]
         shares = np.zeros((len(rows), len(self.levels)))
-        for row, of_row in enumerate(votes):
+        for row, of_row in enumerate(self._votes(rows)):
             for vote in of_row:
-                if float(vote) not in place:
+                if vote not in place:
                     raise ValueError(
                         f"Row {row} has the rating {vote:g}, which is none of the levels "
                         f"{', '.join(f'{level:g}' for level in self.levels)}. Mean ratings need mse or pairs_in_batch."
                     )
-                shares[row, place[float(vote)]] += 1.0
+                shares[row, place[vote]] += 1.0
         with np.errstate(invalid="ignore"):
             return {"shares": (shares / shares.sum(axis=1, keepdims=True)).tolist(), **weight_column(rows)}
 
