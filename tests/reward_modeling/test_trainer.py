@@ -160,12 +160,11 @@ def test_micro_batches_change_nothing(loss, rows, tmp_path):
 RATINGS = Dataset.from_dict({"completion": list("abcdefgh"), "score": [1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 2.0, 3.0]})
 
 
-def rated(objective_name="ordinal", against=False):
+def rated(objective_name="ordinal"):
     objective = make_objective(objective_name)
     objective.fit(RATINGS)
     ids = [[[10 + row, 5]] for row in range(8)]
-    rows = RATINGS.map(lambda row: {"score": 4.0 - row["score"]}) if against else RATINGS
-    return Dataset.from_dict({"input_ids": ids, **objective.targets(rows), "length": [2] * 8})
+    return Dataset.from_dict({"input_ids": ids, **objective.targets(RATINGS), "length": [2] * 8})
 
 
 def test_thresholds_are_learned_and_a_stopped_run_goes_on_with_them(tmp_path):
@@ -205,8 +204,8 @@ def test_a_model_with_another_number_of_outputs_is_refused(tmp_path):
 def test_the_best_model_has_the_thresholds_that_belong_to_it(tmp_path):
     options = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "save_strategy": "epoch"}
     options |= {"eval_strategy": "epoch", "load_best_model_at_end": True, "optim": "adamw_torch"}
-    # What is held out says the opposite, so that the first checkpoint is the best.
-    options |= {"learning_rate": 0.05, "held_out": rated(against=True)}
+    # The highest loss is called the best, so that it is not the last one.
+    options |= {"learning_rate": 0.05, "held_out": rated(), "greater_is_better": True}
     trainer = ours(tmp_path, "ordinal", rated(), fitted_to=RATINGS, **options)
     trainer.train()
     best = load_file(Path(trainer.state.best_model_checkpoint) / OBJECTIVE_FILE)["raw"]
