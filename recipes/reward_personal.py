@@ -9,7 +9,8 @@ Ratings of your own, one user's rating of one text in each row (columns completi
     python recipes/reward_personal.py --dataset_name my-ratings --model_name_or_path runs/quickstart/reward \
         --output_dir runs/personal
 
-The output folder gets the model (PersonalReward reads it), metrics.json, curve.json, curve.png and config.yaml.
+The output folder gets the model (personal_reward.json and its numbers; PersonalReward reads them), metrics.json,
+curve.json, curve.png and config.yaml.
 """
 
 import time

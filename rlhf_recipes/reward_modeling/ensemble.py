@@ -41,21 +41,19 @@ from rlhf_recipes.reward_modeling.objectives import Objective, make_objective
 from rlhf_recipes.reward_modeling.saving import save_settings
 from rlhf_recipes.reward_modeling.splits import Splits
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer, choose_threads, is_plain_pairs
-from rlhf_recipes.rewards.frozen import HEADS
-from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
+from rlhf_recipes.rewards.learned import RewardModelSettings
 from rlhf_recipes.rewards.shared_ensemble import member_folder
 
 logger = logging.getLogger(__name__)
 
 MEMBER_FILE = "member.json"
-PROBES = ("The film is good.", "A dull script", "a")
-TOLERANCE = 1e-3  # of a score that was computed twice
+CLASSIFIERS = ("classifier", "score")  # heads, as PEFT knows them
 
 # What makes a member what it is, besides its seed and its rows.
 OF_TRAINING = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "weight_decay",
     "max_grad_norm", "optim", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "passes",
-    "min_gap", "loss_args", "debias", "group_column", "group_penalty", "bf16", "fp16",
+    "min_gap", "loss_args", "center_rewards_coefficient", "debias", "group_column", "group_penalty", "bf16", "fp16",
 )  # fmt: skip
 OF_MODEL = (
     "model_name_or_path", "model_revision", "dtype", "lora_r", "lora_alpha", "lora_target_modules",
@@ -154,7 +152,7 @@ def train_members(
 
     Raises:
         `ValueError`: if `use_peft` is not set; if steps are to be judged, of which an ensemble has no one score; if a
-            member is there that was made from something else; or if adapters would not hold all that is new.
+            member is there that was made from something else.
     """
     _check_possible(loss, training_args, model_args)
     tokenizer = load_tokenizer(cast(str, model_args.model_name_or_path), revision=model_args.model_revision)
@@ -218,25 +216,31 @@ class _Base:
     ) -> None:
         self.tokenizer, self.loss, self.splits, self.args = tokenizer, loss, splits, args
         self.training_args = training_args
-        self.model_args = dataclasses.replace(model_args, lora_task_type="SEQ_CLS")
         self.threads_chosen = False
         labels = self.objective().label_names
         set_seed(training_args.seed)
-        self.model: Any = load_reward_model(model_args, tokenizer, is_trainable=False, labels=labels)
-        self.head_is_new = _head_is_new(model_args, len(labels))
+        # With adapters, because loading then finds out which modules are new besides the head, such as a pooler.
+        self.model: Any = load_reward_model(model_args, tokenizer, labels=labels)
+        whole = list(self.model.peft_config["default"].modules_to_save or ())
+        self.model_args = dataclasses.replace(model_args, lora_task_type="SEQ_CLS", lora_modules_to_save=whole)
+        self.model = self.model.unload()
         # PEFT trains copies of these, and leaves the last of them behind when adapters are taken off.
-        names = {*HEADS, *(model_args.lora_modules_to_save or ())}
         self.originals = {
             name: copy.deepcopy(module)
             for name, module in self.model.named_modules()
-            if name.rpartition(".")[2] in names and not any(name.startswith(f"{head}.") for head in HEADS)
+            if any(name == key or name.endswith(f".{key}") for key in whole)
         }
-        self._check_that_adapters_are_whole()
+        kept = {
+            *(model_args.lora_modules_to_save or ()),
+            *(() if _head_is_new(model_args, len(labels)) else CLASSIFIERS),
+        }
+        self.new = [] if args.shared_head else [key for key in whole if key not in kept]
 
     def objective(self) -> Objective:
         """A loss that has learned from the rows, and nothing from a member."""
         args = self.training_args
-        objective = make_objective(self.loss, args.loss_args, min_gap=args.min_gap)
+        center = args.center_rewards_coefficient or 0.0
+        objective = make_objective(self.loss, args.loss_args, min_gap=args.min_gap, center=center)
         objective.fit(self.splits.train)
         return objective
 
@@ -248,10 +252,9 @@ class _Base:
             device = next(self.model.parameters()).device
             self.model.set_submodule(name, copy.deepcopy(module).to(device))
         set_seed(seed)
-        if self.head_is_new and not self.args.shared_head:
-            for name in self.originals.keys() & set(HEADS):
-                for module in self.model.get_submodule(name).modules():
-                    self.model._init_weights(module)
+        for name, module in self.model.named_modules():
+            if any(f".{key}." in f".{name}." for key in self.new):
+                self.model._init_weights(module)
         self.model = add_adapters(self.model, self.model_args)
         disable_dropout(self.model)
         return self.model
@@ -286,28 +289,6 @@ class _Base:
             shutil.rmtree(work)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
-
-    def _check_that_adapters_are_whole(self) -> None:
-        """An adapter holds its own weights and the head, and nothing else that is new, such as a pooler that the files
-        of the base lack. Then it would be another model when it is loaded."""
-        if self.model_args.load_in_4bit or self.model_args.load_in_8bit:
-            return  # its scores differ by the rounding
-        folder = Path(str(self.training_args.output_dir)) / ".probe"
-        model: Any = self.fresh(self.training_args.seed)
-        settings = RewardModelSettings(labels={0: 1.0} if model.config.num_labels > 1 else None)
-        model.save_pretrained(str(folder))
-        settings.save(folder)
-        empty = [""] * len(PROBES)
-        here = LearnedReward(model, self.tokenizer, settings=settings)(empty, PROBES)
-        there = LearnedReward(folder, self.tokenizer, device="cpu", dtype=next(model.parameters()).dtype)
-        loaded = there(empty, PROBES)
-        shutil.rmtree(folder, ignore_errors=True)
-        if not np.allclose(here, loaded, atol=TOLERANCE):
-            raise ValueError(
-                f"An adapter on {self.model_args.model_name_or_path!r} does not hold all that is new: loaded again it "
-                f"scores {loaded} instead of {here}. Some weights of the base are not in its files and were drawn at "
-                "random (the log names them). Name their modules in --lora_modules_to_save, such as pooler."
-            )
 
 
 def _check_possible(loss: str, training_args: RewardConfig, model_args: ModelArguments) -> None:

@@ -159,20 +159,25 @@ def test_members_that_were_made_in_another_way_are_not_mixed_in(main, place, tmp
         main([*command(place, out), "--max_train_samples", "50"])
 
 
-def test_a_base_that_lacks_more_than_its_head_is_found_out_before_training(main, place, tmp_path):
-    """A pooler that is not in the files of the base is drawn at random, and would be lost with the run."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_pooler_that_is_new_belongs_to_the_member(main, place, shared, tmp_path):
+    """It is not in the files of the base, so it is drawn, trained and saved as the head is."""
     tokenizer = tiny_tokenizer("bert")
     whole = tiny_classifier(tokenizer).bert
     bare = BertModel(whole.config, add_pooling_layer=False)
     bare.load_state_dict(whole.state_dict(), strict=False)
     save_tiny(tmp_path / "bare", bare, tokenizer)
     shutil.copytree(place / "ratings", tmp_path / "ratings")
-    with pytest.raises(ValueError, match=r"does not hold all that is new.*--lora_modules_to_save, such as pooler"):
-        main(command(tmp_path, tmp_path / "out", base="bare"))
-    assert not (tmp_path / "out/adapter_0").exists()
-    flags = ["--lora_target_modules", "query", "value", "--lora_modules_to_save", "pooler"]
-    main([*command(tmp_path, tmp_path / "mended", base="bare"), *flags])
-    assert read(tmp_path / "mended", "metrics.json")["members"] == 2
+    own = ["--lora_target_modules", "query", "value", "--shared_head", str(shared).lower(), "--seed", "0"]
+    main([*command(tmp_path, tmp_path / "out", base="bare"), *own])
+    members = [load_file(tmp_path / f"out/adapter_{index}/adapter_model.safetensors") for index in range(2)]
+    pooler = next(name for name in members[0] if name.endswith("pooler.dense.weight"))
+    assert not torch.equal(members[0][pooler], members[1][pooler])
+    if not shared:
+        flags = command(tmp_path, tmp_path / "alone", base="bare")[: -len(["--num_members", "2"])]
+        load_main("reward")([*flags, *own[:3], "--seed", "1"])
+        alone = load_file(tmp_path / "alone/adapter/adapter_model.safetensors")
+        assert members[1][pooler] == pytest.approx(alone[pooler], abs=1e-6)
 
 
 @pytest.mark.parametrize(
