@@ -220,7 +220,7 @@ class _Base:
         labels = self.objective().label_names
         set_seed(training_args.seed)
         # With adapters, because loading then finds out which modules are new besides the head, such as a pooler.
-        self.model: Any = load_reward_model(model_args, tokenizer, labels=labels)
+        self.model = cast(Any, load_reward_model(model_args, tokenizer, labels=labels))
         whole = list(self.model.peft_config["default"].modules_to_save or ())
         self.model_args = dataclasses.replace(model_args, lora_task_type="SEQ_CLS", lora_modules_to_save=whole)
         self.model = self.model.unload()
