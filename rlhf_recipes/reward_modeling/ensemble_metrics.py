@@ -190,8 +190,10 @@ def by_disagreement(asked: Comparisons, z: Floats, parts: int = 3) -> Metrics:
         parts (`int`, *optional*, defaults to 3): How many parts of equally many pairs.
 
     Returns:
-        `dict`: `parts`, a list of `from`, `to` (disagreement), `accuracy`, `accuracy_ci95`, `pairs`; and `unanimous`
-        and `divided`: pairs that all members put in one order, and the others, with the accuracy of the mean.
+        `dict`: `parts`, a list of `from`, `to` (disagreement), `accuracy`, `accuracy_ci95`, `pairs`; `unanimous` and
+        `divided`: pairs that all members put in one order, and the others, with the accuracy of the mean; and
+        `closest`: as many pairs as are divided, those of which the mean says least, to see what is told by
+        disagreement alone.
     """
     spread = np.concatenate(
         [
@@ -203,8 +205,13 @@ def by_disagreement(asked: Comparisons, z: Floats, parts: int = 3) -> Metrics:
     part = np.clip(np.searchsorted(edges, spread, side="right") - 1, 0, parts - 1)
     votes = np.mean([asked.right(own) for own in z], axis=0)
     agree = (votes == 0) | (votes == 1)
-    groups = {str(index): part == index for index in range(parts)} | {"unanimous": agree, "divided": ~agree}
-    found = asked.means({"mean": asked.right(z.mean(axis=0))}, groups)
+    mean = z.mean(axis=0)
+    order = np.argsort(np.abs(mean[asked.better] - mean[asked.worse]), kind="stable")
+    closest = np.zeros(len(order), dtype=np.bool_)
+    closest[order[: int((~agree).sum())]] = True
+    groups = {str(index): part == index for index in range(parts)}
+    groups |= {"unanimous": agree, "divided": ~agree, "closest": closest}
+    found = asked.means({"mean": asked.right(mean)}, groups)
     tables = {
         name: {"accuracy": found[name][0], "accuracy_ci95": found[name][1], "pairs": int(group.sum())}
         for name, group in groups.items()
@@ -216,6 +223,7 @@ def by_disagreement(asked: Comparisons, z: Floats, parts: int = 3) -> Metrics:
         ],
         "unanimous": tables["unanimous"],
         "divided": tables["divided"],
+        "closest": tables["closest"],
     }
 
 

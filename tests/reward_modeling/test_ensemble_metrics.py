@@ -95,10 +95,23 @@ def test_accuracy_by_thirds_of_disagreement():
     assert (found["divided"]["pairs"], found["divided"]["accuracy"]) == (2, 0.0)
 
 
+def test_the_closest_pairs_are_those_of_which_the_mean_says_least():
+    """Means of the differences 3, -1, 0.5 and 2; the members are divided over the first two."""
+    z = np.zeros((2, 8))
+    z[:, ::2] = [[7.0, 1.0, 0.4, 2.0], [-1.0, -3.0, 0.6, 2.0]]
+    found = by_disagreement(Comparisons(np.arange(0, 8, 2), np.arange(1, 8, 2), np.arange(8)), z)
+    assert (found["divided"]["pairs"], found["divided"]["accuracy"]) == (2, 0.5)  # 3 is right, -1 is wrong
+    assert (found["closest"]["pairs"], found["closest"]["accuracy"]) == (2, 0.5)  # 0.5 is right, -1 is wrong
+    z[:, 0] = [7.0, -8.0]
+    found = by_disagreement(Comparisons(np.arange(0, 8, 2), np.arange(1, 8, 2), np.arange(8)), z)
+    assert found["divided"]["accuracy"] == 0.0
+    assert found["closest"]["accuracy"] == 0.5  # -0.5 is wrong, 0.5 is right
+
+
 def test_members_that_never_differ_have_no_divided_pairs():
     z = np.array([[1.0, 0.0, 3.0], [1.0, 0.0, 3.0]])
     found = by_disagreement(Comparisons(np.array([0, 2]), np.array([1, 0]), np.arange(3)), z)
-    assert found["divided"] == {"accuracy": None, "accuracy_ci95": None, "pairs": 0}
+    assert found["divided"] == found["closest"] == {"accuracy": None, "accuracy_ci95": None, "pairs": 0}
     assert found["unanimous"]["accuracy"] == 1.0
 
 
