@@ -438,7 +438,11 @@ def check_labels(rows: Dataset, kind: Kind, settings: FeedbackSettings) -> None:
         unknown = [label for label in labels if _label_key(label, settings.label_map) not in settings.label_map]
         if unknown:
             known = ", ".join(map(repr, settings.label_map))
-            raise ValueError(f"label_map does not say what these labels count: {shown(unknown)}. It has {known}.")
+            bare = any(isinstance(label, bool) for label in settings.label_map)
+            quote = " In YAML yes, no, on and off are true and false: write labels in quotes." if bare else ""
+            raise ValueError(
+                f"label_map does not say what these labels count: {shown(unknown)}. It has {known}.{quote}"
+            )
         return
     if any(not is_number(label) or not 0 <= label <= 1 for label in labels):
         example = ", ".join(f"{label}: ..." for label in sorted(set(map(repr, labels)))[:3])

@@ -31,6 +31,12 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(("kind", "title", "lines"), EXAMPLES, ids=[kind + title for kind, title, _ in EXAMPLES])
+def test_a_yes_that_yaml_took_for_true_is_explained():
+    labels = rows(completion=["a", "b"], label=["yes", "no"])
+    with pytest.raises(ValueError, match="It has True, False. In YAML yes, no, on and off are true and false"):
+        check(labels, FeedbackSettings(label_map={True: 1, False: 0}))
+
+
 def test_the_examples_of_the_page_load_as_what_they_are_called(kind, title, lines, tmp_path):
     (tmp_path / "rows.jsonl").write_text(lines)
     dataset = load_rows(str(tmp_path / "rows.jsonl"), "train")
