@@ -31,12 +31,6 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(("kind", "title", "lines"), EXAMPLES, ids=[kind + title for kind, title, _ in EXAMPLES])
-def test_a_yes_that_yaml_took_for_true_is_explained():
-    labels = rows(completion=["a", "b"], label=["yes", "no"])
-    with pytest.raises(ValueError, match="It has True, False. In YAML yes, no, on and off are true and false"):
-        check(labels, FeedbackSettings(label_map={True: 1, False: 0}))
-
-
 def test_the_examples_of_the_page_load_as_what_they_are_called(kind, title, lines, tmp_path):
     (tmp_path / "rows.jsonl").write_text(lines)
     dataset = load_rows(str(tmp_path / "rows.jsonl"), "train")
@@ -518,3 +512,9 @@ def test_an_error_of_the_command_names_the_split(kit, capsys):
 def test_options_of_the_command_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         FeedbackArguments(**options)
+
+
+def test_a_yes_that_yaml_took_for_true_is_explained():
+    labels = rows(completion=["a", "b"], label=["yes", "no"])
+    with pytest.raises(ValueError, match="It has True, False. In YAML yes, no, on and off are true and false"):
+        check(labels, FeedbackSettings(label_map={True: 1, False: 0}))
