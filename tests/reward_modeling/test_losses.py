@@ -1,10 +1,8 @@
 """Every loss against numbers worked by hand or by enumeration, then what must hold for any scores."""
 
 import ast
-import inspect
 import itertools
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -843,18 +841,3 @@ def test_the_module_needs_torch_alone():
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} == {"math", "typing", "torch"}
-
-
-def test_the_page_names_every_loss_and_no_other():
-    public = {
-        name
-        for name, thing in vars(L).items()
-        if getattr(thing, "__module__", None) == L.__name__ and not name.startswith("_") and callable(thing)
-    }
-    named = set(re.findall(r"`(\w+)", PAGE.read_text()))
-    helpers = {"ranks_from_order"}
-    assert public - helpers <= named
-    table = [line.split("|")[3] for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
-    assert {name for cell in table for name in re.findall(r"`(\w+)", cell)} <= public
-    for arguments in re.findall(r"`(\w+)\((\w+)=\)`", PAGE.read_text()):
-        assert arguments[1] in inspect.signature(getattr(L, arguments[0])).parameters

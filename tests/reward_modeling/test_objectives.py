@@ -1,6 +1,9 @@
 """From rows to targets, counts and sums of losses: numbers worked out by hand."""
 
+import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -306,3 +309,15 @@ def test_a_gate_needs_objectives_and_a_judgement(rows, settings, message):
     objective = make_objective("multi_objective", settings)
     with pytest.raises(ValueError, match=message):
         objective.fit(Dataset.from_list([{"completion": "a", "scores": scores} for scores in rows]))
+
+
+PAGE = Path(__file__).parents[2] / "docs/reward_losses.md"
+
+
+def test_the_page_names_every_loss_and_settings_that_it_has():
+    cells = [[cell.strip() for cell in line.split("|")] for line in PAGE.read_text().splitlines() if line[:1] == "|"]
+    of = [(re.findall(r"`(\w+)`", row[3]), set(re.findall(r"`(\w+)`", row[5]))) for row in cells[2:]]
+    assert {name for names, _ in of for name in names} == set(LOSSES)
+    for names, settings in of:
+        for name in names:
+            assert settings <= {field.name for field in dataclasses.fields(LOSSES[name])}, name
