@@ -27,20 +27,19 @@ from trl import RewardTrainer
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import find_checkpoint, run
 from rlhf_recipes.data.cleaning import CleaningArguments
-from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.data.feedback import FeedbackArguments
 from rlhf_recipes.data.formats import DataArguments
 from rlhf_recipes.modeling.freezing import freeze_lower_layers
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
-from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_for
+from rlhf_recipes.reward_modeling.data import settings_for
 from rlhf_recipes.reward_modeling.evaluation import measure, summary
-from rlhf_recipes.reward_modeling.objectives import choose_loss, make_objective
+from rlhf_recipes.reward_modeling.objectives import choose_loss
 from rlhf_recipes.reward_modeling.reporting import write_report
 from rlhf_recipes.reward_modeling.saving import push_reward_model, save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.splits import load_splits
-from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer, choose_threads, is_plain_pairs
+from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,15 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = prepare_output_dir(training_args.output_dir, "reward", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", data_args, feedback_args, cleaning_args, training_args, model_args)
-
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
     # Data, and the loss that reads it.
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
     loss = choose_loss(training_args.loss, splits.kind)
-    center = training_args.center_rewards_coefficient or 0.0
-    objective = make_objective(loss, training_args.loss_args, min_gap=training_args.min_gap, center=center)
-    objective.fit(splits.train)
+    objective = fitted_objective(loss, splits.train, training_args)
     print(f"{splits}\nLoss          {loss}")
 
     # Model. The seed comes first, because a new head is drawn at random.
@@ -70,25 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     freeze_lower_layers(model, training_args.num_frozen_layers)
     settings = settings_for(tokenizer, model, training_args.max_length)
 
-    # Trainer: TRL's for plain pairs, ours for all else.
-    held_out = (splits.validation or splits.test) if training_args.eval_strategy != "no" else None
-    common = {"model": model, "args": training_args, "processing_class": tokenizer}
-    if is_plain_pairs(loss, splits.train, training_args):
-        pairing = {"min_gap": training_args.min_gap, "seed": training_args.seed}
-        trainer = RewardTrainer(
-            train_dataset=pair_rows(splits.train, tokenizer, settings, passes=training_args.passes, **pairing),
-            eval_dataset=held_out and pair_rows(held_out, tokenizer, settings, **pairing),
-            data_collator=PairCollator(tokenizer, training_args.pad_to_multiple_of),
-            **common,
-        )
-    else:
-        how = (objective, tokenizer, settings, training_args.debias or ())
-        trainer = FeedbackTrainer(
-            objective=objective,
-            train_dataset=example_rows(splits.train, *how, groups=splits.groups(training_args)),
-            eval_dataset=held_out and example_rows(held_out, *how),
-            **common,
-        )
+    # Trainer: TRL's RewardTrainer for plain pairs, FeedbackTrainer for all else.
+    held_out = splits.validation or splits.test
+    trainer = make_trainer(model, loss, objective, splits.train, held_out, tokenizer, settings, training_args)
 
     # Train.
     threads = choose_threads(trainer)

@@ -1,7 +1,6 @@
 """All splits of a dataset, read and written: what the commands of `feedback.py` and `cleaning.py` share."""
 
 import datetime
-import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +11,8 @@ from typing import Any, TypeVar
 import datasets
 from datasets import Dataset
 
-from rlhf_recipes.data.formats import load_rows
+from rlhf_recipes.data.formats import NoSuchSplit, listed_splits, load_rows
 from rlhf_recipes.outputs import write_jsonl
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FILES = ("jsonl", "parquet")
@@ -84,17 +81,15 @@ def split_names(name: str, config: str | None = None) -> list[str]:
         return list(datasets.load_from_disk(str(path)))
     if (path / "state.json").is_file():
         return [str(datasets.load_from_disk(str(path)).split or "train")]
-    try:
-        return list(datasets.get_dataset_split_names(str(path) if path.is_dir() else name, config))
-    except Exception:  # as many kinds as there are places; `load_rows` raises the same with what to do
-        logger.debug("Cannot list the splits of %s.", name, exc_info=True)
-        return ["train"]
+    return listed_splits(str(path) if path.is_dir() else name, config) or ["train"]
 
 
 def in_split(name: str, work: Callable[[], T]) -> T:
     """Do some work on one split, and name the split in an error that the user can mend."""
     try:
         return work()
+    except NoSuchSplit:
+        raise  # it names the split itself
     except ValueError as error:
         raise ValueError(f"Split {name!r}: {error}") from error
 

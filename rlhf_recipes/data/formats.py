@@ -196,7 +196,7 @@ def _load_folder(folder: Path, split: str, config: str | None) -> Dataset:
             "Name the folder in which the files lie."
         ) from error
     except Exception as error:  # as many kinds as there are file formats; each is raised again with what to do
-        splits = _split_names(folder, config)
+        splits = listed_splits(str(folder), config)
         if splits and not set(_base_splits(split)) <= set(splits):
             raise _no_such_split(str(folder), split, splits) from error
         for file in files:
@@ -275,11 +275,12 @@ def _visible_files(folder: Path) -> list[Path]:
     return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
-def _split_names(folder: Path, config: str | None) -> list[str]:
+def listed_splits(name: str, config: str | None = None) -> list[str]:
+    """The splits that a folder or a dataset of the Hub names; none where that cannot be told."""
     try:
-        return datasets.get_dataset_split_names(str(folder), config)
-    except Exception:  # this only serves a better message; the error that led here is raised either way
-        logger.debug("Cannot list the splits of %s.", folder, exc_info=True)
+        return list(datasets.get_dataset_split_names(name, config))
+    except Exception:  # of as many kinds as there are places; loading raises it again, and says what to do
+        logger.debug("Cannot list the splits of %s.", name, exc_info=True)
         return []
 
 

@@ -23,10 +23,9 @@ from typing import Any, Literal, cast
 import numpy as np
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 from trl import RewardTrainer
 
-from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
     add_adapters,
@@ -36,12 +35,11 @@ from rlhf_recipes.modeling.loading import (
 )
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_for
-from rlhf_recipes.reward_modeling.objectives import Objective, make_objective
+from rlhf_recipes.reward_modeling.data import settings_for
+from rlhf_recipes.reward_modeling.objectives import Objective
 from rlhf_recipes.reward_modeling.saving import save_settings
 from rlhf_recipes.reward_modeling.splits import Splits
-from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer, choose_threads, is_plain_pairs
-from rlhf_recipes.rewards.learned import RewardModelSettings
+from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer
 from rlhf_recipes.rewards.shared_ensemble import member_folder
 
 logger = logging.getLogger(__name__)
@@ -172,36 +170,6 @@ def train_members(
     return facts
 
 
-def make_trainer(
-    model: Any,
-    loss: str,
-    objective: Objective,
-    train: Dataset,
-    held_out: Dataset | None,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: RewardModelSettings,
-    args: RewardConfig,
-) -> Trainer:
-    """TRL's trainer for plain pairs, ours for all else."""
-    common = {"model": model, "args": args, "processing_class": tokenizer}
-    if is_plain_pairs(loss, train, args):
-        pairing: dict[str, Any] = {"min_gap": args.min_gap, "seed": args.seed}
-        return RewardTrainer(
-            train_dataset=pair_rows(train, tokenizer, settings, passes=args.passes, **pairing),
-            eval_dataset=held_out and pair_rows(held_out, tokenizer, settings, **pairing),
-            data_collator=PairCollator(tokenizer, cast(int | None, args.pad_to_multiple_of)),
-            **common,
-        )
-    how: Any = (objective, tokenizer, settings, args.debias or ())
-    groups = list(train[args.group_column]) if args.group_column and args.group_penalty else None
-    return FeedbackTrainer(
-        objective=objective,
-        train_dataset=example_rows(train, objective, tokenizer, settings, args.debias or (), groups),
-        eval_dataset=held_out and example_rows(held_out, *how),
-        **common,
-    )
-
-
 class _Base:
     """The one model that all members are put on, and what it takes to train one."""
 
@@ -238,11 +206,7 @@ class _Base:
 
     def objective(self) -> Objective:
         """A loss that has learned from the rows, and nothing from a member."""
-        args = self.training_args
-        center = args.center_rewards_coefficient or 0.0
-        objective = make_objective(self.loss, args.loss_args, min_gap=args.min_gap, center=center)
-        objective.fit(self.splits.train)
-        return objective
+        return fitted_objective(self.loss, self.splits.train, self.training_args)
 
     def fresh(self, seed: int) -> PeftModel:
         """The base with a new adapter and a new head: those that a run of its own would draw with that seed."""

@@ -11,6 +11,7 @@ from datasets import Dataset
 from rlhf_recipes.data.agreement import agreement_metrics
 from rlhf_recipes.data.cleaning import CleaningArguments, Table, run, steps_from
 from rlhf_recipes.data.feedback import COLUMNS, Check, FeedbackArguments, Kind
+from rlhf_recipes.data.feedback_files import in_split
 from rlhf_recipes.data.feedback_formats import OPTIONAL
 from rlhf_recipes.data.formats import DataArguments, NoSuchSplit
 from rlhf_recipes.reward_modeling.config import RewardConfig
@@ -60,10 +61,6 @@ class Splits:
             return sum(map(len, self.train["completions"]))
         return len(self.train) * (2 if "chosen" in self.train.column_names else 1)
 
-    def groups(self, args: RewardConfig) -> list[Any] | None:
-        """The group of each training row, where scores that favour one are to cost something."""
-        return list(self.train[args.group_column]) if args.group_column and args.group_penalty else None
-
     def facts(self) -> dict[str, Any]:
         """The same for the card, with how far the raters agree, where the rows have their votes."""
         of_split = {
@@ -106,12 +103,7 @@ def load_splits(
     """
 
     def read(split: str, count: int | None, share: str = "0:1") -> tuple[Dataset, Check]:
-        try:
-            return read_feedback(data_args, split, count, share, feedback_args)
-        except NoSuchSplit:
-            raise
-        except ValueError as error:
-            raise ValueError(f"Split {split!r}: {error}") from None
+        return in_split(split, lambda: read_feedback(data_args, split, count, share, feedback_args))
 
     train, of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)
     checks = {"train": of_train}
@@ -129,12 +121,12 @@ def load_splits(
     if len(set(kinds.values())) > 1:
         there = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
         raise ValueError(f"The splits have different formats ({there}). Bring them into one, or name feedback_format.")
-    held_out = {"test": test} | ({} if validation is None else {"validation": validation})
-    train, table = run(steps_from(cleaning_args, held_out=held_out), train)
     kind = feedback_args.wanted or of_train.format.kind
     keep = {args.group_column, (args.loss_args or {}).get("within")}
     train, test = _of_format(train, kind, keep), _of_format(test, kind, keep)
     validation = None if validation is None else _of_format(validation, kind, keep)
+    held_out = {"test": test} | ({} if validation is None else {"validation": validation})
+    train, table = run(steps_from(cleaning_args, held_out=held_out), train)
     if args.balance_length is not None:
         train = balance_pairs(train, "length", how=cast(Any, args.balance_length), seed=args.seed)
     if args.group_column is not None and args.group_column not in train.column_names:

@@ -24,13 +24,16 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from trl import RewardTrainer
 
-from rlhf_recipes.data.collators import FeedbackCollator
+from rlhf_recipes.data.collators import FeedbackCollator, PairCollator
 from rlhf_recipes.modeling.loading import disable_dropout
 from rlhf_recipes.modeling.threads import best_thread_count
 from rlhf_recipes.reward_modeling.config import RewardConfig
+from rlhf_recipes.reward_modeling.data import example_rows, pair_rows
 from rlhf_recipes.reward_modeling.debias import group_penalty, residual_scores
-from rlhf_recipes.reward_modeling.objectives import WEIGHT, Batch, Objective
+from rlhf_recipes.reward_modeling.objectives import WEIGHT, Batch, Objective, make_objective
+from rlhf_recipes.rewards.learned import RewardModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ class FeedbackTrainer(Trainer):
             raise ValueError(f"The model has {model.config.num_labels} outputs, but the loss needs {outputs}.")
         self.objective: Objective = objective
         self.group_weight = args.group_penalty
-        if args.group_penalty and not (objective.fixes_level and objective.reads == ("ratings",) and outputs == 1):
+        if args.group_penalty and not objective.predicts_rating:
             raise ValueError("group_penalty compares scores with ratings. Take the loss mse, mae or huber with it.")
         if objective.compares_rows and args.per_device_train_batch_size < 2:
             raise ValueError(
@@ -248,6 +251,63 @@ def is_plain_pairs(loss: str, rows: Dataset, args: RewardConfig) -> bool:
         return True
     own = {"chosen_votes", "target", WEIGHT} & set(rows.column_names)
     return loss == "bradley_terry" and not options and not own
+
+
+def fitted_objective(loss: str, rows: Dataset, args: RewardConfig) -> Objective:
+    """The loss of a run, with its settings, and with what it has learned from the training rows.
+
+    Args:
+        loss (`str`): Its name, as `choose_loss` gives it.
+        rows ([`~datasets.Dataset`]): The training rows.
+        args ([`RewardConfig`]): `loss_args`, `min_gap` and `center_rewards_coefficient` are used.
+
+    Raises:
+        `ValueError`: as `make_objective`, and where the rows do not suit the loss.
+    """
+    center = args.center_rewards_coefficient or 0.0
+    objective = make_objective(loss, args.loss_args, min_gap=args.min_gap, center=center)
+    objective.fit(rows)
+    return objective
+
+
+def make_trainer(
+    model: Any,
+    loss: str,
+    objective: Objective,
+    train: Dataset,
+    held_out: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+    args: RewardConfig,
+) -> Trainer:
+    """TRL's trainer for plain pairs, ours for all else, with the rows that it takes.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): What is trained.
+        loss (`str`), objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss, fitted.
+        train ([`~datasets.Dataset`]): Feedback.
+        held_out ([`~datasets.Dataset`], *optional*): Rows for `eval_strategy`; not read where that is `no`.
+        tokenizer, settings: As in [`~rlhf_recipes.reward_modeling.data.tokenize`].
+        args ([`RewardConfig`]): The settings.
+    """
+    held_out = held_out if args.eval_strategy != "no" else None
+    common = {"model": model, "args": args, "processing_class": tokenizer}
+    if is_plain_pairs(loss, train, args):
+        pairing: dict[str, Any] = {"min_gap": args.min_gap, "seed": args.seed}
+        return RewardTrainer(
+            train_dataset=pair_rows(train, tokenizer, settings, passes=args.passes, **pairing),
+            eval_dataset=held_out and pair_rows(held_out, tokenizer, settings, **pairing),
+            data_collator=PairCollator(tokenizer, cast(int | None, args.pad_to_multiple_of)),
+            **common,
+        )
+    debias = args.debias or ()
+    groups = list(train[args.group_column]) if args.group_column and args.group_penalty else None
+    return FeedbackTrainer(
+        objective=objective,
+        train_dataset=example_rows(train, objective, tokenizer, settings, debias, groups),
+        eval_dataset=held_out and example_rows(held_out, objective, tokenizer, settings, debias),
+        **common,
+    )
 
 
 def choose_threads(trainer: Trainer) -> int:

@@ -6,9 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-from trl import RewardTrainer
 
-from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.data import example_rows, settings_for
@@ -18,23 +16,8 @@ from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.loading import load_reward
 from rlhf_recipes.rewards.process import StepModel, StepReward
+from tests.reward_modeling.pair_trainer import trainer_of
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
-
-ROWS = [
-    {"chosen_ids": [10 + row % 90] * (3 + row * 37 % 64), "rejected_ids": [5], "length": 3 + row * 37 % 64}
-    for row in range(64)
-]
-
-
-def trainer_of(folder, model, tokenizer, rows=ROWS, **options):
-    settings = {"use_cpu": True, "per_device_train_batch_size": 2, "save_strategy": "no", "disable_tqdm": True}
-    return RewardTrainer(
-        model=model,
-        args=RewardConfig(output_dir=str(folder), **(settings | options)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        data_collator=PairCollator(tokenizer),
-    )
 
 
 def test_an_adapter_is_saved_on_its_own_too_and_gives_the_same_scores(tmp_path):

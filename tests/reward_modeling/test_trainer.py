@@ -7,29 +7,12 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from trl import RewardTrainer
 
-from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.objectives import make_objective
 from rlhf_recipes.reward_modeling.trainer import OBJECTIVE_FILE, FeedbackTrainer, is_plain_pairs
+from tests.reward_modeling.pair_trainer import trainer_of
 from tests.tiny import tiny_classifier, tiny_tokenizer
-
-ROWS = [
-    {"chosen_ids": [10 + row % 90] * (3 + row * 37 % 64), "rejected_ids": [5], "length": 3 + row * 37 % 64}
-    for row in range(64)
-]
-
-
-def trainer_of(folder, model, tokenizer, rows=ROWS, **options):
-    settings = {"use_cpu": True, "per_device_train_batch_size": 2, "save_strategy": "no", "disable_tqdm": True}
-    return RewardTrainer(
-        model=model,
-        args=RewardConfig(output_dir=str(folder), **(settings | options)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        data_collator=PairCollator(tokenizer),
-    )
 
 
 def test_batches_hold_texts_of_similar_length(tmp_path):
@@ -220,6 +203,8 @@ def test_the_best_model_has_the_thresholds_that_belong_to_it(tmp_path):
         ("pairs_in_batch", {"per_device_train_batch_size": 1}, "per_device_train_batch_size is 1. Give 2 or more"),
         ("mse", {"center_rewards_coefficient": 0.1}, "center_rewards_coefficient is for bradley_terry"),
         ("process", {"debias": ["length"]}, "debias is for one score of a text"),
+        ("pairs_in_batch", {"group_column": "side", "group_penalty": 1.0}, "Take the loss mse, mae or huber"),
+        ("ordinal", {"group_column": "side", "group_penalty": 1.0}, "Take the loss mse, mae or huber"),
     ],
 )
 def test_options_that_a_loss_cannot_use_are_refused(loss, options, message, tmp_path):

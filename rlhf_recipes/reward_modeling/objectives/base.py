@@ -60,6 +60,7 @@ class Objective:
     reads: ClassVar[tuple[Kind, ...]]
     text_columns: ClassVar[tuple[str, ...]] = ("completion",)
     fixes_level: ClassVar[bool] = True  # False where a loss compares scores and leaves their level free
+    predicts_rating: ClassVar[bool] = False  # True where the score is a rating, and the target "score" too
     compares_rows: bool = False  # True where a batch of one row would teach nothing
     step_token: str | None = None  # the mark behind each step, where the model is a token classifier
     label_names: tuple[str, ...] = ("reward",)

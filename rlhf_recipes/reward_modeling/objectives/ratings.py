@@ -36,6 +36,7 @@ class _Regression(Objective):
     """
 
     reads = ("ratings",)
+    predicts_rating = True
 
     def __post_init__(self) -> None:
         self.shift, self.unit = 0.0, 1.0
