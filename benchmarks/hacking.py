@@ -19,8 +19,9 @@ from typing import Any
 from tiny_tasks import save_figure
 
 # isort: split
-from rlhf_recipes.evaluation import distinct_n, paired_gain
-from rlhf_recipes.ppo.monitor import Finding, findings, held_out_of, read_history
+from rlhf_recipes.ppo.run.monitor import Finding, findings, held_out_of, read_history
+from rlhf_recipes.statistics import paired_gain
+from rlhf_recipes.words import distinct_n
 
 # What a panel shows: the figure's name in the log, and its title.
 PANELS = {

@@ -35,13 +35,13 @@ from datasets import Dataset
 from sacrebleu.metrics import BLEU, CHRF
 from tiny_tasks import machine, save_figure
 
-from rlhf_recipes.data.formats import load_rows, sample_rows
+from rlhf_recipes.data.loading import load_rows, sample_rows
 from rlhf_recipes.data.prompts import tokenize_prompts
-from rlhf_recipes.evaluation import paired_gain
+from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
 from rlhf_recipes.outputs import write_json, write_jsonl
 from rlhf_recipes.ppo import PPOConfig
-from rlhf_recipes.ppo.generation import LocalGenerator, sampling_config, stable_key
+from rlhf_recipes.statistics import paired_gain
 
 DIFFERENCES = (("after", "before"), ("after", "copy"), ("before", "copy"))
 EFFECTIVE = BLEU(effective_order=True)  # the reward's own BLEU; 13a is the tokenizer of both

@@ -31,21 +31,16 @@ import torch
 from datasets import Dataset
 from tiny_tasks import machine, save_figure
 
-from rlhf_recipes.data.formats import load_rows
-from rlhf_recipes.data.pairs import all_pairs_accuracy, all_pairs_interval, draw_pairs
+from rlhf_recipes.data.loading import load_rows
+from rlhf_recipes.data.pairs import draw_pairs
+from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval
+from rlhf_recipes.modeling.embedder import Embedder
 from rlhf_recipes.outputs import write_json
-from rlhf_recipes.reward_modeling.bias import measure_bias, table
-from rlhf_recipes.reward_modeling.bias_plots import save_pictures
-from rlhf_recipes.reward_modeling.debias import (
-    Correction,
-    ResidualReward,
-    balance_pairs,
-    covariates,
-    group_penalty,
-    residual_scores,
-)
-from rlhf_recipes.reward_modeling.losses import bradley_terry, mse
-from rlhf_recipes.rewards.semantics import Embedder
+from rlhf_recipes.report.reward_figures import save_pictures
+from rlhf_recipes.reward_modeling.bias.correction import Correction, ResidualReward
+from rlhf_recipes.reward_modeling.bias.measure import measure_bias, table
+from rlhf_recipes.reward_modeling.debias import balance_pairs, covariates, group_penalty, residual_scores
+from rlhf_recipes.reward_modeling.losses.maths import bradley_terry, mse
 
 COMEDY = re.compile(r"\b(comed(y|ies)|comic|comedic|funny|humou?r|laughs?|laughter|jokes?)\b", re.IGNORECASE)
 LEFT_OUT = 0.9

@@ -48,13 +48,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging as transformers_logging
 
 from rlhf_recipes.data.collators import PairCollator
-from rlhf_recipes.data.formats import load_rows
+from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.pairs import draw_pairs
-from rlhf_recipes.modeling.freezing import freeze_lower_layers
-from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, freeze_lower_layers, load_reward_model, load_tokenizer
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_for
-from rlhf_recipes.reward_modeling.objectives import make_objective
+from rlhf_recipes.reward_modeling.examples import example_rows, pair_rows, settings_for
+from rlhf_recipes.reward_modeling.losses import make_objective
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer
 
 RUNS = (

@@ -22,7 +22,7 @@ import rlhf_recipes  # noqa: F401 - first, because it sets threads and telemetry
 # isort: split
 from transformers import AutoTokenizer
 
-from rlhf_recipes.data.formats import load_rows
+from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.rewards import load_rewards
 
 POLICY, ENCODER, REWARD = "starter/smollm2-135m-instruct", "starter/minilm-l6", "runs/quickstart/reward"

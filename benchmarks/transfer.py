@@ -40,12 +40,14 @@ import yaml
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_recipes.data.formats import load_rows
-from rlhf_recipes.data.pairs import TOLERANCE, all_pairs_accuracy, percentile_interval, single_rater_accuracy
+from rlhf_recipes.data.loading import load_rows
+from rlhf_recipes.data.pairs import TOLERANCE
+from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, single_rater_accuracy
 from rlhf_recipes.outputs import write_json
-from rlhf_recipes.reward_modeling.scoring_metrics import baseline_scores
-from rlhf_recipes.rewards.linear import LinearReward
+from rlhf_recipes.reward_modeling.evaluation.figures import baseline_scores
+from rlhf_recipes.reward_modeling.linear.reward import LinearReward
 from rlhf_recipes.rewards.loading import load_spec
+from rlhf_recipes.statistics import percentile_interval
 
 WHOLE = [f"starter/{name}-ratings" for name in ("amazon", "nyt", "tweet")]
 DATASETS = ["starter/movie-ratings", *WHOLE]
@@ -183,7 +185,7 @@ def bootstrap(scores: ArrayLike, ratings: ArrayLike, documents: Sequence[Hashabl
 
     A pair of texts counts as often as both documents are drawn: with the weights w of a sample and the sums R of right
     and T of all pairs between every two documents, the accuracy is `w R w / w T w`. Where each document has one text
-    it is [`~rlhf_recipes.data.pairs.all_pairs_interval`], to the last draw. (Cluster bootstrap: Davison and Hinkley
+    it is [`~rlhf_recipes.data.raters.agreement.all_pairs_interval`], to the last draw. (Cluster bootstrap: Davison and Hinkley
     1997, Bootstrap Methods and their Application, section 3.8.)
     """
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(ratings, dtype=np.float64)

@@ -25,8 +25,10 @@ import trl
 from datasets import Dataset
 
 from rlhf_recipes.arguments import RecipeParser, save_config
-from rlhf_recipes.cli import find_checkpoint, run
-from rlhf_recipes.data.formats import DataArguments, drop_blank, load_rows, require_columns, sample_rows
+from rlhf_recipes.checkpoints import find_checkpoint
+from rlhf_recipes.cli import run
+from rlhf_recipes.data.columns import drop_blank, require_columns
+from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
 from rlhf_recipes.outputs import prepare_output_dir, write_figures

@@ -23,12 +23,12 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
-from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
+from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
-from rlhf_recipes.evaluation import move_to_best_device, summarize, write_completions
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
+from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
 from rlhf_recipes.rewards import load_rewards
 
 

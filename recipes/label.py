@@ -25,8 +25,9 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.reward_modeling import labeling, selective
-from rlhf_recipes.reward_modeling.doubt import DoubtArguments, draw_line, reasons, verdicts
+from rlhf_recipes.reward_modeling.uses import labeling
+from rlhf_recipes.reward_modeling.uses import thresholds as selective
+from rlhf_recipes.reward_modeling.uses.confidence import DoubtArguments, draw_line, reasons, verdicts
 from rlhf_recipes.rewards import load_rewards
 from rlhf_recipes.rewards.loading import RewardArguments
 

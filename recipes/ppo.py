@@ -26,12 +26,12 @@ from transformers import set_seed
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
-from rlhf_recipes.data.formats import DataArguments, load_rows, sample_rows
+from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.ppo import PPOConfig, PPOTrainer
-from rlhf_recipes.ppo.state import STATE_FILE
+from rlhf_recipes.ppo.run.checkpoint import STATE_FILE
 from rlhf_recipes.rewards import load_rewards
 from rlhf_recipes.rewards.loading import RewardArguments
 

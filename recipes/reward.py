@@ -25,18 +25,18 @@ from transformers import set_seed
 from trl import RewardTrainer
 
 from rlhf_recipes.arguments import RecipeParser, save_config
-from rlhf_recipes.cli import find_checkpoint, run
-from rlhf_recipes.data.cleaning import CleaningArguments
-from rlhf_recipes.data.feedback import FeedbackArguments
-from rlhf_recipes.data.formats import DataArguments
-from rlhf_recipes.modeling.freezing import freeze_lower_layers
-from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
+from rlhf_recipes.checkpoints import find_checkpoint
+from rlhf_recipes.cli import run
+from rlhf_recipes.data.cleaning.steps import CleaningArguments
+from rlhf_recipes.data.feedback.formats import FeedbackArguments
+from rlhf_recipes.data.loading import DataArguments
+from rlhf_recipes.modeling.loading import ModelArguments, freeze_lower_layers, load_reward_model, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
-from rlhf_recipes.reward_modeling.data import settings_for
-from rlhf_recipes.reward_modeling.evaluation import measure, summary
-from rlhf_recipes.reward_modeling.objectives import choose_loss
-from rlhf_recipes.reward_modeling.reporting import write_report
+from rlhf_recipes.reward_modeling.evaluation.measure import measure, summary
+from rlhf_recipes.reward_modeling.evaluation.reporting import write_report
+from rlhf_recipes.reward_modeling.examples import settings_for
+from rlhf_recipes.reward_modeling.losses import choose_loss
 from rlhf_recipes.reward_modeling.saving import push_reward_model, save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.splits import load_splits
 from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer

@@ -24,25 +24,25 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
-from rlhf_recipes.data.cleaning import CleaningArguments
-from rlhf_recipes.data.feedback import FeedbackArguments
-from rlhf_recipes.data.formats import DataArguments
+from rlhf_recipes.data.cleaning.steps import CleaningArguments
+from rlhf_recipes.data.feedback.formats import FeedbackArguments
+from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.reward_modeling.averaging import average_models
+from rlhf_recipes.report.reward_figures import draw_uncertainty
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
-from rlhf_recipes.reward_modeling.ensemble import EnsembleArguments, train_members
-from rlhf_recipes.reward_modeling.ensemble_evaluation import (
+from rlhf_recipes.reward_modeling.ensemble.averaging import average_models
+from rlhf_recipes.reward_modeling.ensemble.evaluation import (
     AVERAGE_FOLDER,
     describe_ensemble,
     finish_ensemble,
     measure_ensemble,
 )
-from rlhf_recipes.reward_modeling.ensemble_plots import draw_uncertainty
-from rlhf_recipes.reward_modeling.evaluation import measure
-from rlhf_recipes.reward_modeling.objectives import choose_loss
+from rlhf_recipes.reward_modeling.ensemble.train import EnsembleArguments, train_members
+from rlhf_recipes.reward_modeling.evaluation.measure import measure
+from rlhf_recipes.reward_modeling.losses import choose_loss
 from rlhf_recipes.reward_modeling.splits import load_splits
-from rlhf_recipes.rewards.shared_ensemble import member_folder
+from rlhf_recipes.rewards.combine.shared_ensemble import member_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,14 +21,16 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
-from rlhf_recipes.data.formats import DataArguments, detect_format
+from rlhf_recipes.data.columns import detect_format
+from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.reward_modeling.data import Texts, load_feedback
-from rlhf_recipes.reward_modeling.evaluation import load_validation, rating_scale
-from rlhf_recipes.reward_modeling.features import NAMED, Embedding, FeatureSet
-from rlhf_recipes.reward_modeling.linear import LinearRewardModel, r2, write_explanation
-from rlhf_recipes.reward_modeling.metrics import pair_metrics, rating_metrics
-from rlhf_recipes.rewards.linear import LinearReward
+from rlhf_recipes.reward_modeling.evaluation.measure import load_validation, rating_scale
+from rlhf_recipes.reward_modeling.evaluation.metrics import pair_metrics, rating_metrics
+from rlhf_recipes.reward_modeling.examples import load_feedback
+from rlhf_recipes.reward_modeling.linear.features import NAMED, Embedding, FeatureSet
+from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel, r2, write_explanation
+from rlhf_recipes.reward_modeling.linear.reward import LinearReward
+from rlhf_recipes.reward_modeling.scored import Texts
 
 
 @dataclass

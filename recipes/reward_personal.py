@@ -22,14 +22,15 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
-from rlhf_recipes.data.formats import DataArguments, load_rows, require_columns
+from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.data.loading import DataArguments, load_rows
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.reward_modeling.data import Texts
-from rlhf_recipes.reward_modeling.hidden_features import HiddenFeatures
-from rlhf_recipes.reward_modeling.personal import PersonalRewardModel
-from rlhf_recipes.reward_modeling.personal_metrics import flat, learning_curve, plot_curve, summary
-from rlhf_recipes.reward_modeling.simulated_raters import SimulatedRaters, named, simulate, take_share
-from rlhf_recipes.rewards.personal import PersonalReward
+from rlhf_recipes.reward_modeling.personal.features import HiddenFeatures
+from rlhf_recipes.reward_modeling.personal.measure import flat, learning_curve, plot_curve, summary
+from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
+from rlhf_recipes.reward_modeling.personal.reward import PersonalReward
+from rlhf_recipes.reward_modeling.personal.simulated import SimulatedRaters, named, simulate, take_share
+from rlhf_recipes.reward_modeling.scored import Texts
 
 
 @dataclass

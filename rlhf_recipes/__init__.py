@@ -5,14 +5,13 @@ from typing import Any
 
 # Hugging Face libraries read this once, at their first import; a user who has set it keeps their choice.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 # Read once too, when torch starts its threads. By default they wait for each other by spinning for long, which takes
 # the core that another program needs: beside one busy program a run then took twice as long as with threads that soon
 # sleep. On an idle machine the difference was below 10%.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 __version__ = "0.1.0"
-
 __all__ = ["PPOConfig", "PPOTrainer", "__version__"]
 
 

@@ -44,6 +44,7 @@ OFTEN_USED = [
     "push_to_hub", "hub_model_id", "max_length", "center_rewards_coefficient", "dataset_text_field", "loss_type",
     "beta", "num_generations", "steps_per_generation", "num_iterations", "max_completion_length", "temperature",
 ]
+
 # fmt: on
 
 RESERVED = ("config", "env", "help", "help_all")

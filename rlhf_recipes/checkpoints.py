@@ -16,11 +16,11 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rlhf_recipes.modeling.memory import readable_bytes
+from rlhf_recipes.texts import readable_bytes
 
 logger = logging.getLogger(__name__)
-
 STATE = "trainer_state.json"  # the Trainer writes it after everything of its own
+
 # How torch.save began before it wrote zip files: a pickled magic number, then four more pickles, then raw numbers.
 LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 ABSENT = object()

@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from rlhf_recipes.checkpoints import find_checkpoint
-from rlhf_recipes.rewards.checks import RewardError
+from rlhf_recipes.errors import RewardError
 
 __all__ = ["find_checkpoint", "run"]
-
 DEBUG = "RLHF_RECIPES_DEBUG"
+
 # What a user can mend: files and networks, options and data, missing packages, rewards, weights that became NaN.
 # A TypeError, KeyError or AssertionError is a mistake of ours, and its traceback is what we need to be told.
 USER_ERRORS = (OSError, ValueError, ImportError, RewardError, FloatingPointError)

@@ -21,9 +21,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-logger = logging.getLogger(__name__)
+from rlhf_recipes.errors import PushError
 
+logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
+
 # What a push may hold, as patterns of one level each: no `*` here reaches into a folder.
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
@@ -48,6 +50,7 @@ CODE = ("configuration_*.py", "modeling_*.py", "tokenization_*.py")  # of models
 CRITIC = ("critic/*.safetensors", "critic/*.safetensors.index.json", "critic/config.json", "critic/*_config.json")
 CARD = ("README.md", "card/*.png")
 ALLOWED = ("config.json", "generation_config.json", *WEIGHTS, *ADAPTER, *TOKENIZER, *CODE, *CRITIC, *CARD)
+
 # Of a reward model besides: how its outputs become a score, what it is worth, and its adapters on their own.
 OF_REWARD_MODEL = (
     "reward_config.json",
@@ -59,12 +62,9 @@ OF_REWARD_MODEL = (
     "adapter/*.jinja",
     "adapter/adapter_model.safetensors",
 )
+
 # A push replaces the weights that an earlier one left: adapters beside a whole model would be loaded instead of it.
 REPLACED = (*WEIGHTS, *ADAPTER, *CRITIC)
-
-
-class PushError(OSError):
-    """A push failed; the message says why and what to do. The local files are as they were."""
 
 
 def files_to_push(folder: str | Path, ignore: Sequence[str] = (), more: Sequence[str] = ()) -> list[str]:

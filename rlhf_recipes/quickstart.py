@@ -127,7 +127,7 @@ def _read_stamp(stage: Stage) -> dict[str, Any]:
 
 def collect_metrics() -> dict[str, Any]:
     """The figures of the whole run, from the files of its stages."""
-    from rlhf_recipes.evaluation import paired_gain
+    from rlhf_recipes.statistics import paired_gain
 
     stages = {s.name: json.loads((RUN_DIR / s.name / "metrics.json").read_text(encoding="utf-8")) for s in STAGES}
     # A stage run by hand has only its recipe's own clock.
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     if not CONFIGS.is_dir():
         raise SystemExit(f"No folder {CONFIGS} here. Run it in the folder of the project, where README.md stands.")
-    from rlhf_recipes.data import starter
+    from rlhf_recipes.data.starter import make as starter
 
     print(f"[1/{len(STAGES) + 2}] Starter kit")
     if code := starter.main(["--output_dir", "starter"]):

@@ -4,8 +4,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_recipes.rewards.learned import RewardModelSettings
-from rlhf_recipes.rewards.shared_ensemble import EnsembleSettings
+from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.rewards.combine.shared_ensemble import EnsembleSettings
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 TARGETS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}

@@ -9,7 +9,7 @@ import yaml
 from transformers import TrainingArguments
 
 from rlhf_recipes.arguments import RecipeParser, save_config, text_or_mapping
-from rlhf_recipes.data.formats import DataArguments
+from rlhf_recipes.data.loading import DataArguments
 
 DESCRIPTION = """Train a policy.
 

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_recipes.hub import PushError, files_to_push, push_run
+from rlhf_recipes.errors import PushError
+from rlhf_recipes.hub import files_to_push, push_run
 from rlhf_recipes.modeling.saving import save_policy
 from tests.hub_double import HubDouble
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer

@@ -63,7 +63,7 @@ def processes(monkeypatch):
 @pytest.fixture
 def main(monkeypatch):
     """`quickstart.main` up to the report; the starter kit and what comes after the stages are doubles too."""
-    monkeypatch.setattr("rlhf_recipes.data.starter.main", lambda argv: 0)
+    monkeypatch.setattr("rlhf_recipes.data.starter.__main__.main", lambda argv: 0)
     monkeypatch.setattr(quickstart, "collect_metrics", lambda: {"total_seconds": 1.0})
     monkeypatch.setattr(quickstart, "describe_environment", dict)
     monkeypatch.setattr(quickstart, "print_figures", lambda metrics, page: None)
@@ -255,7 +255,7 @@ def test_an_edited_yaml_runs_its_stage_again_and_those_that_rest_on_it(main, pro
 
 
 def test_without_the_starter_kit_nothing_is_run(main, processes, monkeypatch):
-    monkeypatch.setattr("rlhf_recipes.data.starter.main", lambda argv: 4)
+    monkeypatch.setattr("rlhf_recipes.data.starter.__main__.main", lambda argv: 4)
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_recipes.data.pairs import all_pairs_accuracy
+from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
 
 RUN = Path(__file__).parent.parent / "runs" / "quickstart"
 

@@ -22,7 +22,7 @@ def padded(ids: Sequence[Sequence[int]], pad_token_id: int, multiple: int | None
     return {"input_ids": input_ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
 
 
-def _own_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def own_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
             f"The pad token is {tokenizer.pad_token!r} and the end-of-sequence token {tokenizer.eos_token!r}: "
@@ -50,7 +50,7 @@ class FeedbackCollator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> None:
-        self.pad_token_id = _own_pad_token(tokenizer)
+        self.pad_token_id = own_pad_token(tokenizer)
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -59,13 +59,15 @@ class FeedbackCollator:
         batch: dict[str, Any] = padded(ids, self.pad_token_id, self.pad_to_multiple_of)
         batch["rows"] = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(sizes))
         batch["places"] = torch.cat([torch.arange(size) for size in sizes])
-        batch["targets"] = {name: _numbers([row[name] for row in rows]) for name in rows[0] if name not in NOT_TARGETS}
+        batch["targets"] = {
+            name: number_columns([row[name] for row in rows]) for name in rows[0] if name not in NOT_TARGETS
+        }
         if "covariates" in rows[0]:
             batch["covariates"] = torch.tensor([of_text for row in rows for of_text in row["covariates"]])
         return batch
 
 
-def _numbers(values: Sequence[Any]) -> torch.Tensor:
+def number_columns(values: Sequence[Any]) -> torch.Tensor:
     if not isinstance(values[0], list):
         return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float)
     lists = [torch.tensor([float("nan") if x is None else x for x in value], dtype=torch.float) for value in values]
@@ -95,7 +97,7 @@ class PairCollator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> None:
-        self.pad_token_id = _own_pad_token(tokenizer)
+        self.pad_token_id = own_pad_token(tokenizer)
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of}; give 1 or more, or None.")
         self.pad_to_multiple_of = pad_to_multiple_of

@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_recipes.arguments import RecipeParser
-from rlhf_recipes.data.formats import load_rows, require_columns
+from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.preprocessing import deduplicate, tidy_text
 from rlhf_recipes.outputs import write_jsonl
 
 logger = logging.getLogger(__name__)
-
 PROMPT = "Wrong: {}\nRight:"
+
 # A misspelling needs letters to work on; with fewer than this many, what was meant can hardly be told.
 MIN_LETTERS = 4
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"

@@ -8,12 +8,14 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.formats import drop_blank, is_conversational, require_columns
+from rlhf_recipes.data.columns import drop_blank, require_columns
+from rlhf_recipes.texts import is_conversational
 
 logger = logging.getLogger(__name__)
 
 # An opening must leave at least this many words to be continued.
 MIN_REST = 3
+
 # What every reward is given under these names besides the dataset's columns.
 TAKEN = ("prompts", "completions", "completion_ids", "prompt_ids", "trainer_state", "log_metric", "log_extra")
 

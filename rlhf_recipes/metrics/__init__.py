@@ -15,13 +15,13 @@ metrics.load("pairwise_accuracy").compute(predictions=scores, references=ratings
 ```
 
 `evaluate.load(str(metrics.path("pairwise_accuracy")))` does the same. What they compute, and what else may be given to
-`compute`, is in `rlhf_recipes.reward_modeling.scoring_metrics`, which needs no `evaluate`.
+`compute`, is in `rlhf_recipes.reward_modeling.evaluation.figures`, which needs no `evaluate`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from rlhf_recipes.rewards.optional import optional
+from rlhf_recipes.imports import optional
 
 NAMES = ("calibration", "pairwise_accuracy", "rating_errors", "win_rate")
 

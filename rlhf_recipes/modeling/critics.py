@@ -29,7 +29,6 @@ from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, kee
 from rlhf_recipes.modeling.zero import copy_whole, whole_state_dict
 
 logger = logging.getLogger(__name__)
-
 CRITIC_FOLDER = "critic"
 VALUE_HEAD_FILE = "value_head.safetensors"
 

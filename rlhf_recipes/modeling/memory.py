@@ -12,18 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_recipes.texts import readable_bytes
+
 # States that each optimizer keeps for every number it trains, in the type of the weights (torch) ...
 STATES_OF_TORCH = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"), 2),
     **{"sgd": 0, "adagrad": 1, "rmsprop": 1},
 }
 TAKES_MOMENTUM = ("sgd", "rmsprop")  # one more with --optim_args momentum=0.9
+
 # ... and in float32 or in one byte (bitsandbytes).
 STATES_OF_BITSANDBYTES = {
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"), 2),
     **dict.fromkeys(("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"), 1),
     **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), 1),
 }
+
 # bitsandbytes keeps a float32 scale for every 256 numbers, and tensors smaller than 4096 numbers in float32.
 BLOCK, SMALLEST = 256, 4096
 
@@ -111,18 +115,6 @@ def memory_line(
     size = vocabulary or _vocabulary(roles.values())
     largest = readable_bytes(logits_tokens * size * 4)
     return f"{line} Largest logits: {logits_tokens} tokens x {size} words x 4 bytes = {largest}."
-
-
-def readable_bytes(size: int) -> str:
-    """A number of bytes in words: `"2.3 kB"`, `"538 MB"`, in powers of 1000."""
-    if size < 1000:
-        return f"{size} bytes" if size else "0"
-    number, units = size / 1000, ["kB", "MB", "GB", "TB"]
-    while number >= 999.5 and len(units) > 1:
-        number /= 1000
-        del units[0]
-    text = f"{number:.0f}" if number >= 9.95 else f"{number:.1f}".removesuffix(".0")
-    return f"{text} {units[0]}"
 
 
 def zero_of(args: Any) -> Zero:

@@ -10,9 +10,9 @@ from accelerate.utils import DeepSpeedPlugin
 from transformers import TrainingArguments
 from transformers.integrations import HfTrainerDeepSpeedConfig
 
+from rlhf_recipes.modeling.generation import DECIDED
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
-from rlhf_recipes.ppo.generation import DECIDED
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
 
 # Options of the Trainer that the PPO loop would ignore. What would be ignored is refused.
@@ -30,6 +30,7 @@ NOT_USED = {
     "torch_compile": False,
     "use_liger_kernel": False,
 }
+
 # Options of generation that are fields, and so have no place in generation_kwargs.
 SAMPLING_OPTIONS = (
     "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens", "stop_token", "stop_token_id", "stop_strings",
@@ -86,7 +87,7 @@ class PPOConfig(TrainingArguments):
             then weights compare rewards of any unit. Rewards that pay per token stay as they are.
         hacking_monitor (`"warn"`, `"stop"` or `"off"`, *optional*, defaults to `"warn"`):
             Whether a monitor looks at the log for signs that the rewards are exploited, and what it does then: say so,
-            or save and end the run as well. See [`~rlhf_recipes.ppo.monitor`].
+            or save and end the run as well. See [`~rlhf_recipes.ppo.run.monitor`].
         use_score_scaling, use_score_norm, score_clip:
             Divide scores by the standard deviation of all scores so far; subtract their mean too; clip them to
             `[-score_clip, score_clip]` afterwards.

@@ -33,29 +33,6 @@ def masked_whiten(x: Tensor, mask: Tensor, center: bool = True) -> Tensor:
     return torch.where(mask.bool(), whitened if center else whitened + mean, 0.0)
 
 
-def token_logprobs(
-    logits: Tensor, token_ids: Tensor, temperature: float = 1.0, entropy_grad: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token, and the entropy of the distribution it was drawn from, at a temperature.
-
-    Args:
-        logits (`(B, T, V)`): the logits that token t was drawn from stand at t.
-        token_ids (`(B, T)`): the tokens.
-        entropy_grad: whether the entropies carry gradient, for an entropy bonus. It costs memory of the logits' size.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: log-probabilities and entropies in nats, both `(B, T)`.
-    """
-    logits = logits.float() / temperature
-    log_norm = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - log_norm
-    with torch.set_grad_enabled(entropy_grad):
-        # Of normalized logits: log Z - E[logit] would lose the entropy in the rounding of large logits.
-        normalized = logits - log_norm.unsqueeze(-1)
-        entropy = -(torch.exp(normalized) * normalized).sum(-1)
-    return logprobs, entropy
-
-
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
     """Estimate KL(policy || reference) from the tokens that the policy drew, in nats for each token.
 

@@ -15,6 +15,7 @@ TRL_1_12 = {
     "response_length": "max_completion_length",
     "local_rollout_forward_batch_size": "rollout_forward_batch_size",
 }
+
 # Names of TRL 0.11 and before, and of GRPOConfig.
 OLDER = {
     "ppo_epochs": "num_ppo_epochs",
@@ -41,7 +42,6 @@ WORKED_OUT = {
     "num_total_batches": "total_episodes and the size of a rollout",
     "world_size": "the launcher: accelerate launch --num_processes",
 }
-
 REMOVED = {
     "AutoModelForCausalLMWithValueHead": (
         "PPOTrainer puts the value head on the policy itself (PPOConfig(critic='head')) and saves it in critic/. Load "
@@ -56,7 +56,6 @@ REMOVED = {
     ),
     "create_reference_model": "PPOTrainer makes the reference itself where ref_model is None.",
 }
-
 T = TypeVar("T", bound=type)
 
 

@@ -8,21 +8,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rlhf_recipes.modeling.generation import Generator, Written, write
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.ppo.generation import Generator, completion_mask
 
 TOKENS = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
-
-
-@dataclass(frozen=True)
-class Written:
-    """Completions as they are written, before any model has read them."""
-
-    prompt_ids: Tensor  # (B, P)  padded on the left
-    prompt_mask: Tensor  # (B, P)
-    completion_ids: Tensor  # (B, T)  padded on the right, end-of-sequence token kept
-    mask: Tensor  # (B, T)
-    finished: Tensor  # (B,)
 
 
 @dataclass(frozen=True)
@@ -80,46 +69,6 @@ def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensor[:, tensor.shape[1] - prompt :] if name.startswith("prompt_") else tensor[:, :completion]
 
     return {name: cut(name, tensor) for name, tensor in batch.items()}
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, length: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, `(B, length)`, the padding on the left."""
-    ids = [[pad_token_id] * (length - len(row)) + list(row) for row in rows]
-    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
-def pad_right(rows: Sequence[Sequence[Any]], fill: Any, length: int, **kwargs: Any) -> Tensor:
-    """A tensor `(B, length)` of rows, the padding on the right."""
-    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], **kwargs)
-
-
-def write(
-    generator: Generator,
-    prompts: Sequence[Sequence[int]],
-    row_keys: Sequence[int],
-    config: GenerationConfig,
-    device: torch.device,
-    chunk: int = 64,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Written:
-    """One completion for each prompt, at most `chunk` at a time. T = `max_new_tokens`.
-
-    The tokenizer is needed where completions stop at strings.
-    """
-    width, length = max(len(prompt) for prompt in prompts), int(config.max_new_tokens)
-    pad = int(config.pad_token_id)
-    parts: list[Written] = []
-    for start in range(0, len(prompts), chunk):
-        prompt_ids, prompt_mask = pad_left(prompts[start : start + chunk], pad, width)
-        prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
-        written = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
-        completion_ids = torch.nn.functional.pad(written, (0, length - written.shape[1]), value=pad)
-        mask, finished = completion_mask(completion_ids, config.eos_token_id, config.stop_strings, tokenizer)
-        mask[:, written.shape[1] :] = 0
-        completion_ids = completion_ids.masked_fill(mask == 0, pad)
-        parts.append(Written(prompt_ids, prompt_mask, completion_ids, mask, finished))
-    return Written(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Written)))
 
 
 def read(actor_critic: ActorCritic, written: Written, temperature: float, chunk: int = 64) -> Rollout:

@@ -31,41 +31,39 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rlhf_recipes.data.formats import load_rows
+from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
 from rlhf_recipes.modeling.critics import build_critic
-from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.ppo import functional as F
-from rlhf_recipes.ppo.callbacks import AfterEachStep
-from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.credit import Credit
-from rlhf_recipes.ppo.diagnostics import reward_figures
-from rlhf_recipes.ppo.generation import (
+from rlhf_recipes.modeling.generation import (
     Generator,
     LocalGenerator,
+    Written,
     sampling_config,
     stable_key,
     warn_of_distortions,
+    write,
 )
-from rlhf_recipes.ppo.interrupt import SaveOnInterrupt
-from rlhf_recipes.ppo.metrics import Meter
-from rlhf_recipes.ppo.monitor import HackingMonitor
-from rlhf_recipes.ppo.plumbing import PPOPlumbing
-from rlhf_recipes.ppo.progress import RolloutProgress
-from rlhf_recipes.ppo.rollout import Rollout, Written, read, trimmed, write
-from rlhf_recipes.ppo.scoring import Scoring
-from rlhf_recipes.ppo.setup import (
+from rlhf_recipes.modeling.roles import ActorCritic
+from rlhf_recipes.ppo import functional as F
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.credit import Credit
+from rlhf_recipes.ppo.metrics import Meter, reward_figures
+from rlhf_recipes.ppo.rollout import Rollout, read, trimmed
+from rlhf_recipes.ppo.run.callbacks import AfterEachStep, RolloutProgress, SaveOnInterrupt
+from rlhf_recipes.ppo.run.demonstrations import encode_demonstrations, pad_demonstrations
+from rlhf_recipes.ppo.run.inputs import (
     check_arguments,
     check_siblings,
-    encode_demonstrations,
     load_model,
-    pad_demonstrations,
     resolve_policy,
     resolve_reward,
     resolve_tokenizer,
 )
+from rlhf_recipes.ppo.run.monitor import HackingMonitor
+from rlhf_recipes.ppo.run.saving import PPOPlumbing
+from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
-from rlhf_recipes.rewards.schedules import progress_of
+from rlhf_recipes.rewards.weighted_sum import progress_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +93,7 @@ class PPOTrainer(PPOPlumbing):
         reward_weights (`list[float]`, *optional*): One for each reward; 1 for all by default.
         reward_processing_classes (*optional*): Tokenizers of those `reward_funcs` that are models.
         imitation_dataset (`Dataset`, *optional*): Demonstrations for `args.imitation_coef`.
-        generator ([`~rlhf_recipes.ppo.generation.Generator`], *optional*): Who writes completions; by default the
+        generator ([`~rlhf_recipes.modeling.generation.Generator`], *optional*): Who writes completions; by default the
             policy in this process.
 
     Raises:
@@ -296,7 +294,7 @@ class PPOTrainer(PPOPlumbing):
         return rollout
 
     def reward_figures(self, rollout: Rollout) -> list[tuple[dict[str, float], int]]:
-        """Mean, spread and share of each reward over a rollout, see [`~rlhf_recipes.ppo.diagnostics`]."""
+        """Mean, spread and share of each reward over a rollout, see [`~rlhf_recipes.ppo.metrics`]."""
         if rollout.reward_parts is None:
             return []
         names = [name for name in self.reward.names if name not in self.reward.potential_names]

@@ -7,7 +7,8 @@ Reading order: `run.py` reads and checks the run's files, `sections.py` chooses 
 puts all of it into `template.html.j2` with `style.css`.
 """
 
+from rlhf_recipes.errors import ReportError
 from rlhf_recipes.report.page import write_report
-from rlhf_recipes.report.run import ReportError, load_run
+from rlhf_recipes.report.run import load_run
 
 __all__ = ["ReportError", "load_run", "write_report"]

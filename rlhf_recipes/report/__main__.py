@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_recipes.errors import ReportError
 from rlhf_recipes.report.page import write_report
-from rlhf_recipes.report.run import ReportError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,9 +5,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlhf_recipes.report import sections, words
-from rlhf_recipes.report.facts import describe_run
-from rlhf_recipes.report.run import ReportError, Run, load_run
+from rlhf_recipes.errors import ReportError
+from rlhf_recipes.report import run_sections as sections
+from rlhf_recipes.report import words
+from rlhf_recipes.report.run import Run, load_run
+from rlhf_recipes.report.run_facts import describe_run
 
 
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from rlhf_recipes.rewards.calibration import LogisticCalibration
+from rlhf_recipes.errors import ReportError
+from rlhf_recipes.modeling.heads import LogisticCalibration
 
 MAIN_REWARD = "reward_model"  # the reward that the run is about; its series carries this name in every file
 JUDGE = "judge"
@@ -23,10 +24,6 @@ CONFIGS = (
     "ppo/config.yaml",
     "after/config.yaml",
 )
-
-
-class ReportError(ValueError):
-    """The report cannot be made; the message names the file, what is wrong in it and what to do."""
 
 
 @dataclass(frozen=True)

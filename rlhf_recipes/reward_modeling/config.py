@@ -10,9 +10,9 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from rlhf_recipes.modeling.loading import ModelArguments
 from rlhf_recipes.modeling.threads import cpu_has_bfloat16
-from rlhf_recipes.reward_modeling.data import parse_share
 from rlhf_recipes.reward_modeling.debias import COVARIATES
-from rlhf_recipes.reward_modeling.objectives import AUTO, LOSSES
+from rlhf_recipes.reward_modeling.examples import parse_share
+from rlhf_recipes.reward_modeling.losses import AUTO, LOSSES
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class RewardConfig(trl.RewardConfig):
 
     Args:
         loss (`str`, *optional*, defaults to `"auto"`):
-            The loss; `auto` takes the first that `rlhf_recipes.reward_modeling.objectives` names for the feedback.
+            The loss; `auto` takes the first that `rlhf_recipes.reward_modeling.losses` names for the feedback.
         loss_args (`dict`, *optional*):
             Settings of the loss, such as `{label_smoothing: 0.1}`.
         passes (`int`, *optional*, defaults to 1):

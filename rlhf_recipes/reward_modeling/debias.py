@@ -11,13 +11,10 @@
 each of them did to a model.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,14 +22,10 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from rlhf_recipes.data.votes import Floats, numbers
-from rlhf_recipes.outputs import write_json
-from rlhf_recipes.reward_modeling.bias_statistics import fit_logistic, strata_of
-from rlhf_recipes.reward_modeling.losses import _real
-from rlhf_recipes.rewards.base import Series, Text, as_text
-from rlhf_recipes.rewards.checks import is_per_token, reward_name
-from rlhf_recipes.rewards.learned import LearnedReward
+from rlhf_recipes.reward_modeling.losses.maths import real_scores
 from rlhf_recipes.rewards.rules import Repetition
+from rlhf_recipes.statistics import Floats, numbers, strata_of
+from rlhf_recipes.texts import Text, as_text
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +91,7 @@ def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = No
     """Scores less their least-squares fit on several covariates, `s - mean(s) - Q Q^T (s - mean(s))`, in the batch.
 
     Q is an orthonormal basis of the centered covariates. What is left has correlation 0 with each of them, and so has
-    the gradient of any loss of it. With one covariate it is [`~rlhf_recipes.reward_modeling.losses.residual`], whose
+    the gradient of any loss of it. With one covariate it is [`~rlhf_recipes.reward_modeling.losses.maths.residual`], whose
     remarks hold here too: take batches with many more texts than covariates, the chosen and the rejected together. A
     covariate that is constant, or that others tell, takes nothing more out.
 
@@ -122,7 +115,7 @@ def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = No
             f"The covariates have shape {tuple(covariates.shape)} for scores of shape {tuple(scores.shape)}; give C "
             "numbers for each score, in one more dimension."
         )
-    scores, real = _real(scores, mask)
+    scores, real = real_scores(scores, mask)
     x = torch.where(real[..., None], covariates.detach().double(), 0.0).reshape(-1, covariates.shape[-1])  # (N, C)
     here = real.reshape(-1, 1)
     count = real.sum().clamp(min=1)
@@ -268,173 +261,3 @@ def _log_balance(difference: Floats, weights: Floats, how: str) -> None:
         f" by weight, worth {effective:.0f} pairs of equal weight" if how == "weigh" else "",
         *(difference.mean(), float((weights * difference).sum() / weights.sum())),
     )
-
-
-# --- After training --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Correction:
-    """What is taken off a score: `sum_c coefficient_c (x_c - mean_c)`, each `x_c` held within what the fit saw.
-
-    A text longer than all that were seen is corrected like the longest of them, because nothing is known beyond.
-
-    Args:
-        names (`tuple[str, ...]`): Covariates, of [`covariates`].
-        coefficients, means, low, high (`tuple[float, ...]`): One for each; coefficients in scores for one unit more.
-    """
-
-    names: tuple[str, ...]
-    coefficients: tuple[float, ...]
-    means: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        parts = [getattr(self, name) for name in ("coefficients", "means", "low", "high")]
-        if any(len(part) != len(self.names) for part in parts) or not np.isfinite(np.array(parts, dtype=float)).all():
-            raise ValueError(f"{self} is no correction: give finite numbers, one of each for every covariate.")
-
-    @classmethod
-    def fit(
-        cls, scores: ArrayLike, ratings: ArrayLike, completions: Sequence[Text], names: Sequence[str] = ("length",)
-    ) -> "Correction":
-        """`s = a + c y + sum b x` by least squares, on rated texts: b is the effect that ratings do not explain.
-
-        A covariate that people reward keeps that effect: where longer texts are rated higher, and scored higher to
-        the same degree, b is 0. Fit it on rows that the model was not trained on.
-
-        Args:
-            scores (`ArrayLike` of shape `(N,)`), ratings (`ArrayLike` of shape `(N,)`): s and y.
-            completions (`Sequence` of length N), names (`Sequence[str]`): What [`covariates`] counts.
-
-        Raises:
-            `ValueError`: if lengths differ, a number is not finite, or rows are fewer than coefficients.
-        """
-        s, y = numbers(scores, "scores"), numbers(ratings, "ratings")
-        x = covariates(completions, names)
-        if not len(s) == len(y) == len(x) or len(s) < len(names) + 2:
-            raise ValueError(
-                f"There are {len(s)} scores, {len(y)} ratings and {len(x)} texts; give one of each for every row, and "
-                f"{len(names) + 2} rows or more."
-            )
-        return cls._of(_least_squares(np.column_stack([y, x]), s)[1:], x, names)
-
-    @classmethod
-    def fit_pairs(
-        cls,
-        chosen_scores: ArrayLike,
-        rejected_scores: ArrayLike,
-        chosen: Sequence[Text],
-        rejected: Sequence[Text],
-        names: Sequence[str] = ("length",),
-    ) -> "Correction":
-        """`P(chosen) = sigma(a ds + sum c dx)` by logistic regression, on labelled pairs: b is `-c / a`.
-
-        With that the score says with `ds - b dx` what score and covariates together say best of people's choices.
-
-        Args:
-            chosen_scores, rejected_scores (`ArrayLike` of shape `(N,)`): Scores of both texts of each pair.
-            chosen, rejected (`Sequence` of length N), names (`Sequence[str]`): What [`covariates`] counts.
-
-        Raises:
-            `ValueError`: if lengths differ, or scores do not rise with people's choices.
-        """
-        s = numbers(chosen_scores, "chosen scores") - numbers(rejected_scores, "rejected scores")
-        both = covariates(chosen, names), covariates(rejected, names)
-        if not len(s) == len(both[0]) == len(both[1]) > 0:
-            raise ValueError(f"There are {len(s)} pairs of scores, {len(chosen)} chosen and {len(rejected)} texts.")
-        design = np.column_stack([s, both[0] - both[1]])
-        scale = np.sqrt((design**2).mean(axis=0))
-        scale[scale == 0] = 1.0
-        # Hardly any prior: it pulls what people say of length towards 0.
-        fitted = fit_logistic(design / scale, np.ones(len(s)), penalty=1e-2)[0] / scale
-        if fitted[0] <= 0:
-            raise ValueError("The scores do not rise with people's choices, so there is nothing to correct in them.")
-        return cls._of(-fitted[1:] / fitted[0], np.concatenate(both), names)
-
-    @classmethod
-    def _of(cls, coefficients: Floats, x: Floats, names: Sequence[str]) -> "Correction":
-        columns = (coefficients, x.mean(axis=0), x.min(axis=0), x.max(axis=0))
-        return cls(tuple(names), *(tuple(map(float, column)) for column in columns))
-
-    def __call__(self, completions: Sequence[Text]) -> Floats:
-        """What is to be taken off each score. `(N,)`"""
-        x = np.clip(covariates(completions, self.names), self.low, self.high)
-        return np.asarray((x - self.means) @ np.array(self.coefficients), dtype=np.float64)
-
-    def save(self, path: str | Path) -> Path:
-        """Write it as JSON."""
-        return write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Correction":
-        """Read what `save` has written.
-
-        Raises:
-            `ValueError`: if the file holds something else.
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{key: tuple(values) for key, values in data.items()})
-        except (TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(path)!r} holds no correction: {error}. `Correction.save` writes one.") from error
-
-
-def _least_squares(columns: Floats, target: Floats) -> Floats:
-    """Coefficients with an intercept that is not returned; 0 for a column that does not vary."""
-    centered = columns - columns.mean(axis=0)
-    size = np.sqrt((centered**2).mean(axis=0))
-    varies = size > 1e-12 * np.maximum(np.abs(columns).max(axis=0), 1e-300)
-    scaled = np.where(varies, centered / np.where(varies, size, 1.0), 0.0)
-    solved = np.linalg.lstsq(scaled, target - target.mean(), rcond=1e-10)[0]
-    return np.where(varies, solved / np.where(varies, size, 1.0), 0.0)
-
-
-class ResidualReward:
-    """A reward less what it gives for length and the like beyond what people do; see [`Correction`].
-
-    What the people of the fit reward stays. It is `None` where the reward is. Its unit is that of the reward: fit the
-    correction to the same scores, calibrated or not.
-
-    Args:
-        reward (`str`, `Path` or callable): A reward, or the folder of a reward model.
-        correction ([`Correction`], `str` or `Path`): What to take off, or the JSON file that holds it.
-        name (`str`, *optional*): What logs show. Default: the reward's own name with `-debiased`.
-        calibrate (`bool`, *optional*, defaults to `False`): Of a folder: whether the reward is a rating.
-
-    Raises:
-        `ValueError`: if the reward is one for each token.
-
-    Example:
-
-    ```python
-    reward = LearnedReward("runs/quickstart/reward", calibrate=False)
-    correction = Correction.fit(reward(prompts, completions), ratings, completions, ["length", "format"])
-    correction.save("runs/quickstart/length.json")
-    ResidualReward("runs/quickstart/reward", "runs/quickstart/length.json")
-    ```
-    """
-
-    def __init__(
-        self,
-        reward: str | Path | Callable[..., Any],
-        correction: Correction | str | Path,
-        name: str | None = None,
-        calibrate: bool = False,
-    ) -> None:
-        self._arguments = (reward, correction, name, calibrate)
-        self.reward: Any = LearnedReward(reward, calibrate=calibrate) if isinstance(reward, str | Path) else reward
-        self.correction = correction if isinstance(correction, Correction) else Correction.load(correction)
-        if is_per_token(self.reward):
-            raise ValueError("A reward for each token cannot be corrected for the length of the whole text.")
-        self.__name__ = name or f"{reward_name(self.reward)}-debiased"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
-
-    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
-        """Score each prompt with its completion. `(B,)`"""
-        values = self.reward(prompts=prompts, completions=completions, **kwargs)
-        taken = self.correction(completions).tolist()
-        return [None if value is None else value - off for value, off in zip(values, taken, strict=True)]

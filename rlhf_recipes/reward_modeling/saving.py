@@ -10,13 +10,12 @@ from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, Trainer
 
 from rlhf_recipes.hub import OF_REWARD_MODEL, push_run
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.objectives import Objective
-from rlhf_recipes.rewards.learned import RewardModelSettings
+from rlhf_recipes.reward_modeling.losses.base import Objective
 
 logger = logging.getLogger(__name__)
-
 ADAPTER_FOLDER = "adapter"
 
 
@@ -78,8 +77,8 @@ def save_settings(folder: Path, settings: RewardModelSettings, objective: Object
 
     Args:
         folder (`Path`): That of the model.
-        settings ([`~rlhf_recipes.rewards.learned.RewardModelSettings`]): What it was trained to see.
-        objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss, trained.
+        settings ([`~rlhf_recipes.modeling.heads.RewardModelSettings`]): What it was trained to see.
+        objective ([`~rlhf_recipes.reward_modeling.losses.base.Objective`]): The loss, trained.
         plain (`bool`): Whether the loss was that of TRL's `RewardTrainer`, which says nothing of ratings.
     """
     if not plain:

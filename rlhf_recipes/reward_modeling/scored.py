@@ -18,15 +18,14 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from rlhf_recipes.data.feedback import Kind, recognize
-from rlhf_recipes.data.formats import is_conversational
-from rlhf_recipes.rewards.base import Text, as_text
-from rlhf_recipes.rewards.batching import check_finite, model_outputs
+from rlhf_recipes.data.feedback.formats import Kind
+from rlhf_recipes.data.feedback.recognize import recognize
+from rlhf_recipes.modeling.reading import check_finite, model_outputs
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import STEP_BREAK, StepModel
+from rlhf_recipes.texts import Text, as_text, is_conversational
 
 logger = logging.getLogger(__name__)
-
 Floats = NDArray[np.float64]
 Scorer = Callable[..., Sequence[float | None]]
 
@@ -88,7 +87,7 @@ def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Sc
         reward (callable):
             `f(prompts, completions) -> list[float | None]`. Of a [`~rlhf_recipes.rewards.learned.LearnedReward`]
             without calibration all outputs are kept, where it has several.
-        dataset ([`~datasets.Dataset`]): Rows as `rlhf_recipes.data.feedback.normalize` makes them.
+        dataset ([`~datasets.Dataset`]): Rows as `rlhf_recipes.data.feedback.recognize.normalize` makes them.
         kind (`str`, *optional*): Their format. Default: what the columns say.
 
     Raises:
@@ -192,3 +191,23 @@ def _scores_of(
     scores = reward.head(logits).tolist()
     check_finite(scores, reward.__name__, prompts, completions)
     return scores, {name: logits[:, place].tolist() for place, name in enumerate(names)}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts and completions, side by side, as a reward takes them."""
+
+    prompts: list[Text]
+    completions: list[Text]
+
+    @classmethod
+    def of(cls, dataset: Dataset, column: str) -> "Texts":
+        """One column of completions with the prompts of the rows; with none, of text or messages as fits."""
+        completions = list(dataset[column])
+        nothing: Text = [] if completions and is_conversational(completions[0]) else ""
+        prompts = list(dataset["prompt"]) if "prompt" in dataset.column_names else [nothing] * len(completions)
+        return cls([nothing if prompt is None else prompt for prompt in prompts], completions)
+
+    def plain(self) -> list[str]:
+        """Prompt and completion as one plain text, for whatever does not read messages."""
+        return [as_text(prompt) + as_text(text) for prompt, text in zip(self.prompts, self.completions, strict=True)]

@@ -8,18 +8,16 @@ from typing import Any, cast
 
 from datasets import Dataset
 
-from rlhf_recipes.data.agreement import agreement_metrics
-from rlhf_recipes.data.cleaning import CleaningArguments, Table, run, steps_from
-from rlhf_recipes.data.feedback import COLUMNS, Check, FeedbackArguments, Kind
-from rlhf_recipes.data.feedback_files import in_split
-from rlhf_recipes.data.feedback_formats import OPTIONAL
-from rlhf_recipes.data.formats import DataArguments, NoSuchSplit
+from rlhf_recipes.data.cleaning.steps import CleaningArguments, Table, run, steps_from
+from rlhf_recipes.data.feedback.files import in_split
+from rlhf_recipes.data.feedback.formats import COLUMNS, OPTIONAL, Check, FeedbackArguments, Kind
+from rlhf_recipes.data.loading import DataArguments, NoSuchSplit
+from rlhf_recipes.data.raters.agreement import agreement_metrics
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.data import read_feedback
 from rlhf_recipes.reward_modeling.debias import balance_pairs
+from rlhf_recipes.reward_modeling.examples import read_feedback
 
 logger = logging.getLogger(__name__)
-
 IMAGES = {f"{side}image{s}" for side in ("", "chosen_", "rejected_") for s in ("", "s")}
 
 
@@ -32,7 +30,7 @@ class Splits:
         validation ([`~datasets.Dataset`], *optional*): Likewise; `None` where the dataset has no such split.
         kind (`str`): The format.
         checks (`dict[str, Check]`): What was recognized, counted and left out, of each split.
-        cleaning ([`~rlhf_recipes.data.cleaning.Table`]): What was done to the training rows.
+        cleaning ([`~rlhf_recipes.data.cleaning.steps.Table`]): What was done to the training rows.
     """
 
     train: Dataset

@@ -27,21 +27,21 @@ from transformers import (
 from trl import RewardTrainer
 
 from rlhf_recipes.data.collators import FeedbackCollator, PairCollator
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import disable_dropout
 from rlhf_recipes.modeling.threads import best_thread_count
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.data import example_rows, pair_rows
 from rlhf_recipes.reward_modeling.debias import group_penalty, residual_scores
-from rlhf_recipes.reward_modeling.objectives import WEIGHT, Batch, Objective, make_objective
-from rlhf_recipes.rewards.learned import RewardModelSettings
+from rlhf_recipes.reward_modeling.examples import example_rows, pair_rows
+from rlhf_recipes.reward_modeling.losses import make_objective
+from rlhf_recipes.reward_modeling.losses.base import WEIGHT, Batch, Objective
 
 logger = logging.getLogger(__name__)
-
 OBJECTIVE_FILE = "objective.safetensors"
 
 
 class FeedbackTrainer(Trainer):
-    """Train a reward model on any feedback, by one of the losses of `rlhf_recipes.reward_modeling.objectives`.
+    """Train a reward model on any feedback, by one of the losses of `rlhf_recipes.reward_modeling.losses`.
 
     The mean of the loss is over all rows of an optimizer step, so that micro-batches, accumulation and processes
     change nothing (a loss that compares the texts of a batch, `pairs_in_batch`, sees those of one micro-batch). As
@@ -54,7 +54,7 @@ class FeedbackTrainer(Trainer):
     Args:
         model (`PreTrainedModel` or `PeftModel`): With as many outputs as the objective has labels.
         args ([`RewardConfig`]): The settings.
-        objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss, fitted to the training rows.
+        objective ([`~rlhf_recipes.reward_modeling.losses.base.Objective`]): The loss, fitted to the training rows.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]): The model's tokenizer.
         train_dataset, eval_dataset ([`~datasets.Dataset`]): As `example_rows` makes them.
         data_collator (`Callable`, *optional*): Default: [`~rlhf_recipes.data.collators.FeedbackCollator`]. Tensors
@@ -284,10 +284,10 @@ def make_trainer(
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): What is trained.
-        loss (`str`), objective ([`~rlhf_recipes.reward_modeling.objectives.Objective`]): The loss, fitted.
+        loss (`str`), objective ([`~rlhf_recipes.reward_modeling.losses.base.Objective`]): The loss, fitted.
         train ([`~datasets.Dataset`]): Feedback.
         held_out ([`~datasets.Dataset`], *optional*): Rows for `eval_strategy`; not read where that is `no`.
-        tokenizer, settings: As in [`~rlhf_recipes.reward_modeling.data.tokenize`].
+        tokenizer, settings: As in [`~rlhf_recipes.reward_modeling.examples.tokenize`].
         args ([`RewardConfig`]): The settings.
     """
     held_out = held_out if args.eval_strategy != "no" else None

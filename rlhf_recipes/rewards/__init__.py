@@ -8,23 +8,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_recipes.rewards.answers import JsonSchema, NumberAnswer, ThinkAnswerFormat
-    from rlhf_recipes.rewards.balance import Balance, measure_balance
-    from rlhf_recipes.rewards.base import RewardFunction, WeightedSum, as_text, compute_rewards
-    from rlhf_recipes.rewards.calibration import LogisticCalibration
-    from rlhf_recipes.rewards.checks import RewardError, reward_name
-    from rlhf_recipes.rewards.compose import Clip, Gate, Map, Product, Relative, Scale
-    from rlhf_recipes.rewards.compute import ActiveParameters, Discount, Flops, TokenCount
+    from rlhf_recipes.errors import RewardError
+    from rlhf_recipes.modeling.embedder import Embedder
+    from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+    from rlhf_recipes.reward_modeling.linear.reward import LinearReward
+    from rlhf_recipes.reward_modeling.personal.reward import PersonalReward
+    from rlhf_recipes.rewards.base import RewardFunction, compute_rewards
+    from rlhf_recipes.rewards.combine.compose import Clip, Discount, Gate, Map, Product, Relative, Scale
+    from rlhf_recipes.rewards.combine.ensemble import EnsembleReward
+    from rlhf_recipes.rewards.combine.shared_ensemble import SharedBaseEnsemble
+    from rlhf_recipes.rewards.compute import ActiveParameters, Flops, TokenCount
+    from rlhf_recipes.rewards.contract.checks import reward_name
     from rlhf_recipes.rewards.diversity import DistinctN, NgramNovelty, SelfBLEU
-    from rlhf_recipes.rewards.ensemble import EnsembleReward
+    from rlhf_recipes.rewards.embeddings import EmbeddingDistance, EmbeddingSimilarity
     from rlhf_recipes.rewards.fluency import Fluency
     from rlhf_recipes.rewards.grammar import Acceptability, Spelling
     from rlhf_recipes.rewards.image_text import ImageTextReward
     from rlhf_recipes.rewards.languagetool import LanguageTool
-    from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
-    from rlhf_recipes.rewards.linear import LinearReward
+    from rlhf_recipes.rewards.learned import LearnedReward
     from rlhf_recipes.rewards.loading import load_reward, load_rewards
-    from rlhf_recipes.rewards.personal import PersonalReward
     from rlhf_recipes.rewards.process import StepModel, StepReward, TokenClassifierReward
     from rlhf_recipes.rewards.reference import BLEU, ROUGE, ChrF, ExactMatch, TokenF1, corpus_bleu
     from rlhf_recipes.rewards.remote import RemoteReward
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
         RegexMatch,
         Repetition,
     )
-    from rlhf_recipes.rewards.schedules import WeightSchedule
-    from rlhf_recipes.rewards.semantics import Embedder, EmbeddingDistance, EmbeddingSimilarity
     from rlhf_recipes.rewards.sentiment import SentimentClassifier, Vader
     from rlhf_recipes.rewards.shaping import KeywordProgress, PrefixScore
-    from rlhf_recipes.rewards.shared_ensemble import SharedBaseEnsemble
+    from rlhf_recipes.rewards.verifiable.answers import JsonSchema, NumberAnswer, ThinkAnswerFormat
+    from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule
+    from rlhf_recipes.rewards.workbench.balance import Balance, measure_balance
+    from rlhf_recipes.texts import as_text
+
 
 # What completions can be rewarded with: the names that a YAML file may use. By module.
 _REWARDS_OF = {
@@ -144,9 +148,7 @@ _OTHERS_OF = {
     "semantics": ("Embedder",),
 }
 _MODULE_OF = {name: module for group in (_REWARDS_OF, _OTHERS_OF) for module, names in group.items() for name in names}
-
 REWARDS = tuple(sorted(name for names in _REWARDS_OF.values() for name in names))
-
 __all__ = [
     "Acceptability",
     "ActiveParameters",

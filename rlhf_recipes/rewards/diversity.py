@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
 
-from rlhf_recipes.rewards.base import Text, as_text
-from rlhf_recipes.rewards.optional import optional
+from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.reference import as_share
 from rlhf_recipes.rewards.rules import Rule
-from rlhf_recipes.rewards.words import ngrams, words
+from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.words import ngrams, words
 
 
 def siblings(prompts: Sequence[Text]) -> list[list[int]]:

@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from rlhf_recipes.rewards.base import Text, as_text
-from rlhf_recipes.rewards.batching import (
-    check_finite,
-    first_special,
-    forward,
-    joined,
-    length_batches,
-    pad_id_of,
-)
-from rlhf_recipes.rewards.frozen import FrozenModel, check_batch_size
+from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
+from rlhf_recipes.modeling.reading import check_finite, first_special, forward, joined, length_batches, pad_id_of
+from rlhf_recipes.texts import Text, as_text
 
 # Tokens whose logits are turned into float32 at once.
 SLICE = 256

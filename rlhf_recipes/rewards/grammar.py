@@ -10,21 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_recipes.rewards.base import Text, as_text
-from rlhf_recipes.rewards.optional import optional
+from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.rules import Rule
+from rlhf_recipes.texts import Text, as_text
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+
 # pyspellchecker's dictionaries, and the script of each as Unicode's character names begin.
 SCRIPT_OF = dict.fromkeys(("de", "en", "es", "eu", "fr", "it", "lv", "nl", "pt"), "LATIN")
 SCRIPT_OF |= {"ar": "ARABIC", "fa": "ARABIC", "ru": "CYRILLIC"}
+
 # The zero-width non-joiner stands inside of Persian words.
 WORD = re.compile(r"[^\W_]+(?:['’\u200c-][^\W_]+)*")
 JOINER = re.compile(r"['\u200c-]")
 ADDRESS = ("://", "@", "www.")
+
 # A word after one of these may be capitalized for its place in the sentence.
 SENTENCE_START = frozenset('.!?:;\n"“„«([。！？')
 Measure = Literal["slor", "mean", "pen"]
@@ -182,7 +185,7 @@ class Acceptability:
         # Spelling needs neither torch nor transformers.
         from transformers import AutoModelForCausalLM
 
-        from rlhf_recipes.rewards.frozen import FrozenModel, check_batch_size
+        from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
 
         self._arguments = (
             model, measure, corpus, alpha, on_prompt, processing_class, batch_size, max_length, device, dtype, name
@@ -209,7 +212,7 @@ class Acceptability:
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
         """Score each completion. `(B,)`"""
-        from rlhf_recipes.rewards.batching import check_finite
+        from rlhf_recipes.modeling.reading import check_finite
         from rlhf_recipes.rewards.fluency import token_logprobs
 
         if not self.on_prompt:
@@ -236,7 +239,7 @@ class Acceptability:
 
     def _tokens(self, prompt: Text, completion: Text) -> list[int]:
         """The completion's tokens, as `token_logprobs` scores them."""
-        from rlhf_recipes.rewards.batching import joined
+        from rlhf_recipes.modeling.reading import joined
 
         start, end, special = joined(prompt, completion, self.reader.tokenizer)
         said = self.reader.tokenizer(
@@ -247,7 +250,7 @@ class Acceptability:
 
     def _unigrams(self, corpus: Sequence[str] | str | Path | None) -> list[float]:
         """`log P_u` of each token of the vocabulary. `(V,)`"""
-        from rlhf_recipes.rewards.batching import first_special, forward, pad_id_of
+        from rlhf_recipes.modeling.reading import first_special, forward, pad_id_of
 
         model, tokenizer = self.reader.model, self.reader.tokenizer
         if corpus is None:

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
-from rlhf_recipes.data.images import ImageText, ImageTextEncoder, images_of
+from rlhf_recipes.modeling.frozen import check_batch_size, check_vocabulary, place_model
+from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
+from rlhf_recipes.modeling.images import ImageText, ImageTextEncoder, images_of
 from rlhf_recipes.modeling.loading import check_model_path
-from rlhf_recipes.rewards.base import Text
-from rlhf_recipes.rewards.batching import check_finite, evaluating
-from rlhf_recipes.rewards.frozen import check_batch_size, check_vocabulary, place_model
-from rlhf_recipes.rewards.labels import LabelScore
-from rlhf_recipes.rewards.learned import RewardModelSettings
+from rlhf_recipes.modeling.reading import check_finite, evaluating
+from rlhf_recipes.texts import Text
 
 COLUMNS = ("image", "images", "completion_image", "completion_images")
 
@@ -22,7 +21,7 @@ class ImageTextReward:
     """The score that a vision-language classifier gives to prompt and completion with their images.
 
     Images are read from the columns `image` and `images`, which come before the text, or stand in messages as parts of
-    type `image`; see `rlhf_recipes.data.images`. A row without an image is read as text alone. Its range and languages
+    type `image`; see `rlhf_recipes.modeling.images`. A row without an image is read as text alone. Its range and languages
     are those of the model. NaN or infinity out of the model is an error that names the row.
 
     A text that is longer than `max_length` is an error and not cut, since a cut would leave half an image.
@@ -44,7 +43,7 @@ class ImageTextReward:
         calibrate (`bool`, *optional*, defaults to `True`):
             Whether to turn logits into ratings, where the settings hold a calibration.
         device, dtype: As in [`~rlhf_recipes.rewards.LearnedReward`].
-        settings ([`~rlhf_recipes.rewards.learned.RewardModelSettings`], *optional*):
+        settings ([`~rlhf_recipes.modeling.heads.RewardModelSettings`], *optional*):
             Instead of those in the folder.
 
     Raises:

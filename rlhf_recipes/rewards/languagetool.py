@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_recipes.rewards.base import Series, Text, as_text
+from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.remote import Failure, HTTPReward, rubbish
-from rlhf_recipes.rewards.words import words
+from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.words import words
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class LanguageTool(HTTPReward):
     """Minus the number of mistakes for each 100 words, as LanguageTool finds them: from 0 down.
 
     `r = -per * matches / words`, where `matches` are those that a LanguageTool server reports for the completion
-    (grammar, spelling, punctuation, style), and `words` those of [`~rlhf_recipes.rewards.words.words`] with a letter
+    (grammar, spelling, punctuation, style), and `words` those of [`~rlhf_recipes.words.words`] with a letter
     or a digit; each character is one where a script puts no spaces. LanguageTool knows some 30 languages.
 
     A completion without words (empty, punctuation, emoji alone) gets `None`, and is not sent. All others are sent as

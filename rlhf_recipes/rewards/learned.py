@@ -2,11 +2,11 @@
 
 Text comes in, so the policy's tokenizer need not be the reward model's. What the model was trained to see (an
 end-of-sequence token, a length) and how its logits become ratings stands in `reward_config.json` beside it.
+
+A reward model that shares the policy's tokenizer, and so reads the policy's own tokens.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,94 +15,20 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from rlhf_recipes.modeling.loading import check_model_path
-from rlhf_recipes.rewards.base import Text
-from rlhf_recipes.rewards.batching import check_finite, first_special, model_outputs
-from rlhf_recipes.rewards.calibration import CALIBRATIONS, Calibration
-from rlhf_recipes.rewards.frozen import (
+from rlhf_recipes.data.prompts import tokenize_prompts
+from rlhf_recipes.modeling.critics import ValueModel
+from rlhf_recipes.modeling.frozen import (
     check_batch_size,
     check_vocabulary,
-    find_file,
     own_tokenizer,
     place_model,
     read_limit,
     warn_of_truncation,
 )
-from rlhf_recipes.rewards.labels import LabelScore
-
-SETTINGS_FILE = "reward_config.json"
-
-
-@dataclass(frozen=True)
-class RewardModelSettings:
-    """What a reward model needs besides its weights and tokenizer, as `reward_config.json` in its folder.
-
-    Args:
-        calibration ([`LogisticCalibration`], [`LinearCalibration`] or [`OrdinalCalibration`], *optional*):
-            The map from logits to ratings. `None` leaves logits as they are.
-        append_eos (`bool`, *optional*, defaults to `False`):
-            Whether each plain text ends with the tokenizer's end-of-sequence token, as TRL's `RewardTrainer` trains.
-            (A chat template ends its turns itself.)
-        max_length (`int`, *optional*):
-            Tokens the model was trained to read. `None` means as many as it can.
-        labels (`dict`, *optional*):
-            What each output counts in the score, of a model that has several.
-        probabilities (`bool`, *optional*, defaults to `False`):
-            Whether outputs become probabilities before they are weighed.
-        step_token (`str`, *optional*):
-            Of a process reward model: the mark behind each step.
-    """
-
-    calibration: Calibration | None = None
-    append_eos: bool = False
-    max_length: int | None = None
-    labels: Mapping[int | str, float] | None = None
-    probabilities: bool = False
-    step_token: str | None = None
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the settings into a model's folder, which is made if needed, and return the file's path."""
-        data = asdict(self)
-        if self.calibration is not None:
-            kind = next(name for name, of_kind in CALIBRATIONS.items() if isinstance(self.calibration, of_kind))
-            data["calibration"] = {"kind": kind, **data["calibration"]}
-        if self.labels is None:  # of most models: there is one output, and it is the score
-            del data["labels"]
-        if self.step_token is None:
-            del data["step_token"]
-        if self.labels is None and self.step_token is None:
-            del data["probabilities"]
-        path = Path(folder) / SETTINGS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        return path
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "RewardModelSettings":
-        """Read the settings of a folder or of a model id of the Hub; the defaults where it has none.
-
-        Raises:
-            `ValueError`: if the file is not JSON, or holds keys or values that are not known.
-        """
-        path = find_file(str(folder), SETTINGS_FILE)
-        if path is None:
-            return cls()
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            calibration = data.pop("calibration", None)
-            if calibration is not None:
-                kind = calibration.pop("kind", None)
-                if kind not in CALIBRATIONS:
-                    raise ValueError(f"the calibration is of kind {kind!r}; known are {', '.join(CALIBRATIONS)}")
-                _refuse_unknown(calibration, CALIBRATIONS[kind])
-                calibration = CALIBRATIONS[kind](**calibration)
-            _refuse_unknown(data, cls)
-            settings = cls(calibration=calibration, **data)
-            if not isinstance(settings.append_eos, bool):
-                raise ValueError(f"append_eos must be true or false, not {settings.append_eos!r}")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"Cannot read the reward model's settings in {path}: {error}.") from error
-        return settings
+from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
+from rlhf_recipes.modeling.loading import check_model_path
+from rlhf_recipes.modeling.reading import as_messages, check_finite, first_special, model_outputs
+from rlhf_recipes.texts import Text
 
 
 class LearnedReward:
@@ -254,7 +180,7 @@ class LearnedReward:
                 "template to make text of them. Set `chat_template` on the tokenizer and give it as processing_class, "
                 "or score plain text."
             )
-        messages = [*_as_messages(prompt, "user"), *_as_messages(completion, "assistant")]
+        messages = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False)), False
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -267,12 +193,57 @@ class LearnedReward:
         return ids or [first_special(self.tokenizer)]
 
 
-def _as_messages(value: Text, role: str) -> list[dict[str, Any]]:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
+class SharedTokenizerReward:
+    """The score of a decoder with a scalar head, read at the last token of prompt and completion.
 
+    This is what TRL's PPO did with its `reward_model`: the policy's token ids go in as they are, special tokens
+    included, and no text is encoded a second time. A model with a tokenizer of its own belongs into
+    [`~rlhf_recipes.rewards.LearnedReward`].
 
-def _refuse_unknown(data: Mapping[str, Any], owner: type) -> None:
-    known = [item.name for item in fields(owner)]
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise ValueError(f"unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    Args:
+        model (`PreTrainedModel`): the reward model, as loaded by `AutoModelForSequenceClassification`.
+        tokenizer (`PreTrainedTokenizerBase`): the policy's tokenizer.
+        batch_size (`int`, *optional*, defaults to 32): texts in one forward pass.
+        name (`str`, *optional*, defaults to `"reward_model"`): what logs show.
+
+    Raises:
+        `ValueError`: if the model is no decoder with one label.
+    """
+
+    wants_prompt_ids = True
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32, name: str = "reward_model"
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.reader = ValueModel(model)
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.__name__ = name
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> list[float]:
+        """Score each prompt with its completion. `(B,)`"""
+        if prompt_ids is None:
+            prompt_ids = tokenize_prompts(prompts, self.tokenizer)
+        texts = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+        device = next(self.model.parameters()).device
+        scores = torch.empty(len(texts))
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            lengths = torch.tensor([len(texts[row]) for row in rows])
+            width = int(lengths.max())
+            # What pads is hidden from every real token; 0 is an id that every model has.
+            ids = torch.tensor([[*texts[row], *[0] * (width - len(texts[row]))] for row in rows])
+            mask = (torch.arange(width) < lengths[:, None]).long()
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            values = self.reader(ids.to(device), mask.to(device), positions.to(device)).cpu()
+            scores[rows] = values[torch.arange(len(rows)), lengths - 1]
+        return scores.tolist()

@@ -13,23 +13,18 @@ Nothing has to be registered or decorated. A class is called once with `args` an
 """
 
 import asyncio
-import difflib
-import importlib
 import importlib.util
 import inspect
 import re
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from rlhf_recipes.rewards.base import WeightedSum, reward_name
-from rlhf_recipes.rewards.checks import REWARD_ATTRIBUTES, Weight, checked_call
-from rlhf_recipes.rewards.concurrent import called, can_start, started
-from rlhf_recipes.rewards.schedules import WeightSchedule, progress_of
+from rlhf_recipes.imports import did_you_mean, function_in_file, function_in_module, names_a_file
+from rlhf_recipes.rewards.contract.checks import REWARD_ATTRIBUTES, Weight, checked_call, is_per_token, reward_name
+from rlhf_recipes.rewards.contract.concurrent import called, can_start, started
+from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule, progress_of
 
 SPEC_KEYS = ("func", "name", "weight", "args")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
@@ -197,23 +192,11 @@ def load_reward(
     """Find one reward (see `load_rewards`); it is wrapped only where its name, settings or origin ask for that."""
     if name is not None:
         target, settings = _resolve(func, args)
-        if inspect.isclass(target) and "name" in inspect.signature(target).parameters and not _is_file(func):
+        if inspect.isclass(target) and "name" in inspect.signature(target).parameters and not names_a_file(func):
             made: Any = target(**{**settings, "name": name})
             return made
     loaded = LoadedReward(func, name, args)
-    return loaded if name is not None or loaded.args or _is_file(func) else loaded.reward
-
-
-def find_function(where: str) -> Callable[..., Any]:
-    """The function or class that a text names, `path/to/file.py:name` or `package.module:name`."""
-    if _is_file(where):
-        path, _, attribute = where.rpartition(":")
-        found = _from_file(Path(path).expanduser(), attribute)
-    else:
-        found = _from_module(*where.rsplit(":", 1))
-    if not callable(found):
-        raise TypeError(f"{where} is of type {type(found).__name__}, and not a function.")
-    return found
+    return loaded if name is not None or loaded.args or names_a_file(func) else loaded.reward
 
 
 def _as_dictionary(spec: Any) -> dict[str, Any]:
@@ -224,7 +207,7 @@ def _as_dictionary(spec: Any) -> dict[str, Any]:
     for key in spec:
         if key not in SPEC_KEYS:
             raise ValueError(
-                f"A reward has no key {key!r}{_nearest(key, SPEC_KEYS)}. Known: {', '.join(SPEC_KEYS)}. Its own "
+                f"A reward has no key {key!r}{did_you_mean(key, SPEC_KEYS)}. Known: {', '.join(SPEC_KEYS)}. Its own "
                 "settings go under args."
             )
     if not spec.get("func"):
@@ -253,14 +236,14 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
     settings = dict(args or {})
     if not isinstance(func, str):
         target: Any = func
-    elif _is_file(func):
+    elif names_a_file(func):
         path, _, attribute = func.rpartition(":") if not func.endswith(".py") else (func, "", "")
-        target = _from_file(Path(path).expanduser(), attribute)
+        target = function_in_file(Path(path).expanduser(), attribute)
     elif func in _rewards_here():
         target = getattr(importlib.import_module("rlhf_recipes.rewards"), func)
     elif IMPORT_PATH.fullmatch(func) and not Path(func).exists():
         module_name, _, attribute = func.replace(":", ".").rpartition(".")
-        target = _from_module(module_name, attribute)
+        target = function_in_module(module_name, attribute)
     elif "/" in func or "\\" in func or Path(func).exists():
         if "model" in settings:
             raise ValueError(f"The reward {func!r} is a model, and its args name another, {settings['model']!r}.")
@@ -269,7 +252,7 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
     else:
         here = _rewards_here()
         raise ValueError(
-            f"There is no reward {func!r}{_nearest(func, here)}. A reward is a name of rlhf_recipes.rewards "
+            f"There is no reward {func!r}{did_you_mean(func, here)}. A reward is a name of rlhf_recipes.rewards "
             f"({', '.join(here)}), path/to/file.py:name, package.module.name, or a model folder or model id."
         )
     _check_args(target, settings)
@@ -290,65 +273,10 @@ def _of_folder(folder: Path) -> tuple[Any, str]:
     return getattr(importlib.import_module("rlhf_recipes.rewards"), name), argument
 
 
-def _is_file(func: Any) -> bool:
-    return isinstance(func, str) and (func.endswith(".py") or ".py:" in func)
-
-
 def _rewards_here() -> tuple[str, ...]:
     """The names of the rewards that come with this project; none of them is imported."""
     names: tuple[str, ...] = importlib.import_module("rlhf_recipes.rewards").REWARDS
     return names
-
-
-def _from_file(path: Path, attribute: str) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r} with rewards (looked for {path.absolute()}).")
-    # One module per file, however many of its functions are used: they may share what they load.
-    name = f"_rewards_in_{path.stem}_{abs(hash(str(path.resolve())))}"
-    module = sys.modules.get(name)
-    if module is None:
-        specification = importlib.util.spec_from_file_location(name, path)
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[name] = module  # dataclasses look their module up while it is being made
-        try:
-            specification.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            lines = [
-                frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-            ]
-            where = f"{path}, line {lines[-1]}" if lines else str(path)
-            raise ImportError(f"Cannot read the rewards in {where}: {type(error).__name__}: {error}.") from error
-    return _member(module, attribute, str(path))
-
-
-def _from_module(module_name: str, attribute: str) -> Any:
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise  # the module is there, and lacks something that it needs itself
-        raise ValueError(
-            f"There is no module {module_name!r} to take the reward {attribute!r} from ({error}). Install it, or name "
-            "the file: path/to/file.py:name."
-        ) from error
-    return _member(module, attribute, module_name)
-
-
-def _member(module: ModuleType, attribute: str, where: str) -> Any:
-    if attribute and hasattr(module, attribute):
-        return getattr(module, attribute)
-    there = [
-        name
-        for name, value in vars(module).items()
-        if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
-    ]
-    asked = (
-        f"There is no {attribute!r} in {where}{_nearest(attribute, there)}" if attribute else f"{where} needs a name"
-    )
-    raise ValueError(f"{asked}. It holds {', '.join(there) or 'no function or class'}. Write {where}:name.")
 
 
 def _check_args(target: Any, args: Mapping[str, Any]) -> None:
@@ -366,7 +294,7 @@ def _check_args(target: Any, args: Mapping[str, Any]) -> None:
     for name in args:
         if name not in named:
             raise ValueError(
-                f"Reward {reward_name(target)!r} has no argument {name!r}{_nearest(name, named)}. "
+                f"Reward {reward_name(target)!r} has no argument {name!r}{did_you_mean(name, named)}. "
                 f"It takes {', '.join(named) or 'none'}."
             )
     missing = [
@@ -378,6 +306,27 @@ def _check_args(target: Any, args: Mapping[str, Any]) -> None:
         raise ValueError(f"Reward {reward_name(target)!r} needs {', '.join(missing)}: give it under args.")
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def inner_reward(reward: Any, role: str) -> Any:
+    """The reward inside another one, from a callable or from what a YAML file says of it.
+
+    Args:
+        role (`str`): What it is there, for messages, such as `"the cost of Discount"`.
+
+    Raises:
+        `ValueError`: if it cannot be found, has keys that are not known, or gives one number for each token.
+    """
+    from rlhf_recipes.rewards.loading import load_reward
+
+    if isinstance(reward, Mapping):
+        unknown = sorted(set(reward) - {"func", "name", "args"})
+        if unknown or not reward.get("func"):
+            problem = f"has {', '.join(unknown)}" if unknown else "names no func"
+            raise ValueError(f"What describes {role} {problem}. It takes func, name and args: {dict(reward)}.")
+        found = load_reward(reward["func"], reward.get("name"), reward.get("args"))
+    else:
+        found = load_reward(reward)
+    if is_per_token(found):
+        raise ValueError(
+            f"{reward_name(found)!r} gives one number for each token, but {role} must give one for each completion."
+        )
+    return found

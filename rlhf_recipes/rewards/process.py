@@ -9,14 +9,13 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerBase
 
+from rlhf_recipes.errors import RewardError
+from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, warn_of_truncation
+from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import load_tokenizer
-from rlhf_recipes.rewards.alignment import TokenPlaces
-from rlhf_recipes.rewards.base import Series, Text, TokenSeries, as_text
-from rlhf_recipes.rewards.batching import check_finite, first_special, joined, model_outputs, pad_id_of
-from rlhf_recipes.rewards.checks import RewardError
-from rlhf_recipes.rewards.frozen import FrozenModel, check_batch_size, warn_of_truncation
-from rlhf_recipes.rewards.labels import LabelScore
-from rlhf_recipes.rewards.learned import RewardModelSettings
+from rlhf_recipes.modeling.reading import TokenPlaces, check_finite, first_special, joined, model_outputs, pad_id_of
+from rlhf_recipes.rewards.base import Series, TokenSeries
+from rlhf_recipes.texts import Text, as_text
 
 Span: TypeAlias = tuple[int, int]  # first character, and the one after the last
 Reduction = Literal["last", "min", "mean", "product", "per_token"]
@@ -521,7 +520,7 @@ def _pattern(separator: str | re.Pattern[str], regex: bool) -> re.Pattern[str]:
 
 def _scorer(score: Any) -> Any:
     if isinstance(score, str) and FUNCTION.search(score):
-        from rlhf_recipes.rewards.loading import find_function  # it finds rewards by name, these among them
+        from rlhf_recipes.imports import find_function  # it finds rewards by name, these among them
 
         return find_function(score)
     if isinstance(score, (str, Path)):

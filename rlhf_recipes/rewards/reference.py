@@ -19,13 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rlhf_recipes.rewards.base import Text, as_text
-from rlhf_recipes.rewards.optional import optional
+from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.rules import Rule, column_values
-from rlhf_recipes.rewards.words import is_blank, sacrebleu_tokenizer, words
+from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.words import is_blank, sacrebleu_tokenizer, words
 
 BleuTokenizer = Literal["auto", "13a", "intl", "zh", "char", "none"]
 RougeVariant = Literal["rouge1", "rouge2", "rougeL"]
+
 # rouge-score fills a table of reference words by completion words in Python: a million entries take 0.15 s.
 LARGEST_TABLE = 1_000_000
 

@@ -27,16 +27,17 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlhf_recipes.rewards.base import Series, Text
-from rlhf_recipes.rewards.checks import RewardError
-from rlhf_recipes.rewards.concurrent import run_in_background, wait_for
-from rlhf_recipes.rewards.optional import optional
+from rlhf_recipes.errors import RewardError
+from rlhf_recipes.imports import optional
+from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.contract.concurrent import run_in_background, wait_for
+from rlhf_recipes.texts import Text
 
 logger = logging.getLogger(__name__)
-
 TOKEN_ENV = "REWARD_API_TOKEN"
 LONGEST_PAUSE = 60.0  # seconds between two attempts; a server that asks for more has failed
 OF_THE_TRAINER = frozenset({"trainer_state", "log_extra", "log_metric", "prompt_ids", "ref_logprobs"})
+
 # The jitter draws from here: the global generator belongs to the run, which must be able to go on exactly.
 _dice = random.Random()
 

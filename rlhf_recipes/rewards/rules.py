@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf_recipes.rewards.base import Text, as_text
-from rlhf_recipes.rewards.optional import optional
-from rlhf_recipes.rewards.words import ngrams, words
+from rlhf_recipes.imports import optional
+from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.words import ngrams, words
 
 # Letters, marks, numbers, punctuation and currency signs (Unicode's general categories).
 PROSE_CATEGORIES = ("L", "M", "N", "P", "Sc")
 MARKUP = frozenset("#*@[]\\_{}")
+
 # Letters glued by a lost space or a cut-off word: "good.The", "filmThe", "film2"; not "U.S.", "McCoy" or "1990s".
 GLUED = re.compile(r"[^\W\d_]{2}[.,;:!?][^\W\d_]|[a-z]{2}[A-Z]|[^\W\d_]{2}\d")
 SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’»)\]」』]*\s*\Z""")

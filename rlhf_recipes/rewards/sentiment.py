@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_recipes.rewards.base import Text, as_text
+from rlhf_recipes.texts import Text, as_text
 
 if TYPE_CHECKING:
     import torch

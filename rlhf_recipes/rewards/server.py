@@ -21,15 +21,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, WeightedSum, compute_rewards
-from rlhf_recipes.rewards.checks import RewardError, reward_name
-from rlhf_recipes.rewards.optional import optional
+from rlhf_recipes.errors import RewardError
+from rlhf_recipes.imports import optional
+from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, compute_rewards
+from rlhf_recipes.rewards.contract.checks import reward_name
 from rlhf_recipes.rewards.remote import TOKEN_ENV
+from rlhf_recipes.rewards.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 MEGABYTE = 2**20
+
 # What a reward may ask for and the protocol does not carry.
 NOT_CARRIED = {
     "per_token": "gives one number for each token, and the protocol has one for each row",

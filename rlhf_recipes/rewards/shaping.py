@@ -15,14 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_recipes.rewards.base import Text
-from rlhf_recipes.rewards.checks import checked_call, reward_name
-from rlhf_recipes.rewards.compute import inner_reward, tokenizer_of
+from rlhf_recipes.rewards.compute import tokenizer_of
+from rlhf_recipes.rewards.contract.checks import checked_call, reward_name
+from rlhf_recipes.rewards.loading import inner_reward
 from rlhf_recipes.rewards.rules import column_values
+from rlhf_recipes.texts import Text
 
 # Tokens that are decoded again with the next one, since how a token reads may depend on those before it.
 OVERLAP = 16
 UNFINISHED = "\ufffd"  # what stands for a character whose bytes are not all there yet
+
 # What no word has in it, so that a text can be read in two parts: before and from there.
 BREAKS = " \n\t\r。，！？；：、"
 
@@ -246,7 +248,7 @@ def prefix_texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[str, int]
 
 def _shares_found(ids: Sequence[int], phrases: Sequence[list[str]], tokenizer: Any) -> list[float]:
     """The share of phrases in the text before each token. Text that is settled is read once."""
-    from rlhf_recipes.rewards.words import words
+    from rlhf_recipes.words import words
 
     reach = max(map(len, phrases)) - 1  # words that a phrase may have in the part that was read before
     read, recent = 0, list[str]()
@@ -272,7 +274,7 @@ def _found(tokens: Sequence[str], phrases: Sequence[list[str]]) -> set[int]:
 
 def _phrases(*keywords: Sequence[str] | None) -> list[list[str]]:
     """The words of each keyword, one that is there twice and one without words left out."""
-    from rlhf_recipes.rewards.words import words
+    from rlhf_recipes.words import words
 
     found = [tuple(words(keyword)) for group in keywords for keyword in group or () if keyword]
     return [list(phrase) for phrase in dict.fromkeys(found) if phrase]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.ppo.test_monitor import history, rising
+from tests.ppo.run.test_monitor import history, rising
 
 PROJECT = Path(__file__).parents[2]
 

@@ -1,7 +1,7 @@
 """What the benchmark makes of ratings; its runs take minutes and are not repeated here."""
 
 from benchmarks.reward_losses import RUNS, feedback_of
-from rlhf_recipes.reward_modeling.objectives import LOSSES
+from rlhf_recipes.reward_modeling.losses import LOSSES
 
 ROWS = [
     {"completion": text, "score": score, "votes": votes}

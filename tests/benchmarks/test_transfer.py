@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rlhf_recipes.data.pairs import all_pairs_accuracy, all_pairs_interval
+from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval
 
 PROJECT = Path(__file__).parents[2]
 
@@ -150,8 +150,8 @@ def test_a_reward_that_is_silent_is_an_error(transfer, data, capsys):
 
 def test_linear_models_are_known_by_their_file(transfer, tmp_path):
     pytest.importorskip("sklearn")
-    from rlhf_recipes.reward_modeling.features import FeatureSet
-    from rlhf_recipes.reward_modeling.linear import LinearRewardModel
+    from rlhf_recipes.reward_modeling.linear.features import FeatureSet
+    from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
 
     model = LinearRewardModel(FeatureSet(("Length",)))
     texts = ["a", "a b", "a b c", "a b c d"] * 5

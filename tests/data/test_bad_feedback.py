@@ -9,9 +9,12 @@ import json
 import pytest
 from datasets import Dataset
 
-from rlhf_recipes.data.cleaning import CleaningArguments, clean_splits
-from rlhf_recipes.data.feedback import FeedbackSettings, convert, normalize, row_keys
-from rlhf_recipes.data.formats import load_rows
+from rlhf_recipes.data.cleaning.__main__ import clean_splits
+from rlhf_recipes.data.cleaning.steps import CleaningArguments
+from rlhf_recipes.data.feedback.convert import convert
+from rlhf_recipes.data.feedback.formats import FeedbackSettings
+from rlhf_recipes.data.feedback.recognize import normalize, row_keys
+from rlhf_recipes.data.loading import load_rows
 
 FORMATS = ("jsonl", "csv", "parquet")
 LONG = "A sentence of some words. " * 2000  # 52,000 characters

@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlhf_recipes.data.pairs import all_pairs_accuracy, all_pairs_interval, draw_pairs, single_rater_accuracy
+from rlhf_recipes.data.pairs import draw_pairs
+from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval, single_rater_accuracy
 
 LETTERS = list("abcdefgh")
 RATINGS = [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
@@ -92,7 +93,7 @@ def test_accuracy_is_the_same_when_the_rows_do_not_fit_one_chunk(monkeypatch):
     generator = np.random.default_rng(0)
     scores, ratings = generator.normal(size=50).round(1), generator.normal(size=50)
     whole = all_pairs_accuracy(scores, ratings)
-    monkeypatch.setattr("rlhf_recipes.data.pairs.CHUNK", 7)
+    monkeypatch.setattr("rlhf_recipes.data.pairs.ROWS_AT_ONCE", 7)
     assert all_pairs_accuracy(scores, ratings) == whole
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from rlhf_recipes import metrics
-from rlhf_recipes.reward_modeling.scoring_metrics import calibration, rating_errors, win_rate_curve
+from rlhf_recipes.reward_modeling.evaluation.figures import calibration, rating_errors, win_rate_curve
 
 evaluate = pytest.importorskip("evaluate")
 

@@ -1,7 +1,6 @@
 import pytest
 
-from rlhf_recipes.modeling.freezing import freeze_lower_layers
-from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
+from rlhf_recipes.modeling.loading import ModelArguments, freeze_lower_layers, load_reward_model
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 

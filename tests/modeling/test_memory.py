@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from rlhf_recipes.modeling.memory import RoleMemory, Zero, memory_line, memory_of_roles, readable_bytes, zero_of
+from rlhf_recipes.modeling.memory import RoleMemory, Zero, memory_line, memory_of_roles, zero_of
+from rlhf_recipes.texts import readable_bytes
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from rlhf_recipes.modeling.roles import ActorCritic, completion_logits, has_fresh_adapters
+from rlhf_recipes.modeling.logprobs import completion_logits
+from rlhf_recipes.modeling.roles import ActorCritic, has_fresh_adapters
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 # Two prompts of 3 and 1 tokens, completions of 4 and 2.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_recipes.ppo.diagnostics import completion_figures, repetition, reward_figures
+from rlhf_recipes.ppo.metrics import completion_figures, repetition, reward_figures
 
 NAN = math.nan
 

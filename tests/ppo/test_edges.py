@@ -9,8 +9,8 @@ from transformers import GenerationConfig
 
 from rlhf_recipes.modeling.roles import ActorCritic, has_fresh_adapters
 from rlhf_recipes.ppo import PPOConfig
-from rlhf_recipes.ppo.remote import HTTPGenerator
 from rlhf_recipes.ppo.rollout import trimmed
+from rlhf_recipes.ppo.run.remote import HTTPGenerator
 from tests.ppo.helpers import DATA, TOKENIZER, logged, lora_policy, tiny_policy, trainer
 
 

@@ -9,14 +9,14 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from rlhf_recipes.data.prompts import encode_prompts
-from rlhf_recipes.ppo import PPOConfig
-from rlhf_recipes.ppo.generation import (
+from rlhf_recipes.modeling.generation import (
     LocalGenerator,
     completion_mask,
     sampling_config,
     stable_key,
     warn_of_distortions,
 )
+from rlhf_recipes.ppo import PPOConfig
 from tests.ppo.helpers import (
     DATA,
     OPENINGS,

@@ -4,9 +4,16 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from rlhf_recipes.modeling.generation import (
+    KeyedGumbel,
+    LocalGenerator,
+    completion_mask,
+    pad_left,
+    sampling_config,
+    stable_key,
+)
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.ppo.generation import KeyedGumbel, LocalGenerator, completion_mask, sampling_config, stable_key
-from rlhf_recipes.ppo.rollout import Rollout, pad_left, sample, token_lists
+from rlhf_recipes.ppo.rollout import Rollout, sample, token_lists
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 CPU = torch.device("cpu")

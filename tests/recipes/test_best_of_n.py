@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_recipes.data.feedback import normalize
-from rlhf_recipes.data.formats import load_rows
+from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.loading import load_rows
 from tests.recipes.test_ppo import load_main, read, write_rows
 from tests.rewards.test_remote import Double, lengths
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_recipes.data.feedback import normalize
-from rlhf_recipes.data.formats import load_rows
+from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.loading import load_rows
 from tests.recipes.test_ppo import load_main, read, write_rows
 
 REWARDS = """

@@ -16,7 +16,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_recipes.cli import find_checkpoint, run
+from rlhf_recipes.checkpoints import find_checkpoint
+from rlhf_recipes.cli import run
 from rlhf_recipes.rewards import RewardError
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 

@@ -11,8 +11,8 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertModel
 
+from rlhf_recipes.rewards.combine.shared_ensemble import SharedBaseEnsemble
 from rlhf_recipes.rewards.learned import LearnedReward
-from rlhf_recipes.rewards.shared_ensemble import SharedBaseEnsemble
 from tests.recipes.tiny_runs import equal, load_main, read, write_rows
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 

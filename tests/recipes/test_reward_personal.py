@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from rlhf_recipes.reward_modeling.personal import PersonalRewardModel
-from rlhf_recipes.rewards.personal import PersonalReward
+from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
+from rlhf_recipes.reward_modeling.personal.reward import PersonalReward
 from tests.recipes.tiny_runs import load_main
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 

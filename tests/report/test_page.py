@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-from rlhf_recipes.report import plots, write_report
+from rlhf_recipes import figures as plots
+from rlhf_recipes.report import write_report
 from rlhf_recipes.report.__main__ import main
 from tests.report.synthetic import COMMANDS, write_json, write_jsonl, write_run
 

@@ -18,19 +18,20 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardTrainer
 
 from rlhf_recipes.data.collators import PairCollator
-from rlhf_recipes.modeling.freezing import freeze_lower_layers
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
+    freeze_lower_layers,
     keep_gradients_of_4bit,
     load_reward_model,
     load_tokenizer,
 )
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
-from rlhf_recipes.reward_modeling.data import example_rows, pair_rows, settings_for
-from rlhf_recipes.reward_modeling.objectives import make_objective
+from rlhf_recipes.reward_modeling.examples import example_rows, pair_rows, settings_for
+from rlhf_recipes.reward_modeling.losses import make_objective
 from rlhf_recipes.reward_modeling.saving import save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer
-from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
+from rlhf_recipes.rewards.learned import LearnedReward
 from tests.tiny import save_tiny, tiny_base, tiny_tokenizer
 
 # MiniLM is a BERT, SmolLM2 a Llama, and Pythia a GPT-NeoX.

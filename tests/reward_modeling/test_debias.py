@@ -9,17 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from rlhf_recipes.reward_modeling.bias_statistics import partial_correlation
-from rlhf_recipes.reward_modeling.debias import (
-    COVARIATES,
-    Correction,
-    ResidualReward,
-    balance_pairs,
-    covariates,
-    group_penalty,
-    residual_scores,
-)
-from rlhf_recipes.reward_modeling.losses import residual
+from rlhf_recipes.reward_modeling.bias.correction import Correction, ResidualReward
+from rlhf_recipes.reward_modeling.bias.statistics import partial_correlation
+from rlhf_recipes.reward_modeling.debias import COVARIATES, balance_pairs, covariates, group_penalty, residual_scores
+from rlhf_recipes.reward_modeling.losses.maths import residual
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 

@@ -5,8 +5,10 @@ import re
 import pytest
 import torch
 
-from rlhf_recipes.reward_modeling.explain import HeatMap, WordAttribution, attribute, save_html, to_html
-from rlhf_recipes.rewards.learned import LearnedReward, RewardModelSettings
+from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.report.heat import HeatMap, WordAttribution, save_html, to_html
+from rlhf_recipes.reward_modeling.explain import attribute
+from rlhf_recipes.rewards.learned import LearnedReward
 from tests.tiny import tiny_classifier, tiny_tokenizer
 
 TEXT = "The film is a quiet, funny story."

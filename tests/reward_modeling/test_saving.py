@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.data import example_rows, settings_for
-from rlhf_recipes.reward_modeling.objectives import make_objective
+from rlhf_recipes.reward_modeling.examples import example_rows, settings_for
+from rlhf_recipes.reward_modeling.losses import make_objective
 from rlhf_recipes.reward_modeling.saving import save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer
 from rlhf_recipes.rewards.learned import LearnedReward

@@ -9,7 +9,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.objectives import make_objective
+from rlhf_recipes.reward_modeling.losses import make_objective
 from rlhf_recipes.reward_modeling.trainer import OBJECTIVE_FILE, FeedbackTrainer, is_plain_pairs
 from tests.reward_modeling.pair_trainer import trainer_of
 from tests.tiny import tiny_classifier, tiny_tokenizer

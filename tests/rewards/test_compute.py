@@ -10,21 +10,19 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from rlhf_recipes.rewards import RewardError, WeightedSum
-from rlhf_recipes.rewards.compute import (
+from rlhf_recipes.modeling.flops import (
     GATED,
     MIXTURES,
     PLAIN,
-    ActiveParameters,
     DecoderShape,
-    Discount,
-    Flops,
     LayerShape,
-    TokenCount,
     completion_flops,
     decoder_shape,
     parameters_active,
 )
+from rlhf_recipes.rewards import RewardError, WeightedSum
+from rlhf_recipes.rewards.combine.compose import Discount
+from rlhf_recipes.rewards.compute import ActiveParameters, Flops, TokenCount
 from rlhf_recipes.rewards.loading import load_reward
 from tests.ppo.helpers import many_short_tokens, tiny_policy, trainer
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
@@ -408,7 +406,7 @@ def test_the_cost_is_a_reward_or_what_a_file_says_of_one(cost):
 
 def test_a_discount_out_of_a_file():
     args = {"cost": {"func": "rlhf_recipes.rewards.compute.TokenCount"}, "scale": 2.0, "shape": "linear"}
-    reward = load_reward("rlhf_recipes.rewards.compute.Discount", name="short", args=args)
+    reward = load_reward("rlhf_recipes.rewards.combine.compose.Discount", name="short", args=args)
     assert reward.__name__ == "short"
     assert reward(**ROWS) == [0.0, 0.5, 1.0]
 

@@ -5,14 +5,13 @@ import torch
 from datasets import Dataset
 from trl import RewardTrainer
 
-from rlhf_recipes.data.images import ImageFeedbackCollator, ImagePairCollator, ImageRows
+from rlhf_recipes.errors import RewardError
+from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+from rlhf_recipes.modeling.images import ImageFeedbackCollator, ImagePairCollator, ImageRows
 from rlhf_recipes.reward_modeling.config import RewardConfig
-from rlhf_recipes.reward_modeling.objectives import make_objective
+from rlhf_recipes.reward_modeling.losses import make_objective
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer
-from rlhf_recipes.rewards.calibration import LogisticCalibration
-from rlhf_recipes.rewards.checks import RewardError
 from rlhf_recipes.rewards.image_text import ImageTextReward
-from rlhf_recipes.rewards.learned import RewardModelSettings
 from tests.tiny import tiny_classifier, tiny_tokenizer
 from tests.tiny_vision import MARKS, picture, save_tiny_vision, tiny_processor, tiny_vision_classifier
 

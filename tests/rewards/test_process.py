@@ -6,8 +6,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertForTokenClassification, PreTrainedTokenizerFast
 
+from rlhf_recipes.modeling.reading import TokenPlaces, token_pieces
 from rlhf_recipes.rewards import RewardError, WeightedSum
-from rlhf_recipes.rewards.alignment import TokenPlaces, token_pieces
 from rlhf_recipes.rewards.process import StepModel, StepReward, TokenClassifierReward
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 

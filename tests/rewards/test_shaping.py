@@ -13,7 +13,7 @@ from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.rewards import KeywordCoverage, LearnedReward, RewardError, WeightedSum
 from rlhf_recipes.rewards.loading import load_reward
 from rlhf_recipes.rewards.shaping import KeywordProgress, PrefixScore, prefix_texts
-from rlhf_recipes.rewards.words import words
+from rlhf_recipes.words import words
 from tests.ppo.helpers import OPENINGS, many_short_tokens, trainer
 from tests.ppo.helpers import TOKENIZER as POLICY_TOKENIZER
 from tests.tiny import SENTENCES, save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer

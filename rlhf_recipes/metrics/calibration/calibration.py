@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from rlhf_recipes.reward_modeling.scoring_metrics import calibration
+from rlhf_recipes.reward_modeling.evaluation.figures import calibration
 
 DESCRIPTION = "Expected calibration error over bins of equal mass, Brier score, and the reliability table."
 INPUTS = """

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from rlhf_recipes.reward_modeling.scoring_metrics import accuracy_by_margin, subset_accuracy
+from rlhf_recipes.reward_modeling.evaluation.figures import accuracy_by_margin, subset_accuracy
 
 DESCRIPTION = "Share of pairs of texts that scores put in people's order; equal scores count half."
 INPUTS = """

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from rlhf_recipes.reward_modeling.scoring_metrics import rating_errors
+from rlhf_recipes.reward_modeling.evaluation.figures import rating_errors
 
 DESCRIPTION = "MAE, RMSE, R2, Pearson, Spearman and Kendall's tau-b of scores and ratings, with bootstrap intervals."
 INPUTS = """

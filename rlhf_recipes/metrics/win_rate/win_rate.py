@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from rlhf_recipes.reward_modeling.scoring_metrics import win_rate_curve
+from rlhf_recipes.reward_modeling.evaluation.figures import win_rate_curve
 
 DESCRIPTION = "Probability that the text a score chooses among n beats a random one in quality, for n = 1, 2, ..."
 INPUTS = """

@@ -1,0 +1,127 @@
+"""Steps that leave rows out by what stands in them: blank, too short or long, in another language, of one class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from rlhf_recipes.data.cleaning.texts import Counts, answer_columns, each_row, each_text, selected, text_keys, texts_of
+from rlhf_recipes.data.columns import is_blank, require_columns
+from rlhf_recipes.data.corruption import row_rng
+from rlhf_recipes.rewards.rules import Language
+
+
+@dataclass(frozen=True)
+class DropBlank:
+    """Leave out rows that say nothing, as after other steps: an answer is empty or blank, or the two are the same.
+
+    A prompt may be empty. The two answers of a pair may differ in what the steps before took away; such pairs are
+    counted by themselves.
+    """
+
+    name: str = "blank"
+
+    def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
+        columns = answer_columns(dataset)
+        told = [(number, row) for number, row in each_row(dataset, columns) if not self._blank(row, number)]
+        kept = [number for number, row in told if "chosen" not in row or row["chosen"] != row.get("rejected")]
+        same = len(told) - len(kept)
+        return selected(dataset, kept, {"chosen and rejected the same": same} if same else None)
+
+    def _blank(self, row: Mapping[str, Any], number: int) -> bool:
+        values = ((name, value) for name in row for value in each_text(row[name], name))
+        return any(is_blank(value, name, number) for name, value in values)
+
+
+@dataclass(frozen=True)
+class Length:
+    """Leave out rows with an answer that is too short or too long, in characters, which are the same in any language.
+
+    Args:
+        minimum (`int`, *optional*), maximum (`int`, *optional*): What is allowed, both included.
+    """
+
+    minimum: int | None = None
+    maximum: int | None = None
+    name: str = "length"
+
+    def __post_init__(self) -> None:
+        low, high = self.minimum or 0, self.maximum
+        if low < 0 or (high is not None and high < max(low, 1)):
+            raise ValueError(
+                f"min_characters is {self.minimum} and max_characters {self.maximum}; give 0 or more, and the larger "
+                "one as the maximum."
+            )
+
+    def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
+        kept, notes = [], {"too short": 0, "too long": 0}
+        for number, row in each_row(dataset, answer_columns(dataset)):
+            lengths = [len(text) for text in texts_of(row)]
+            short = min(lengths, default=0) < (self.minimum or 0)
+            long = self.maximum is not None and max(lengths, default=0) > self.maximum
+            notes["too short"] += short
+            notes["too long"] += long
+            if not short and not long:
+                kept.append(number)
+        return selected(dataset, kept, notes)
+
+
+@dataclass(frozen=True)
+class InLanguage:
+    """Leave out rows with an answer in another language, as [`~rlhf_recipes.rewards.rules.Language`] judges it.
+
+    Answers with too few letters to tell pass, and are counted.
+
+    Args:
+        language (`str`): An ISO 639-1 code.
+        threshold (`float`, *optional*, defaults to 0.5): The probability from which on a text is in it.
+        min_letters (`int`, *optional*, defaults to 20): Fewer cannot be told.
+    """
+
+    language: str
+    threshold: float = 0.5
+    min_letters: int = 20
+    name: str = "language"
+
+    def __post_init__(self) -> None:
+        Language(self.language, threshold=self.threshold, min_letters=self.min_letters)
+
+    def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
+        rule = Language(self.language, threshold=self.threshold, min_letters=self.min_letters)
+        kept, short = [], 0
+        for number, row in each_row(dataset, answer_columns(dataset)):
+            verdicts = [rule.score(text) for text in texts_of(row)]
+            short += None in verdicts
+            if 0.0 not in verdicts:
+                kept.append(number)
+        return selected(dataset, kept, {"rows with a text too short to tell": short})
+
+
+@dataclass(frozen=True)
+class BalanceLabels:
+    """Leave out rows of the more frequent label until good (0.5 or more) and bad are equally many.
+
+    Which rows stay is drawn by a hash of their texts, so the order of the rows does not matter.
+
+    Args:
+        seed (`int`, *optional*, defaults to 0): Of the draw.
+    """
+
+    seed: int = 0
+    name: str = "balance"
+
+    def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
+        require_columns(dataset, ["label"], "Balancing labels")
+        sides: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+        keys = text_keys(dataset, None)
+        for number, (key, label) in enumerate(zip(keys, dataset["label"], strict=True)):
+            sides[label >= 0.5].append((row_rng(self.seed, self.name, key).random(), number))
+        fewer = min(map(len, sides.values()))
+        if not fewer:
+            raise ValueError(
+                "There is one class only, so labels cannot be balanced. Add rows, or leave balance_labels out."
+            )
+        kept = sorted(number for rows in sides.values() for _, number in sorted(rows)[:fewer])
+        notes = {"good before": len(sides[True]), "bad before": len(sides[False])}
+        return selected(dataset, kept, notes)

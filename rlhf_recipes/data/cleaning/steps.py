@@ -1,0 +1,225 @@
+"""Preparing rows for training in named steps, each of which returns rows and counts.
+
+    steps = steps_from(CleaningArguments(deduplicate=True, near_duplicates=0.8), held_out=test_rows)
+    rows, table = run(steps, rows)
+    print(table)
+
+    python -m rlhf_recipes.data.cleaning --dataset_name my-rows --deduplicate --near_duplicates 0.8 --output_dir clean
+
+cleans each split, takes out of the others what is in `test` or `validation`, and writes them and `cleaning.json`,
+which has all counts. Without an output folder it only shows them.
+
+A step is any callable `step(dataset) -> (dataset, counts)` with a `name`. Those here are frozen dataclasses. What
+they do depends on the rows, their settings and a seed, never on the time or the machine. No step leaves out or changes
+a row without counting it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from rlhf_recipes.data.cleaning.duplicates import Deduplicate, Leakage, NearDuplicates
+from rlhf_recipes.data.cleaning.edits import (
+    EditTexts,
+    SwapPairs,
+    WordDropout,
+    read_stop_words,
+    remove_punctuation,
+    tidy_light,
+)
+from rlhf_recipes.data.cleaning.filters import BalanceLabels, DropBlank, InLanguage, Length
+from rlhf_recipes.data.cleaning.texts import Counts, Step
+from rlhf_recipes.data.preprocessing import tidy_text
+
+
+@dataclass
+class CleaningArguments:
+    """What is done to rows before training. Without options only line ends and Unicode are made alike.
+
+    Args:
+        tidy (`str`, *optional*, defaults to `"light"`):
+            `"light"` makes line ends and composed accents alike (Unicode NFC) and takes NUL out. `"full"` also decodes
+            HTML entities and makes every run of white space, line breaks too, one space. `"off"` does nothing.
+        lowercase (`bool`, *optional*, defaults to `False`):
+            Make texts lower case.
+        remove_punctuation (`bool`, *optional*, defaults to `False`):
+            Take out punctuation of all scripts, but not apostrophes and hyphens inside words.
+        stop_words (`str`, *optional*):
+            Take these words out: a file with one on each line, or `english` for the list of scikit-learn.
+        min_characters (`int`, *optional*), max_characters (`int`, *optional*):
+            Leave out rows with a shorter or longer text; prompts do not count.
+        language (`str`, *optional*):
+            Leave out rows in another language, an ISO 639-1 code such as `en`.
+        language_threshold (`float`, *optional*, defaults to 0.5):
+            The probability of the language from which on a text is taken to be in it.
+        deduplicate (`bool`, *optional*, defaults to `False`):
+            Keep the first of all rows with the same texts.
+        near_duplicates (`float`, *optional*):
+            Keep the first of all rows whose texts have that similarity or more, such as 0.8.
+        key_columns (`list[str]`, *optional*):
+            The columns by which rows are the same. Default: all texts.
+        leakage_columns (`list[str]`, *optional*):
+            The columns by which a row is in a held-out split too; `prompt` takes out all rows about a held-out prompt.
+            Default: those of `key_columns`.
+        balance_labels (`bool`, *optional*, defaults to `False`):
+            Leave out rows of the more frequent label until both are equal.
+        swap_pairs (`bool`, *optional*, defaults to `False`):
+            Let chosen and rejected change places in half of the rows with a soft label, which turns with them.
+        word_dropout (`float`, *optional*, defaults to 0):
+            Add a copy of each row in which that share of words is missing.
+        cleaning_seed (`int`, *optional*, defaults to 0):
+            Of all that is drawn.
+
+    Raises:
+        `ValueError`: if a number is out of its range.
+    """
+
+    help_title = "Cleaning"
+
+    tidy: str = field(
+        default="light",
+        metadata={"help": "light: line ends and accents alike. full: HTML entities and white space too. off."},
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Make texts lower case."})
+    remove_punctuation: bool = field(default=False, metadata={"help": "Take punctuation out of texts."})
+    stop_words: str | None = field(
+        default=None, metadata={"help": "Words to take out: a file with one on each line, or `english`."}
+    )
+    min_characters: int | None = field(default=None, metadata={"help": "Leave out rows with a shorter text."})
+    max_characters: int | None = field(default=None, metadata={"help": "Leave out rows with a longer text."})
+    language: str | None = field(
+        default=None, metadata={"help": "Leave out rows in another language than this, such as `en`."}
+    )
+    language_threshold: float = field(
+        default=0.5, metadata={"help": "Probability from which on a text is taken to be in the language."}
+    )
+    deduplicate: bool = field(default=False, metadata={"help": "Keep the first of all rows with the same texts."})
+    near_duplicates: float | None = field(
+        default=None, metadata={"help": "Keep the first of all rows with this similarity or more, such as 0.8."}
+    )
+    key_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns by which rows are the same. Default: all texts."}
+    )
+    leakage_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns by which rows are in a held-out split too. Default: key_columns."}
+    )
+    balance_labels: bool = field(
+        default=False, metadata={"help": "Leave out rows of the more frequent label until both are equal."}
+    )
+    swap_pairs: bool = field(
+        default=False, metadata={"help": "Swap chosen and rejected in half of the rows with a soft label."}
+    )
+    word_dropout: float = field(
+        default=0.0, metadata={"help": "Add a copy of each row in which this share of words is missing."}
+    )
+    cleaning_seed: int = field(default=0, metadata={"help": "Seed of all that is drawn."})
+
+    def __post_init__(self) -> None:
+        if self.tidy not in ("off", "light", "full"):
+            raise ValueError(f"tidy is {self.tidy!r}; give 'off', 'light' or 'full'.")
+        steps_from(self)  # a step refuses settings that it cannot have
+
+
+# --- Running steps ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """What each step did, in order. Printed it is a table, and [`as_json`] gives the same figures."""
+
+    steps: Sequence[tuple[str, Counts]] = ()
+
+    def __str__(self) -> str:
+        head = ["step", "before", "after", "left out", "added", "changed", "notes"]
+        figures = [_figures(name, counts) for name, counts in self.steps]
+        rows = [head, *([_cell(value) for value in row.values()] for row in figures)]
+        widths = [max(len(row[place]) for row in rows) for place in range(len(head) - 1)]
+        return "\n".join(
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]]).rstrip()
+            for row in rows
+        )
+
+    def as_json(self) -> str:
+        """A list of one object for each step."""
+        return json.dumps([_figures(name, counts) for name, counts in self.steps], ensure_ascii=False)
+
+
+def _figures(name: str, counts: Counts) -> dict[str, Any]:
+    return {
+        "step": name,
+        "before": counts.before,
+        "after": counts.after,
+        "left_out": max(counts.before - counts.after, 0),
+        "added": max(counts.after - counts.before, 0),
+        "changed": counts.changed,
+        "notes": dict(counts.notes),
+    }
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(f"{what}: {count}" for what, count in value.items()) if isinstance(value, dict) else str(value)
+
+
+def run(steps: Sequence[Step], dataset: Dataset) -> tuple[Dataset, Table]:
+    """Take rows through steps, one after the other.
+
+    Args:
+        steps (`Sequence`): As [`steps_from`] makes them, or of your own.
+        dataset ([`~datasets.Dataset`]): The rows.
+
+    Returns:
+        `tuple[Dataset, Table]`: the rows that are left, and what each step did.
+
+    Raises:
+        `ValueError`: if a step leaves no row, with the table so far.
+    """
+    dataset = dataset.with_format(None)
+    done: list[tuple[str, Counts]] = []
+    for step in steps:
+        dataset, counts = step(dataset)
+        done.append((step.name, counts))
+        if not len(dataset):
+            raise ValueError(f"The step {step.name!r} leaves no row. Change its settings.\n{Table(done)}")
+    return dataset, Table(done)
+
+
+def steps_from(args: CleaningArguments, held_out: Dataset | Mapping[str, Dataset] | None = None) -> list[Step]:
+    """The steps that the options ask for, in the order in which they are run.
+
+    Texts are changed first, so that rows which have become the same are seen to be. Rows are added last, so that no
+    copy is taken for a duplicate.
+
+    Args:
+        args ([`CleaningArguments`]): The options.
+        held_out ([`~datasets.Dataset`] or a mapping of name and rows, *optional*):
+            A test split, or several splits by name. What is in them too is taken out of the rows that are cleaned,
+            exact copies always and near ones where `near_duplicates` is set. They are compared after the same changes
+            of text, by all texts or by `leakage_columns`.
+    """
+    tidying = {"light": EditTexts(tidy_light, "tidy (light)"), "full": EditTexts(tidy_text, "tidy (full)")}
+    edits: list[Step] = [tidying[args.tidy]] if args.tidy in tidying else []
+    edits += [EditTexts(str.lower, "lower case")] if args.lowercase else []
+    edits += [EditTexts(remove_punctuation, "punctuation")] if args.remove_punctuation else []
+    edits += [EditTexts(read_stop_words(args.stop_words), "stop words")] if args.stop_words else []
+    key = None if args.key_columns is None else tuple(args.key_columns)
+    steps: list[Step] = [*edits, DropBlank()]
+    if args.min_characters is not None or args.max_characters is not None:
+        steps.append(Length(args.min_characters, args.max_characters))
+    if args.language is not None:
+        steps.append(InLanguage(args.language, args.language_threshold))
+    if args.deduplicate:
+        steps.append(Deduplicate(key))
+    if args.near_duplicates is not None:
+        steps.append(NearDuplicates(args.near_duplicates, key, seed=args.cleaning_seed))
+    key = key if args.leakage_columns is None else tuple(args.leakage_columns)
+    for name, rows in ({"": held_out} if isinstance(held_out, Dataset) else held_out or {}).items():
+        for edit in edits:
+            rows, _ = edit(rows)
+        named = f"leakage ({name})" if name else "leakage"
+        steps.append(Leakage(rows, args.near_duplicates, key, seed=args.cleaning_seed, name=named))
+    steps += [BalanceLabels(args.cleaning_seed)] if args.balance_labels else []
+    steps += [SwapPairs(seed=args.cleaning_seed)] if args.swap_pairs else []
+    return steps + ([WordDropout(args.word_dropout, args.cleaning_seed)] if args.word_dropout else [])

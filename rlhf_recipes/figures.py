@@ -1,0 +1,283 @@
+"""The figures of the report, each one function from numbers to an SVG string.
+
+Colours are names of the page's style sheet and not values, so that one drawing serves light, dark and print; text
+stays text, in the reader's own font. Titles, legends and captions belong to the page: there they wrap, and can be read
+aloud.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+
+# matplotlib wants real colours. These near-blacks stand for the style sheet's names and are replaced in the SVG.
+THEME = {f"#0102{index:02x}": f"var(--{name})" for index, name in enumerate(("ink", "muted", "grid"))}
+INK, MUTED, GRID = THEME
+SERIES = tuple(f"#0103{index:02x}" for index in range(6))
+THEME |= {color: f"var(--s{index})" for index, color in enumerate(SERIES)}
+DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.5, 1.2)),
+    (0, (6, 1.5, 1.5, 1.5)),
+)
+SMALL = (300, 190)  # points; on the page about as many pixels, alone on a phone and three in a row on a desktop
+LARGE = (400, 285)  # two in a row on a desktop
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text as text: smaller, selectable, and in the page's font
+    "text.parse_math": False,  # a reward may be called "$cost$"
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.unicode_minus": True,
+    "axes.xmargin": 0.02,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+}
+
+
+def draw(name: str, label: str, size: tuple[int, int], paint: Callable[[Axes], None]) -> Markup:
+    """Paint one pair of axes and return it as inline SVG.
+
+    Args:
+        name (`str`):
+            Unique on the page: it goes before every id inside the SVG, because ids are shared by the whole page.
+        label (`str`):
+            What a person who cannot see the figure is told.
+        size (`tuple[int, int]`):
+            Width and height in points; the page scales the figure to its place.
+        paint (`Callable`):
+            Draws on the axes.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a matplotlibrc of the reader's must not change the page
+        # ids are hashes; without a fixed salt every run of the program would give others
+        settings: Any = STYLE | {"svg.hashsalt": name}
+        matplotlib.rcParams.update(settings)
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
+        axes = figure.add_subplot()
+        paint(axes)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return inline(buffer.getvalue(), name, label)
+
+
+def inline(svg: str, name: str, label: str) -> Markup:
+    """Turn matplotlib's SVG file into an element of an HTML page."""
+    svg = svg[svg.index("<svg") :]  # no XML header: it is not allowed inside HTML
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # its rules would apply to the whole page
+    # Tags alone: what stands between them is text, and a tick label of 0.0025 must stay one.
+    svg = re.sub(r"<[^>]*>", lambda tag: _adapt_tag(tag.group(), name), svg)
+    svg = re.sub(r"\n\s*", " ", svg)
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    assert view_box is not None
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {view_box.group()} role="img" aria-label="{escape(label)}">'
+    return Markup(head + svg[svg.index(">") + 1 :].strip())
+
+
+def _adapt_tag(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = tag.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
+    tag = re.sub(r"font-family: [^;\"]*", "font-family: inherit", tag)
+    tag = re.sub(r"#010[23]\d\d", lambda color: THEME[color.group()], tag)
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is finer than any screen
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Average each value with its neighbours, `window` in all; at the ends with those that there are."""
+    half = window // 2
+    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+
+
+def plot_curves(
+    name: str, label: str, unit: str, series: Mapping[str, Sequence[tuple[float, float]]], from_zero: bool = False
+) -> Markup:
+    """Draw quantities over the episodes of training: each value pale, their running mean on top.
+
+    Args:
+        series (`Mapping[str, Sequence[tuple[float, float]]]`):
+            For each name its `(episode, value)` points; the page's legend lists them in the same order.
+        from_zero (`bool`):
+            Whether the upright axis shows 0, for a quantity whose distance from 0 is what matters.
+    """
+
+    def paint(axes: Axes) -> None:
+        for index, points in enumerate(series.values()):
+            episodes, values = zip(*points, strict=True)
+            color = SERIES[index % len(SERIES)]
+            window = max(1, len(values) // 12) | 1  # odd, so that a mean sits on its own episode
+            marker = "o" if len(values) == 1 else None  # a line through one point cannot be seen
+            axes.plot(episodes, values, color=color, linewidth=0.8, alpha=0.35, marker=marker)
+            axes.plot(episodes, running_mean(values, window), color=color, linestyle=DASHES[index % len(DASHES)])
+        if from_zero:
+            axes.update_datalim([(episodes[0], 0.0)])
+            axes.autoscale_view()
+        axes.set_xlabel("episodes")
+        axes.set_ylabel(unit)
+        _few_ticks(axes)
+
+    return draw(name, label, SMALL, paint)
+
+
+def plot_score_histogram(name: str, label: str, before: Sequence[float], after: Sequence[float]) -> Markup:
+    """Draw how many prompts got which score before and after, each mean as an upright line."""
+
+    def paint(axes: Axes) -> None:
+        everything = [*before, *after]
+        low, high = math.floor(min(everything)), math.ceil(max(everything))
+        bins = np.linspace(low, max(high, low + 1), 25).tolist()
+        axes.hist(before, bins=bins, color=MUTED, alpha=0.35)
+        axes.hist(after, bins=bins, color=SERIES[0], alpha=0.45)
+        for values, color, style in ((before, MUTED, (0, (4, 2))), (after, SERIES[0], "-")):
+            axes.axvline(float(np.mean(values)), color=color, linewidth=2, linestyle=style)
+        axes.set_xlabel("score of a completion")
+        axes.set_ylabel("prompts")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(visible=False, axis="x")
+
+    return draw(name, label, LARGE, paint)
+
+
+def plot_gains(name: str, label: str, gains: Sequence[tuple[float, float]], names: tuple[str, str]) -> Markup:
+    """Draw one dot per prompt: the change of one score across, the change of another upwards."""
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=MUTED, linewidth=0.9)
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+        first, second = zip(*gains, strict=True)
+        axes.scatter(first, second, s=18, color=SERIES[0], alpha=0.55, linewidths=0)
+        axes.set_xlabel(f"change of the score of {names[0]}")
+        axes.set_ylabel(f"change of the score of {names[1]}")
+        _few_ticks(axes)
+
+    return draw(name, label, LARGE, paint)
+
+
+def plot_accuracy(name: str, label: str, bars: Sequence[tuple[str, float]]) -> Markup:
+    """Draw shares of 1 as lying bars from the top down, the first one in colour, with a line at chance."""
+
+    def paint(axes: Axes) -> None:
+        rows = range(len(bars))
+        values = [value for _, value in bars]
+        axes.barh(rows, values, height=0.55, color=[SERIES[0], *[MUTED] * (len(bars) - 1)], alpha=0.75)
+        axes.axvline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
+        for row, (text, value) in enumerate(bars):
+            axes.text(0.0, row - 0.42, text, va="center", fontsize=10.5)
+            axes.text(value + 0.012, row, f"{value:.1%}", va="center", fontsize=10.5, fontweight="bold")
+        axes.set(xlim=(0, 1.12), ylim=(len(bars) - 0.5, -0.75), xlabel="pairs put in the right order", yticks=[])
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+
+    return draw(name, label, LARGE, paint)
+
+
+def plot_fitted_curve(
+    name: str, label: str, points: Sequence[tuple[float, float]], curve: Callable[[float], float] | None
+) -> Markup:
+    """Draw human rating over logit, one dot per sentence, and the curve that turns the logit into a score."""
+
+    def paint(axes: Axes) -> None:
+        logits, ratings = zip(*points, strict=True)
+        axes.scatter(logits, ratings, s=9, color=MUTED, alpha=0.4, linewidths=0)
+        if curve is not None:
+            grid = np.linspace(min(logits), max(logits), 80)
+            axes.plot(grid, [curve(float(logit)) for logit in grid], color=SERIES[0], linewidth=2.4)
+        axes.set_xlabel("logit of the reward model")
+        axes.set_ylabel("mean human rating")
+        _few_ticks(axes)
+
+    return draw(name, label, LARGE, paint)
+
+
+def plot_calibration(name: str, label: str, bins: Sequence[tuple[float, float, float]]) -> Markup:
+    """Draw the mean human rating over the mean score of each bin, with its standard error twice each way.
+
+    Args:
+        bins (`Sequence[tuple[float, float, float]]`):
+            For each bin the mean score, the mean rating and the standard error of the mean rating.
+    """
+
+    def paint(axes: Axes) -> None:
+        scores, ratings, errors = (np.array(column) for column in zip(*bins, strict=True))
+        low = math.floor(min(scores.min(), (ratings - 2 * errors).min())) - 0.25
+        high = math.ceil(max(scores.max(), (ratings + 2 * errors).max())) + 0.25
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.errorbar(
+            scores, ratings, yerr=2 * errors, fmt="o", color=SERIES[0], markersize=5.5, elinewidth=1.6, capsize=0
+        )
+        axes.set(xlim=(low, high), ylim=(low, high), xlabel="calibrated score", ylabel="mean human rating")
+        _few_ticks(axes)
+
+    return draw(name, label, LARGE, paint)
+
+
+def bin_predictions(pairs: Sequence[tuple[float, float]], count: int = 10) -> list[tuple[float, float, float]]:
+    """Sort `(score, rating)` pairs by score, cut them into bins of equal size, and average each bin.
+
+    Returns:
+        `list[tuple[float, float, float]]`: for each bin the mean score, the mean rating and its standard error. A bin
+        of one sentence has no standard error; it is given as 0.
+    """
+    chunks = np.array_split(np.array(sorted(pairs), dtype=float), min(count, len(pairs)))
+    return [
+        (
+            float(chunk[:, 0].mean()),
+            float(chunk[:, 1].mean()),
+            float(chunk[:, 1].std(ddof=1) / math.sqrt(len(chunk))) if len(chunk) > 1 else 0.0,
+        )
+        for chunk in chunks
+    ]
+
+
+def _few_ticks(axes: Axes) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
+
+
+# The colours of the report on paper: an image cannot follow the style sheet.
+COLORS = {INK: "#1c232e", MUTED: "#596271", GRID: "#e9e8e4", SERIES[0]: "#2361a5", SERIES[1]: "#bd5416"}
+
+
+# --- As an image ------------------------------------------------------------------------------
+
+
+def draw_png(path: str | Path, size: tuple[float, float], paint: Callable[[Figure], None]) -> Path:
+    """Paint a figure in the report's style, of a size in inches, and write it as PNG."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a matplotlibrc of the reader's must not change it
+        settings: Any = {
+            key: COLORS.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()
+        }
+        matplotlib.rcParams.update(settings)
+        canvas = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+        paint(canvas)
+        canvas.savefig(target, format="png", dpi=150)
+    return target

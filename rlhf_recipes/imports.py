@@ -1,0 +1,108 @@
+"""Libraries that only some rewards need, imported when such a reward is made or first used."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def optional(module: str, needed_by: str, package: str | None = None, extra: str = "rewards") -> Any:
+    """Import a library of an extra.
+
+    Args:
+        module (`str`): What to import.
+        needed_by (`str`): The reward that needs it.
+        package (`str`, *optional*): Its name in the package index. Default: that of the module.
+        extra (`str`, *optional*, defaults to `"rewards"`): The extra of this project that installs it.
+
+    Raises:
+        `ImportError`: if it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise  # the library is there, and lacks something that it needs itself
+        raise ImportError(
+            f"{needed_by} needs the package {package or module.split('.')[0]!r}, which is not installed. Install what "
+            f"all rewards need: pip install 'rlhf-recipes[{extra}]' (in a clone: pip install -e '.[{extra}]')."
+        ) from error
+
+
+def find_function(where: str) -> Callable[..., Any]:
+    """The function or class that a text names, `path/to/file.py:name` or `package.module:name`."""
+    if names_a_file(where):
+        path, _, attribute = where.rpartition(":")
+        found = function_in_file(Path(path).expanduser(), attribute)
+    else:
+        found = function_in_module(*where.rsplit(":", 1))
+    if not callable(found):
+        raise TypeError(f"{where} is of type {type(found).__name__}, and not a function.")
+    return found
+
+
+def names_a_file(func: Any) -> bool:
+    return isinstance(func, str) and (func.endswith(".py") or ".py:" in func)
+
+
+def function_in_file(path: Path, attribute: str) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r} with rewards (looked for {path.absolute()}).")
+    # One module per file, however many of its functions are used: they may share what they load.
+    name = f"_rewards_in_{path.stem}_{abs(hash(str(path.resolve())))}"
+    module = sys.modules.get(name)
+    if module is None:
+        specification = importlib.util.spec_from_file_location(name, path)
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module  # dataclasses look their module up while it is being made
+        try:
+            specification.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            lines = [
+                frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+            ]
+            where = f"{path}, line {lines[-1]}" if lines else str(path)
+            raise ImportError(f"Cannot read the rewards in {where}: {type(error).__name__}: {error}.") from error
+    return _member(module, attribute, str(path))
+
+
+def function_in_module(module_name: str, attribute: str) -> Any:
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise  # the module is there, and lacks something that it needs itself
+        raise ValueError(
+            f"There is no module {module_name!r} to take the reward {attribute!r} from ({error}). Install it, or name "
+            "the file: path/to/file.py:name."
+        ) from error
+    return _member(module, attribute, module_name)
+
+
+def _member(module: ModuleType, attribute: str, where: str) -> Any:
+    if attribute and hasattr(module, attribute):
+        return getattr(module, attribute)
+    there = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    ]
+    asked = (
+        f"There is no {attribute!r} in {where}{did_you_mean(attribute, there)}"
+        if attribute
+        else f"{where} needs a name"
+    )
+    raise ValueError(f"{asked}. It holds {', '.join(there) or 'no function or class'}. Write {where}:name.")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,178 @@
+"""What rewards with a model do alike: batches of similar length, padded on the right, and checks of what comes out.
+
+Padding on the right is never seen by the tokens of a text: a decoder looks back only, and an encoder is told by its
+mask. So a score is that of the text alone, whatever it was batched with (up to the rounding of float32).
+
+Which characters of a completion each of the policy's tokens stands for.
+"""
+
+import contextlib
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_recipes.errors import RewardError
+from rlhf_recipes.texts import Text, as_text
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, the longest first: what fits into memory once fits to the end."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def model_outputs(
+    model: Any, token_ids: Sequence[Sequence[int]], batch_size: int, pad_id: int
+) -> Iterator[tuple[list[int], Any]]:
+    """Run a model over texts that are encoded already, in evaluation mode and without gradients.
+
+    Yields:
+        `tuple[list[int], ModelOutput]`: the rows of a batch, and what the model says of them.
+    """
+    for rows in length_batches([len(ids) for ids in token_ids], batch_size):
+        yield rows, forward(model, [token_ids[row] for row in rows], pad_id)
+
+
+def forward(model: Any, token_ids: Sequence[Sequence[int]], pad_id: int, **kwargs: Any) -> Any:
+    """One pass over one batch of texts, padded on the right, in evaluation mode and without gradients."""
+    device = next(model.parameters()).device
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    width = int(lengths.max())
+    input_ids = torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in token_ids])  # (b, L)
+    mask = torch.arange(width) < lengths[:, None]  # (b, L)
+    with torch.inference_mode(), evaluating(model):
+        return model(input_ids=input_ids.to(device), attention_mask=mask.long().to(device), **kwargs)
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout is off inside; the mode that the model was in is given back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def joined(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
+    """The text that a model reads, in two parts, and whether the tokenizer has yet to add special tokens to it.
+
+    A plain completion goes on where its prompt ends. The messages of a conversation become text through the chat
+    template, up to where the answer begins; without a template their texts stand one below the other.
+    """
+    text = as_text(completion)
+    if isinstance(prompt, str):
+        return prompt, text, True
+    if tokenizer.chat_template is None:
+        return f"{as_text(prompt)}\n", text, True
+    rendered = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return str(rendered), text, False
+
+
+def first_special(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to read where a text has none: the beginning-of-sequence token, or what comes nearest to it."""
+    candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return next((token for token in candidates if token is not None), 0)
+
+
+def check_finite(values: Sequence[Any], name: str, prompts: Sequence[Text], completions: Sequence[Text]) -> None:
+    """Refuse NaN and infinity out of a model: passed on, one such number ends a training run.
+
+    Args:
+        values (`Sequence`): for each row a number, a list of numbers, or `None`.
+
+    Raises:
+        `RewardError`: names the reward and the first such row, with its prompt and completion.
+    """
+    for row, value in enumerate(values):
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        bad = next((number for number in numbers if not math.isfinite(number)), None)
+        if bad is not None:
+            raise RewardError(
+                f"The model of reward {name!r} gave {bad}, for row {row} (prompt {_short(prompts[row])}, completion "
+                f"{_short(completions[row])}). Its weights are damaged, or its precision overflows: float16 does "
+                "where bfloat16 and float32 do not (`dtype`)."
+            )
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token to pad with. The mask hides it, so that any id would do that the model has."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
+
+
+# What decoders write for bytes that are no character, and for those of one that is not complete yet.
+UNFINISHED = "\ufffd"
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds to its completion, special tokens adding none; together they are the completion.
+
+    A character of several tokens (byte-level BPE writes one emoji with up to four) belongs to the token that completes
+    it, and the tokens before get `""`. Bytes at the end that never became a character belong to the last token.
+    """
+    pieces = [""] * len(ids)
+    # Decoding the last finished tokens together with the new ones shows the space between them, which depends on both,
+    # and keeps the work linear.
+    start, finished = 0, 0
+    for end in range(1, len(ids) + 1):
+        text = _decode(tokenizer, ids[start:end])
+        if text.endswith(UNFINISHED) and end < len(ids):
+            continue
+        known = len(_decode(tokenizer, ids[start:finished]))
+        owner = end - 1
+        while text.endswith(UNFINISHED) and owner > finished and ids[owner] in tokenizer.all_special_ids:
+            owner -= 1  # an end-of-sequence token completes nothing
+        pieces[owner] = text[known:]
+        if pieces[owner]:  # a special token shows no space
+            start = finished
+        finished = end
+    return pieces
+
+
+class TokenPlaces:
+    """Finds the token in which a character of the completion ends.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the policy's.
+        ids (`Sequence[int]`): the policy's tokens.
+        text (`str`): the completion as the trainer decoded it, without special tokens.
+
+    Raises:
+        `ValueError`: if the tokens are not those of the text, as with a tokenizer that is not the policy's.
+    """
+
+    def __init__(self, tokenizer: Any, ids: Sequence[int], text: str) -> None:
+        pieces = token_pieces(tokenizer, ids)
+        if "".join(pieces) != text:
+            raise ValueError(
+                f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(''.join(pieces))} of completion_ids, "
+                f"but the completion is {_shortened(text)}. Give the policy's own tokenizer as policy_tokenizer."
+            )
+        self.ends = list(accumulate(len(piece) for piece in pieces))
+
+    def of(self, end: int) -> int:
+        """The token in whose text the character before `end` stands, counted from 0."""
+        return bisect_left(self.ends, end)
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)) if len(ids) else ""
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def as_messages(value: Text, role: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value

@@ -1,0 +1,70 @@
+"""Demonstrations for the imitation term: encoded once, padded for each micro-batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_recipes.ppo.run.inputs import logger
+from rlhf_recipes.texts import is_conversational
+
+
+def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[tuple]:
+    """Texts to imitate, as `(token ids, how many of them at the beginning are not imitated)`.
+
+    Rows have `prompt` and `completion` (the completion is imitated; both texts or both messages), `messages` (the last
+    turn is), or `text` (all but the first token). Completions and texts end with the end-of-sequence token, messages
+    as the chat template ends them.
+
+    Raises:
+        `ValueError`: if the columns are others, or nothing to imitate is left within `max_length` tokens.
+    """
+    names = set(dataset.column_names)
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    rows = []
+    for row in dataset:
+        if {"prompt", "completion"} <= names and is_conversational(row["prompt"]):
+            rows.append(_of_messages(row["prompt"], row["completion"], tokenizer, max_length))
+        elif {"prompt", "completion"} <= names:
+            prompt = tokenizer(row["prompt"])["input_ids"]
+            # Encoded together, so that the tokens at the seam are those of the whole text.
+            ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + end
+            rows.append((ids[:max_length], max(len(prompt), 1)))
+        elif "messages" in names:
+            rows.append(_of_messages(row["messages"][:-1], row["messages"][-1:], tokenizer, max_length))
+        elif "text" in names:
+            rows.append(((tokenizer(row["text"])["input_ids"] + end)[:max_length], 1))
+        else:
+            raise ValueError(
+                "The imitation_dataset needs prompt and completion, messages, or text, but has "
+                f"{', '.join(dataset.column_names)}."
+            )
+    kept = [(ids, skipped) for ids, skipped in rows if len(ids) > skipped]
+    if not kept:
+        raise ValueError(f"No row of the imitation_dataset has anything to imitate within {max_length} tokens.")
+    if len(kept) < len(rows):
+        logger.warning(
+            "%d of %d demonstrations have nothing to imitate within %d tokens and are left out.",
+            *(len(rows) - len(kept), len(rows), max_length),
+        )
+    return kept
+
+
+def _of_messages(before: list, imitated: list, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple:
+    ids: Any = tokenizer.apply_chat_template([*before, *imitated], return_dict=False)
+    prompt: Any = tokenizer.apply_chat_template(before, add_generation_prompt=True, return_dict=False)
+    return list(ids)[:max_length], max(len(prompt), 1)
+
+
+def pad_demonstrations(rows: Sequence[tuple], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch of what [`encode_demonstrations`] gives: ids, their mask, and what of it is imitated; each `(D, L)`."""
+    width = max(len(ids) for ids, _ in rows)
+    tokens = torch.full((len(rows), width), pad_token_id)
+    mask, imitated = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for number, (ids, skipped) in enumerate(rows):
+        tokens[number, : len(ids)] = torch.tensor(ids)
+        mask[number, : len(ids)] = 1
+        imitated[number, skipped : len(ids)] = 1
+    return {"demo_ids": tokens.to(device), "demo_mask": mask.to(device), "demo_imitated": imitated.to(device)}

@@ -1,0 +1,219 @@
+"""What a user may hand to `PPOTrainer`, made into what it works with: names into models, models into rewards."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from rlhf_recipes.modeling.loading import (
+    ModelArguments,
+    check_model_path,
+    disable_dropout,
+    ensure_pad_token,
+    keep_gradients_of_4bit,
+    load_policy,
+    load_tokenizer,
+)
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.run.tables import FIGURES, TEXTS
+from rlhf_recipes.rewards import LearnedReward, WeightedSum, load_rewards
+from rlhf_recipes.rewards.learned import SharedTokenizerReward
+
+logger = logging.getLogger(__name__)
+
+
+def check_arguments(
+    args: Any, model: Any, ref_model: Any, reward_model: Any, value_model: Any, train_dataset: Any
+) -> None:
+    """Raise `TypeError` or `ValueError` where the arguments of `PPOTrainer` do not fit together."""
+    if not isinstance(args, PPOConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}, but must be a PPOConfig. The arguments of PPOTrainer are args, "
+            "processing_class, model, ... in this order; name them if in doubt."
+        )
+    if train_dataset is None:
+        raise ValueError("train_dataset is missing: PPO needs prompts.")
+    if ref_model is not None and ref_model is model:
+        raise ValueError(
+            "model and ref_model are one object: the reference would move with the policy. Leave ref_model out, and a "
+            "copy is made where one is needed."
+        )
+    if reward_model is not None and reward_model is value_model:
+        raise ValueError(
+            "reward_model and value_model are one object: the rewards would move with the critic. Give "
+            "critic='reward_model' in the PPOConfig, and the critic is a copy."
+        )
+    if args.critic_warmup and (value_model or args.critic) == "none":
+        raise ValueError("critic_warmup needs a critic, but critic is 'none'.")
+
+
+def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) -> Any:
+    """The policy: loaded where it is named, with adapters where `peft_config` says so, dropout off.
+
+    Raises:
+        `TypeError`: if it is neither a name nor a causal language model; a value-head model is told what replaces it.
+        `ValueError`: if adapters are asked for on a model that has some.
+    """
+    if isinstance(model, str | Path):
+        model = load_model(str(model), args)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is {model!r}; give a causal language model, its folder or its id. The arguments of PPOTrainer "
+            "are args, processing_class, model, ref_model, reward_model, train_dataset, ... in this order."
+        )
+    if hasattr(model, "v_head"):
+        raise TypeError(
+            f"model is a {type(model).__name__}, of the value-head classes that TRL removed. PPOTrainer puts a value "
+            "head on the policy itself (PPOConfig(critic='head')): give the language model alone."
+        )
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise ValueError("The model has adapters already, and peft_config asks for more. Leave peft_config out.")
+        model = get_peft_model(model, peft_config, adapter_name=args.model_adapter_name or "default")
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"The policy has a learned prompt ({type(model.active_peft_config).__name__}), which PPO cannot train: "
+            "log-probabilities are read at the positions of the text itself. Use LoRA."
+        )
+    if args.model_adapter_name is not None:
+        named = list(getattr(model, "peft_config", {}))
+        if not isinstance(model, PeftModel) or args.model_adapter_name not in named:
+            raise ValueError(
+                f"model_adapter_name is {args.model_adapter_name!r}, but the model has "
+                f"{'the adapters ' + ', '.join(named) if named else 'no adapters'}."
+            )
+        model.set_adapter(args.model_adapter_name)
+    disable_dropout(model)
+    keep_gradients_of_4bit(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError(
+            "No weight of the policy is trainable, so it could not learn. Load adapters with is_trainable=True, or "
+            "give peft_config."
+        )
+    if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in trained):
+        logger.warning(
+            "The policy's trained weights are in half precision: steps as small as learning_rate %g are mostly "
+            "rounded away. Load it with dtype float32, and let bf16=True compute in bfloat16.",
+            args.learning_rate,
+        )
+    return model
+
+
+def load_model(name: str, args: PPOConfig) -> Any:
+    """A causal language model by its folder or id; `model_init_kwargs` go to `from_pretrained`."""
+    if args.model_init_kwargs is None:
+        return load_policy(ModelArguments(model_name_or_path=name))
+    kwargs = {"dtype": ModelArguments().dtype, **args.model_init_kwargs}
+    return AutoModelForCausalLM.from_pretrained(check_model_path(name), **kwargs)
+
+
+def resolve_tokenizer(processing_class: Any, model: Any) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, whose pad token is not its end; a copy where that had to be mended.
+
+    Raises:
+        `ValueError`: if there is none to be found, or no token is free for padding.
+    """
+    if processing_class is None:
+        name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", None)
+        if not name:
+            raise ValueError(
+                "No tokenizer was given, and the model does not say where it came from: give processing_class."
+            )
+        return load_tokenizer(str(name), padding_side="left")
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        before = tokenizer.pad_token
+        tokenizer = ensure_pad_token(copy.deepcopy(tokenizer))
+        logger.warning(
+            "The tokenizer pads with %r, so the end of a completion could not be told from padding. This run pads "
+            "with %r instead; your tokenizer stays as it is.",
+            *(before, tokenizer.pad_token),
+        )
+    return tokenizer
+
+
+def resolve_reward(
+    reward_model: Any,
+    reward_funcs: Any,
+    weights: Sequence[float] | None,
+    processing_classes: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> WeightedSum:
+    """All rewards as one weighted sum.
+
+    Args:
+        reward_model (`PreTrainedModel`, `str` or callable, *optional*):
+            A model shares the policy's tokenizer, as in TRL's PPO; one that is named has its own.
+        reward_funcs (`WeightedSum`, a reward, or a list of them, *optional*):
+            Callables, models, folders, ids, or mappings as in a YAML.
+        processing_classes (a tokenizer or a list of them, *optional*):
+            The tokenizers of those rewards that are models, `None` for the others, as in TRL's GRPO.
+
+    Raises:
+        `ValueError`: if there is no reward at all, or counts do not match.
+    """
+    if isinstance(reward_funcs, WeightedSum) and reward_model is None:
+        if weights is not None:
+            raise ValueError("reward_weights were given, but reward_funcs is a WeightedSum, which has its own.")
+        return _checked_for_ppo(reward_funcs)
+    given = [] if reward_funcs is None else reward_funcs
+    given = list(given) if isinstance(given, list | tuple) else [given]
+    own = processing_classes if isinstance(processing_classes, list | tuple) else [processing_classes] * len(given)
+    if len(own) != len(given):
+        raise ValueError(
+            f"{len(own)} reward_processing_classes were given for {len(given)} reward_funcs. Give one for each, None "
+            "for those that are functions."
+        )
+    rewards = [_one_reward(reward, own_tokenizer) for reward, own_tokenizer in zip(given, own, strict=True)]
+    if isinstance(reward_model, nn.Module):
+        rewards.insert(0, SharedTokenizerReward(reward_model, tokenizer))
+    elif reward_model is not None:
+        rewards.insert(0, _one_reward(reward_model, None))
+    if not rewards:
+        raise ValueError("Nothing is rewarded: give reward_funcs or reward_model.")
+    return _checked_for_ppo(load_rewards(rewards, weights))
+
+
+def check_siblings(reward: WeightedSum, num_generations: int, evaluates: bool) -> None:
+    """Raise `ValueError` where all rewards need several completions of a prompt, and there will be one."""
+    if not all(getattr(func, "wants_siblings", False) for func in reward.reward_funcs):
+        return
+    if num_generations == 1 or evaluates:
+        raise ValueError(
+            f"The rewards ({', '.join(reward.names)}) compare the completions of a prompt with each other, and "
+            + ("num_generations is 1." if num_generations == 1 else "an evaluation writes one for each prompt.")
+            + " Add a reward that applies to a single completion (weight 0 is enough)"
+            + (", or raise num_generations." if num_generations == 1 else ", or leave eval_dataset out.")
+        )
+
+
+def _checked_for_ppo(rewards: WeightedSum) -> WeightedSum:
+    taken = sorted({*TEXTS, *FIGURES} & set(rewards.names))
+    if taken:
+        raise ValueError(
+            f"A reward is named {taken[0]!r}, as a column of the table of completions is. Give it another name."
+        )
+    for name, func, weight in zip(rewards.names, rewards.reward_funcs, rewards.weights, strict=True):
+        if getattr(func, "constant", False) and weight != 0:
+            raise ValueError(
+                f"Reward {name!r} is the same for all completions of a rollout, and PPO learns from what tells them "
+                "apart, so that it would change nothing. Make it a factor of a Product, take a cost that depends on "
+                "the completion (Flops, TokenCount), or give it weight 0 to have it logged."
+            )
+    return rewards
+
+
+def _one_reward(reward: Any, tokenizer: Any) -> Any:
+    """A model is wrapped; what is named is left to `load_rewards`."""
+    if isinstance(reward, nn.Module):
+        name = getattr(reward.config, "_name_or_path", "") or None
+        short = Path(name).name if name else type(reward).__name__
+        return LearnedReward(reward, processing_class=tokenizer or name, name=short)
+    return str(reward) if isinstance(reward, Path) else reward

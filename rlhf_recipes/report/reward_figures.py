@@ -1,0 +1,329 @@
+"""The pictures of a reward model's page, as inline SVG in the colours of the page; see `rlhf_recipes.figures`.
+
+The report of `bias.py` as pictures: dots with their intervals around a line at "no bias".
+
+The uncertainty of an ensemble as one picture: error, order and strange texts by disagreement.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rlhf_recipes.figures import COLORS, INK, LARGE, MUTED, SERIES, STYLE, draw, draw_png, inline
+
+__all__ = [
+    "as_svg",
+    "bin_predictions",
+    "plot_accuracy",
+    "plot_calibration",
+    "plot_margins",
+    "plot_shares",
+    "plot_wins",
+]
+Bucket = Mapping[str, Any]
+
+
+def plot_margins(name: str, label: str, axis: str, series: Mapping[str, Sequence[Bucket]]) -> Markup:
+    """Draw accuracy over how clear the case is: a point with its interval for each bucket and each scorer.
+
+    Args:
+        axis (`str`): What the margin is.
+        series (`Mapping[str, Sequence[Mapping]]`):
+            For each scorer its buckets, with `accuracy`, `accuracy_ci95` and either `name` or `from` and `to`.
+    """
+    names = [bucket_name(bucket) for bucket in next(iter(series.values()))]
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
+        for index, buckets in enumerate(series.values()):
+            color = SERIES[0] if index == 0 else MUTED
+            there = [(place, b) for place, b in enumerate(buckets) if b["accuracy"] is not None]
+            shift = 0.0 if index == 0 else 0.14 * index
+            for place, bucket in there:
+                low, high = bucket.get("accuracy_ci95") or (bucket["accuracy"],) * 2
+                axes.plot([place + shift] * 2, [low, high], color=color, linewidth=2.2)
+            xs, ys = [place + shift for place, _ in there], [bucket["accuracy"] for _, bucket in there]
+            axes.plot(xs, ys, "o" if index == 0 else "s", color=color, markersize=6)
+        axes.set_xticks(range(len(names)), names)
+        axes.set(xlim=(-0.5, len(names) - 0.3), ylim=(min(0.45, *_lows(series)), 1.02), xlabel=axis)
+        axes.set_ylabel("pairs in the right order")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axes.grid(visible=False, axis="x")
+
+    return draw(name, label, LARGE, paint)
+
+
+def bucket_name(bucket: Bucket) -> str:
+    """How a bucket is called on an axis and in a table."""
+    if "name" in bucket:
+        return str(bucket["name"])
+    if bucket["to"] is None:
+        return f"{bucket['from']:.3g} and more"
+    return f"{bucket['from']:.3g} to {bucket['to']:.3g}"
+
+
+def _lows(series: Mapping[str, Sequence[Bucket]]) -> list[float]:
+    every = [bucket for buckets in series.values() for bucket in buckets if bucket["accuracy"] is not None]
+    return [(bucket.get("accuracy_ci95") or [bucket["accuracy"]])[0] - 0.03 for bucket in every] or [0.45]
+
+
+def plot_shares(name: str, label: str, bins: Sequence[Bucket], from_half: bool) -> Markup:
+    """Draw what came true over what was said, a dot for each bin, as large as it has rows.
+
+    Args:
+        bins (`Sequence[Mapping]`): With `probability`, `outcome` and `rows`.
+        from_half (`bool`): Whether probabilities begin at 0.5, as those of pairs do.
+    """
+
+    def paint(axes: Axes) -> None:
+        low = 0.5 if from_half else 0.0
+        axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
+        most = max(bucket["rows"] for bucket in bins)
+        sizes = [18 + 40 * bucket["rows"] / most for bucket in bins]
+        xs, ys = [b["probability"] for b in bins], [b["outcome"] for b in bins]
+        axes.plot(xs, ys, color=SERIES[0], linewidth=1, alpha=0.5)
+        axes.scatter(xs, ys, s=sizes, color=SERIES[0], linewidths=0)
+        axes.set(xlim=(low - 0.02, 1.02), ylim=(min(low, *ys) - 0.03, 1.03))
+        axes.set_xlabel("probability that the model states")
+        axes.set_ylabel("share that people confirm")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+
+    return draw(name, label, LARGE, paint)
+
+
+def plot_wins(name: str, label: str, curve: Sequence[Mapping[str, Any]]) -> Markup:
+    """Draw how often the best of n wins against a random text, with its interval, and people's own choice."""
+
+    def paint(axes: Axes) -> None:
+        ns = [point["n"] for point in curve]
+        axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
+        axes.plot(ns, [point["ceiling"] for point in curve], color=MUTED, linestyle=(0, (5, 1.5)))
+        if all(point["win_rate_ci95"] for point in curve):
+            lows, highs = zip(*(point["win_rate_ci95"] for point in curve), strict=True)
+            axes.fill_between(ns, lows, highs, color=SERIES[0], alpha=0.18, linewidth=0)
+        axes.plot(ns, [point["win_rate"] for point in curve], color=SERIES[0], marker="o", markersize=4)
+        axes.set_xlabel("n texts to choose from")
+        axes.set_ylabel("wins against a random text")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+
+    return draw(name, label, LARGE, paint)
+
+
+def as_svg(drawn: Any, name: str, label: str) -> Markup:
+    """A matplotlib figure, or a picture that is SVG already, as an element of the page."""
+    if not isinstance(drawn, Figure):
+        return Markup(str(drawn))
+    with matplotlib.rc_context():
+        settings: Any = STYLE | {"svg.hashsalt": name}
+        matplotlib.rcParams.update(settings)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        drawn.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return inline(buffer.getvalue(), name, label)
+
+
+Bar = tuple[str, float | None, Sequence[float] | None]  # name, figure, ends of its interval
+Panel = tuple[str, str, Callable[[Axes, Mapping[str, str]], None], int]  # title, label, painter, lines
+WIDTH = 400  # points
+LINE = 26  # points for each name
+
+
+def draw_bias(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Title and inline SVG of each picture that the report has figures for, in the colours of the report's page.
+
+    Args:
+        report (`dict`): What `bias.measure_bias` gives, or several of them by name, to be drawn one beside another
+            (such as before and after).
+    """
+    drawn = []
+    for number, (title, label, paint, lines) in enumerate(_panels(_several(report))):
+
+        def figure(axes: Axes, paint: Any = paint) -> None:
+            paint(axes, _themed())
+
+        drawn.append((title, draw(f"bias-{number}", label, (WIDTH, _height(lines)), figure)))
+    return drawn
+
+
+def save_pictures(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """The same as PNG, `bias_1.png` and so on, with titles; what is there of these names is replaced."""
+    written = []
+    for number, (title, _, paint, lines) in enumerate(_panels(_several(report)), start=1):
+
+        def figure(canvas: Figure, title: str = title, paint: Any = paint) -> None:
+            axes = canvas.add_subplot()
+            paint(axes, COLORS)
+            axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+
+        size = (6.2, 0.4 + _height(lines) / 72)
+        written.append(draw_png(Path(folder) / f"bias_{number}.png", size, figure))
+    return written
+
+
+def _several(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"": report} if "covariates" in report else report
+
+
+def _themed() -> Mapping[str, str]:
+    return {color: color for color in (INK, MUTED, *SERIES)}
+
+
+def _height(lines: int) -> int:
+    return 60 + LINE * lines
+
+
+def _panels(reports: Mapping[str, Any]) -> list[Panel]:
+    """What is drawn, in order, and how many lines each has."""
+    panels = [
+        _panel(reports, "Beyond people's ratings", "partial correlation with the score, at equal rating", _partials),
+        _panel(reports, "What decides a pair, beside people", "log odds for more of it", _odds),
+        _panel(reports, "The same text, edited", "change of the score, in standard deviations", _effects("changes")),
+        _panel(
+            reports, "The same text, read in another way", "change of the score, in standard deviations",
+            _effects("encodings"),
+        ),
+        _panel(reports, "Scores of groups", "score less rating, beyond that of the others", _group("beyond_others")),
+        _panel(reports, "Favoured more than by people", "share of pairs with another group", _group("favoured")),
+    ]  # fmt: skip
+    return [panel for panel in panels if panel is not None]
+
+
+def _panel(
+    reports: Mapping[str, Any], title: str, label: str, bars_of: Callable[[Mapping[str, Any]], list[Bar]]
+) -> Panel | None:
+    series = {name: [bar for bar in bars_of(report) if bar[1] is not None] for name, report in reports.items()}
+    names = list(dict.fromkeys(bar[0] for bars in series.values() for bar in bars))
+    if not names:
+        return None
+    lines = len(names) * max(1, (len(series) + 1) // 2)
+
+    def paint(axes: Axes, colors: Mapping[str, str]) -> None:
+        _dots(axes, series, names, label, colors)
+
+    return title, f"{title}: {label}", paint, lines
+
+
+def _dots(
+    axes: Axes, series: Mapping[str, Sequence[Bar]], names: Sequence[str], label: str, colors: Mapping[str, str]
+) -> None:
+    known = [color for color in SERIES if color in colors]
+    step = 0.7 / len(series)
+    for index, (of, bars) in enumerate(series.items()):
+        # The first of several is what the others are compared with.
+        color = colors[known[0]] if len(series) == 1 else colors[MUTED] if index == 0 else colors[known[0]]
+        marker = "osD^vP"[index % 6]
+        shift = step * (index - (len(series) - 1) / 2)
+        for place, (name, value, ends) in enumerate(bars):
+            assert value is not None  # `_panel` leaves these out
+            row = names.index(name) + shift
+            if ends is not None:
+                axes.plot(ends, (row, row), color=color, linewidth=1.6)
+            title = of if place == 0 and of else None
+            axes.plot(value, row, marker=marker, color=color, markersize=5.5, linestyle="none", label=title)
+    axes.axvline(0, color=colors[INK], linewidth=0.9, zorder=0.5)
+    axes.set_yticks(range(len(names)), [name if len(name) <= 26 else f"{name[:25]}…" for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(label)
+    axes.grid(visible=False, axis="y")
+    if len(series) > 1:
+        axes.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _partials(report: Mapping[str, Any]) -> list[Bar]:
+    return [_bar(name, of, "partial") for name, of in report["covariates"].items()]
+
+
+def _odds(report: Mapping[str, Any]) -> list[Bar]:
+    return [_bar(name, of, "logistic") for name, of in report["covariates"].items()]
+
+
+def _effects(key: str) -> Callable[[Mapping[str, Any]], list[Bar]]:
+    return lambda report: [_bar(name, of, "effect") for name, of in report[key].items()]
+
+
+def _group(key: str) -> Callable[[Mapping[str, Any]], list[Bar]]:
+    return lambda report: [_bar(name, of, key) for name, of in (report["groups"] or {"groups": {}})["groups"].items()]
+
+
+def _bar(name: str, figures: Mapping[str, Any], key: str) -> Bar:
+    return name, figures.get(key), figures.get(f"{key}_ci95")
+
+
+EnsemblePanel = tuple[str, Any]
+
+
+def draw_uncertainty(report: Mapping[str, Any], path: str | Path) -> Path | None:
+    """Draw `uncertainty.json` as PNG: only the panels that it has figures for, and nothing where it has none.
+
+    Args:
+        report (`dict`): As `ensemble_evaluation.measure_ensemble` gives it.
+        path (`str` or `Path`): The file.
+    """
+    panels: list[EnsemblePanel] = []
+    if report.get("error"):
+        panels.append(("Texts: error by disagreement", _paint_error))
+    if report.get("pairs"):
+        panels.append(("Pairs: right by disagreement", _paint_pairs))
+    if len(report.get("elsewhere") or ()) > 1:
+        panels.append(("Disagreement on other texts", _paint_elsewhere))
+    if not panels:
+        return None
+
+    def paint(canvas: Figure) -> None:
+        for place, (title, painter) in enumerate(panels, start=1):
+            axes = canvas.add_subplot(1, len(panels), place)
+            painter(axes, report)
+            axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+
+    return draw_png(path, (4.0 * len(panels), 3.2), paint)
+
+
+def _paint_error(axes: Axes, report: Mapping[str, Any]) -> None:
+    parts = report["error"]["parts"]
+    axes.plot([p["disagreement"] for p in parts], [p["error"] for p in parts], "o-", color=COLORS[SERIES[0]])
+    low, high = report["error"]["spearman_ci95"] or (float("nan"), float("nan"))
+    said = f"rank correlation {report['error']['spearman'] or 0:.2f} ({low:.2f} to {high:.2f})"
+    axes.text(0.03, 0.95, said, transform=axes.transAxes, va="top", fontsize=9, color=COLORS[MUTED])
+    axes.set(xlabel="standard deviation of the members", ylabel="mean distance from the rating", ylim=(0, None))
+    axes.set_ylim(0, 1.25 * max(p["error"] for p in parts))
+
+
+def _paint_pairs(axes: Axes, report: Mapping[str, Any]) -> None:
+    parts = report["pairs"]["parts"]
+    names = ["least", *[""] * (len(parts) - 2), "most"] if len(parts) != 3 else ["least", "middle", "most"]
+    points = [*zip(names, parts, strict=True), *((kind, report["pairs"][kind]) for kind in ("unanimous", "divided"))]
+    for place, (_, part) in enumerate(points):
+        if part["accuracy"] is None:
+            continue
+        color = COLORS[SERIES[0]] if place < len(parts) else COLORS[SERIES[1]]
+        axes.plot(place, part["accuracy"], "o", color=color, markersize=6)
+        if part["accuracy_ci95"] is not None:
+            axes.plot([place, place], part["accuracy_ci95"], color=color, linewidth=2)
+        axes.annotate(f"{part['accuracy']:.2f}", (place, part["accuracy"]), (7, -3), textcoords="offset points")
+    axes.set(xlim=(-0.4, len(points) - 0.3), xticks=range(len(points)), xticklabels=[name for name, _ in points])
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.set(xlabel="thirds by deviation; by whether all agree", ylabel="pairs that the mean has right")
+
+
+def _paint_elsewhere(axes: Axes, report: Mapping[str, Any]) -> None:
+    tables = report["elsewhere"]
+    for place, table in enumerate(tables):
+        color = COLORS[SERIES[0]] if place == 0 else COLORS[SERIES[1]]
+        low, first, middle, third, high = table["quantiles"]
+        axes.plot([low, high], [place, place], color=color, linewidth=1)
+        axes.plot([first, third], [place, place], color=color, linewidth=6, solid_capstyle="butt")
+        axes.plot(middle, place, "o", color="white", markeredgecolor=color, markersize=6)
+        if "above_test" in table:
+            axes.annotate(f"{table['above_test']:.2f}", (high, place), (5, -3), textcoords="offset points", fontsize=9)
+    axes.set(yticks=range(len(tables)), yticklabels=[table["name"] for table in tables])
+    axes.set(xlim=(0, 1.15 * max(table["quantiles"][-1] for table in tables)), ylim=(len(tables) - 0.5, -0.5))
+    axes.set_xlabel("standard deviation of the members")

@@ -1,0 +1,87 @@
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from rlhf_recipes.arguments import RecipeParser, save_config
+from rlhf_recipes.cli import run
+from rlhf_recipes.data.feedback.formats import FeedbackSettings, Kind
+from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
+from rlhf_recipes.outputs import prepare_output_dir, write_json
+from rlhf_recipes.report.reward_figures import save_pictures
+from rlhf_recipes.reward_modeling.bias.changes import NEUTRAL
+from rlhf_recipes.reward_modeling.bias.correction import ResidualReward
+from rlhf_recipes.reward_modeling.bias.measure import fit_correction, measure_bias, table
+from rlhf_recipes.rewards.learned import LearnedReward
+from rlhf_recipes.statistics import Metrics
+
+# --- The command -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class BiasArguments:
+    """Which model is measured, and how."""
+
+    help_title = "Bias"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a reward model."})
+    output_dir: str = field(metadata={"help": "Folder for bias.json and the pictures."})
+    correct: list[str] = field(
+        default_factory=list, metadata={"help": "Measure with these taken off, too: length, format, repetition."}
+    )
+    correct_on: str = field(default="validation", metadata={"help": "Split to fit that correction on."})
+    feedback_format: str | None = field(default=None, metadata={"help": "Format of the rows, if columns fit several."})
+    group_column: str | None = field(default=None, metadata={"help": "Column that tells groups."})
+    min_group: int = field(default=30, metadata={"help": "Groups with fewer texts are named and not judged."})
+    min_gap: float = field(default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart."})
+    changed_texts: int = field(default=200, metadata={"help": "Try edits on that many texts; 0: on none."})
+    neutral_sentence: str = field(default=NEUTRAL, metadata={"help": "Sentence to append that says nothing."})
+    samples: int = field(default=1000, metadata={"help": "Bootstrap samples."})
+    seed: int = field(default=0, metadata={"help": "Of what is drawn."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write into a folder that holds other things."}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    data_args, args = RecipeParser((DataArguments, BiasArguments), description=__doc__).parse(argv)
+    output_dir = prepare_output_dir(args.output_dir, "bias", args.overwrite_output_dir)
+    save_config(output_dir / "config.yaml", data_args, args)
+
+    def load(split: str) -> tuple[Dataset, Kind]:
+        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
+        settings = FeedbackSettings(format=args.feedback_format)
+        dataset, check = normalize(sample_rows(rows, data_args.max_eval_samples), settings)
+        return dataset, check.format.kind
+
+    def measured(reward: Callable[..., Any], calibration: Any) -> Metrics:
+        return measure_bias(
+            reward,
+            *load(data_args.dataset_test_split),
+            args.group_column,
+            calibration=calibration,
+            min_gap=args.min_gap,
+            min_group=args.min_group,
+            changed_texts=args.changed_texts,
+            neutral_sentence=args.neutral_sentence,
+            samples=args.samples,
+            seed=args.seed,
+        )
+
+    reward = LearnedReward(args.model, calibrate=False)
+    reports = {"": measured(reward, reward.settings.calibration)}
+    if args.correct:
+        correction = fit_correction(reward, *load(args.correct_on), args.correct)
+        correction.save(output_dir / "correction.json")
+        reports = {"as it is": reports[""], "corrected": measured(ResidualReward(reward, correction), None)}
+    for name, report in reports.items():
+        write_json(output_dir / ("bias_corrected.json" if name == "corrected" else "bias.json"), report)
+        print(f"{name.upper()}\n{table(report)}\n".lstrip())  # noqa: T201
+    save_pictures(reports, output_dir)
+    print(f"Saved in {output_dir}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,196 @@
+"""Feedback of any format as one thing to measure on: texts, ratings if there are any, and pairs in people's order."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from rlhf_recipes.data.feedback.formats import Kind
+from rlhf_recipes.data.pairs import TOLERANCE
+from rlhf_recipes.reward_modeling.scored import Texts
+from rlhf_recipes.statistics import Floats, Ints, rows_by_key
+from rlhf_recipes.texts import Text
+
+RATED = {"ratings": "score", "unpaired": "label", "dwell": "dwell_seconds"}
+LISTS = ("rankings", "best_worst")
+PAIRS = ("pairs", "votes")
+MOST_PAIRS = 5000  # pairs of rated texts that are looked at: drawn from all, more would only take longer
+
+
+@dataclass(frozen=True)
+class Material:
+    """Feedback of any kind as texts, and pairs of them of which people prefer the first.
+
+    Args:
+        prompts, completions (`list` of length N): The texts.
+        ratings (`numpy.ndarray` of shape `(N,)`, *optional*): What people say of each; of lists, minus the rank.
+        pairs (`numpy.ndarray` of shape `(M, 2)`): Row numbers: the better text, the other.
+        gaps (`numpy.ndarray` of shape `(M,)`, *optional*): By how much it is better.
+        units (`list` of length N): What is independent: texts, prompts or lists.
+        within (`bool`): Whether ratings compare texts of one unit only.
+        places (`numpy.ndarray` of shape `(N,)`, *optional*): Where each text stood in its list, from 0.
+        votes (`list`, *optional*): All votes for each text.
+        groups (`list` of length N, *optional*): The group of each text.
+    """
+
+    prompts: list[Text]
+    completions: list[Text]
+    ratings: Floats | None
+    pairs: Ints
+    gaps: Floats | None
+    units: list[Hashable]
+    within: bool = False
+    places: Floats | None = None
+    votes: list[Any] | None = None
+    groups: list[Hashable] | None = None
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, kind: Kind, group_column: str | None = None, min_gap: float = 0.5, seed: int = 0
+    ) -> "Material":
+        """Rows of a format, clean as [`~rlhf_recipes.data.feedback.recognize.normalize`] gives them.
+
+        Raises:
+            `ValueError`: if the kind cannot be measured, there is no such group column, or no pair can be made.
+        """
+        if group_column is not None and group_column not in dataset.column_names:
+            raise ValueError(
+                f"There is no column {group_column!r} to tell groups. The columns are "
+                f"{', '.join(dataset.column_names)}."
+            )
+        groups = None if group_column is None else list(dataset[group_column])
+        if kind in PAIRS:
+            return cls._of_pairs(dataset, kind, groups)
+        if kind in LISTS:
+            return cls._of_lists(dataset, kind, groups, seed)
+        if kind in RATED or kind == "clicks":
+            return cls._of_ratings(dataset, kind, groups, min_gap, seed)
+        raise ValueError(
+            f"Bias cannot be measured on {kind}. It can on {', '.join((*PAIRS, *RATED, 'clicks', *LISTS))}; "
+            "`rlhf_recipes.data.feedback.convert.convert` makes ratings of objectives and of steps."
+        )
+
+    @classmethod
+    def _of_pairs(cls, dataset: Dataset, kind: Kind, groups: list[Hashable] | None) -> "Material":
+        chosen, rejected = Texts.of(dataset, "chosen"), Texts.of(dataset, "rejected")
+        n = len(dataset)
+        if kind == "votes":
+            share = np.array(dataset["chosen_votes"]) / (
+                np.array(dataset["chosen_votes"]) + np.array(dataset["rejected_votes"])
+            )
+        else:
+            share = _column(dataset, "target", n, missing=1.0)
+        gaps = _column(dataset, "margin", n) if "margin" in dataset.column_names else np.abs(2 * share - 1)
+        # Without a margin for some of the pairs all are taken for alike.
+        known = bool(np.isfinite(gaps).all()) and np.ptp(gaps) > 0
+        first, second = np.where(share >= 0.5, [np.arange(n), n + np.arange(n)], [n + np.arange(n), np.arange(n)])
+        said = share != 0.5
+        if not said.any():
+            raise ValueError(f"People are divided evenly on all {n} pairs, so nothing can be measured on them.")
+        keys = [str(prompt) for prompt in chosen.prompts]
+        units: list[Hashable] = [*keys] if "prompt" in dataset.column_names else [*range(n)]
+        return cls(
+            [*chosen.prompts, *rejected.prompts],
+            [*chosen.completions, *rejected.completions],
+            None,
+            np.stack([first, second], axis=1)[said],
+            gaps[said] if known else None,
+            [*units, *units],
+            groups=None if groups is None else [*groups, *groups],
+        )
+
+    @classmethod
+    def _of_ratings(
+        cls, dataset: Dataset, kind: Kind, groups: list[Hashable] | None, min_gap: float, seed: int
+    ) -> "Material":
+        texts = Texts.of(dataset, "completion")
+        if kind == "clicks":
+            ratings = np.array(dataset["clicks"], dtype=np.float64) / np.array(dataset["views"], dtype=np.float64)
+        else:
+            ratings = np.array(dataset[RATED[kind]], dtype=np.float64)
+        prompts = [str(prompt) for prompt in texts.prompts]
+        # Answers to different prompts are compared only where no prompt has two.
+        several = "prompt" in dataset.column_names and 1 < len(set(prompts)) < len(prompts)
+        units: list[Hashable] = [*prompts] if several else [*range(len(prompts))]
+        pools = rows_by_key(units, len(units)) if several else [np.arange(len(units))]
+        # The scale of the other kinds is not that of ratings.
+        gap = min_gap if kind == "ratings" else 0.0
+        pairs = _draw_pairs(ratings, pools, gap, np.random.default_rng(seed))
+        votes = list(dataset["votes"]) if kind == "ratings" and "votes" in dataset.column_names else None
+        gaps = ratings[pairs[:, 0]] - ratings[pairs[:, 1]]
+        return cls(texts.prompts, texts.completions, ratings, pairs, gaps, units, votes=votes, groups=groups)
+
+    @classmethod
+    def _of_lists(cls, dataset: Dataset, kind: Kind, groups: list[Hashable] | None, seed: int) -> "Material":
+        prompts: list[Text] = []
+        completions: list[Text] = []
+        ratings, places, units = [], [], []
+        for number, row in enumerate(dataset):
+            of_row = row["completions"]
+            if kind == "rankings":
+                ratings += [-float(rank) for rank in row["ranks"]]
+            else:
+                ratings += [float(place == row["best"]) - float(place == row["worst"]) for place in range(len(of_row))]
+            empty: Text = "" if isinstance(of_row[0], str) else []
+            prompts += [row.get("prompt") or empty] * len(of_row)
+            completions += of_row
+            places += [float(place) for place in range(len(of_row))]
+            units += [number] * len(of_row)
+        y = np.array(ratings)
+        pairs = _draw_pairs(y, rows_by_key(units, len(units)), 0.0, np.random.default_rng(seed))
+        of_texts = None if groups is None else [groups[unit] for unit in units]
+        gaps = y[pairs[:, 0]] - y[pairs[:, 1]]
+        keys: list[Hashable] = [*units]
+        return cls(prompts, completions, y, pairs, gaps, keys, True, np.array(places), None, of_texts)
+
+    def select(self, rows: Sequence[int]) -> "Material":
+        """Some of the texts, and the pairs of which both are among them."""
+        place = {row: index for index, row in enumerate(rows)}
+        kept = [m for m, (a, b) in enumerate(self.pairs.tolist()) if a in place and b in place]
+
+        def of(column: Any) -> Any:
+            return None if column is None else [column[row] for row in rows]
+
+        return Material(
+            of(self.prompts),
+            of(self.completions),
+            None if self.ratings is None else self.ratings[list(rows)],
+            np.array([[place[a], place[b]] for a, b in self.pairs[kept].tolist()], dtype=np.int64).reshape(-1, 2),
+            None if self.gaps is None else self.gaps[kept],
+            of(self.units),
+            self.within,
+            None if self.places is None else self.places[list(rows)],
+            of(self.votes),
+            of(self.groups),
+        )
+
+
+def _column(dataset: Dataset, name: str, rows: int, missing: float = np.nan) -> Floats:
+    values = list(dataset[name]) if name in dataset.column_names else [None] * rows
+    return np.array([missing if value is None else value for value in values], dtype=np.float64)
+
+
+def _draw_pairs(ratings: Floats, pools: Sequence[Ints], min_gap: float, generator: np.random.Generator) -> Ints:
+    """Pairs of texts of one pool that are far enough apart, the better one first: all, or `MOST_PAIRS` at random."""
+    found = []
+    for pool in pools:
+        if len(pool) > 2000:  # all pairs of these would not fit into memory
+            drawn = generator.integers(len(pool), size=(40 * MOST_PAIRS, 2))
+            both = np.unique(np.sort(drawn[drawn[:, 0] != drawn[:, 1]], axis=1), axis=0)
+        else:
+            both = np.stack(np.triu_indices(len(pool), 1), axis=1)
+        both = pool[both]
+        gap = np.abs(ratings[both[:, 0]] - ratings[both[:, 1]])
+        found.append(both[gap >= max(min_gap - TOLERANCE, TOLERANCE)])
+    pairs = np.concatenate(found)
+    if not len(pairs):
+        raise ValueError(
+            f"No two of {len(ratings)} texts that can be compared are {min_gap:g} or more apart in rating. Lower "
+            "min_gap, or give several completions for each prompt."
+        )
+    if len(pairs) > MOST_PAIRS:
+        pairs = pairs[np.sort(generator.permutation(len(pairs))[:MOST_PAIRS])]
+    swap = ratings[pairs[:, 0]] < ratings[pairs[:, 1]]
+    return np.where(swap[:, None], pairs[:, ::-1], pairs)

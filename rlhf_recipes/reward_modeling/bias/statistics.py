@@ -1,0 +1,383 @@
+"""How much scores lean on what people were not asked about: the arithmetic of `bias.py`, on columns of numbers.
+
+x is a covariate such as the length of a text, s the score, y what people say. Intervals are 95% percentile bootstrap
+intervals; they draw texts, or prompts where several texts answer one. `None` stands for a figure that does not exist.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlhf_recipes.statistics import (
+    Floats,
+    Keys,
+    Metrics,
+    bootstrap_interval,
+    float_columns,
+    numbers,
+    row_weights,
+    rows_by_key,
+    strata_of,
+)
+
+NEWTON_STEPS = 50
+CONSTANT = 1e-12  # a share of a variance, below which what is left of it is rounding
+
+
+# --- Single texts ----------------------------------------------------------------------------------------
+
+
+def partial_correlation(
+    scores: ArrayLike,
+    covariate: ArrayLike,
+    ratings: ArrayLike | None = None,
+    reliability: float | None = None,
+    units: Keys | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Metrics:
+    """How score and covariate go together, and what of it is left among texts that people rate alike.
+
+    | key | formula |
+    |---|---|
+    | `with_score`, `with_rating` | Pearson's `r_sx` and `r_yx` |
+    | `partial` | `(r_sx - r_sy r_yx) / sqrt((1 - r_sy^2) (1 - r_yx^2))` |
+    | `slope` | `(r_sx - r_sy r_yx) / (1 - r_yx^2)`: standard deviations of s for one of x, at equal y |
+    | `partial_corrected` | `partial` with `r_sy` and `r_yx` divided by `sqrt(reliability)` |
+
+    `partial` is the correlation of what is left of s and of x after a straight line in y is taken out of both (Yule
+    1907). Ratings of few raters hide a part of the quality. What they hide stays in the score, and where quality and
+    covariate go together `partial` is not 0 even for a perfect score. `partial_corrected` is that of the rating on
+    which very many raters would agree (Kahneman 1965, Psychological Bulletin 64).
+
+    Args:
+        scores (`ArrayLike` of shape `(N,)`), covariate (`ArrayLike` of shape `(N,)`): s and x.
+        ratings (`ArrayLike` of shape `(N,)`, *optional*): y. Without, only `with_score` can be said.
+        reliability (`float`, *optional*): Share of the variance of y that is the texts', above 0 and at most 1.
+        units (`Sequence` of length N, *optional*): What the bootstrap draws. Default: the rows.
+        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+
+    Returns:
+        `dict`: the keys above, each with `<key>_ci95`. `None` where a column does not vary, or where y says all of x.
+
+    Raises:
+        `ValueError`: if lengths differ, a number is not finite, or the reliability is out of its range.
+    """
+    if reliability is not None and not 0.0 < reliability <= 1.0:
+        raise ValueError(f"reliability is {reliability}; give a share above 0 and at most 1, or None.")
+    columns = float_columns(scores=scores, covariate=covariate, **({} if ratings is None else {"ratings": ratings}))
+    # Means and sizes first, or squares of large numbers would drown the differences.
+    z = np.stack([_standard(column) for column in columns], axis=1)
+    left, right = np.triu_indices(z.shape[1])
+    moments = np.concatenate([np.ones((len(z), 1)), z, z[:, left] * z[:, right]], axis=1)
+    figures = _partials(moments.sum(axis=0)[None], z.shape[1], reliability)
+    drawn: dict[str, list[Floats]] = {key: [] for key in figures}
+    for block in row_weights(len(z), units, None, samples, seed):
+        for key, values in _partials(block @ moments, z.shape[1], reliability).items():
+            drawn[key].append(values)
+    return _with_intervals(figures, drawn)
+
+
+def _standard(column: Floats) -> Floats:
+    centered = column - column.mean()
+    spread = np.abs(centered).max()
+    # A column of equal numbers keeps rounding, which is not to be blown up.
+    return centered / spread if spread > CONSTANT * max(1.0, np.abs(column).max()) else np.zeros(len(column))
+
+
+def _partials(sums: Floats, columns: int, reliability: float | None) -> dict[str, Floats]:
+    """The figures of [`partial_correlation`] of sums of moments `(S, 1 + C + C (C + 1) / 2)`; NaN for none."""
+    count = sums[:, :1]
+    means = sums[:, 1 : columns + 1] / count
+    left, right = np.triu_indices(columns)
+    products = sums[:, columns + 1 :] / count
+    covariance = products - means[:, left] * means[:, right]
+    place = {pair: index for index, pair in enumerate(zip(left.tolist(), right.tolist(), strict=True))}
+
+    def r(one: int, other: int) -> Floats:
+        variances = covariance[:, place[one, one]] * covariance[:, place[other, other]]
+        known = (covariance[:, place[one, one]] > CONSTANT) & (covariance[:, place[other, other]] > CONSTANT)
+        root = np.sqrt(np.where(known, variances, 1.0))
+        return np.where(known, np.clip(covariance[:, place[one, other]] / root, -1.0, 1.0), np.nan)
+
+    figures = {"with_score": r(0, 1)}
+    if columns == 3:
+        s_x, s_y, y_x = r(0, 1), r(0, 2), r(1, 2)
+        figures |= {"with_rating": y_x, "partial": _partial(s_x, s_y, y_x)}
+        figures["slope"] = (s_x - s_y * y_x) / _positive(1 - y_x**2)
+        if reliability is not None:
+            root = np.sqrt(reliability)
+            figures["partial_corrected"] = _partial(s_x, s_y / root, y_x / root)
+    return figures
+
+
+def _partial(s_x: Floats, s_y: Floats, y_x: Floats) -> Floats:
+    return np.clip((s_x - s_y * y_x) / np.sqrt(_positive(1 - s_y**2) * _positive(1 - y_x**2)), -1.0, 1.0)
+
+
+def _positive(values: Floats) -> Floats:
+    return np.where(values > CONSTANT, values, np.nan)
+
+
+# --- Pairs -----------------------------------------------------------------------------------------------
+
+
+def matched_accuracy(
+    score_differences: ArrayLike,
+    covariate_differences: ArrayLike,
+    gaps: ArrayLike | None = None,
+    strata: int = 4,
+    units: Keys | None = None,
+    other_units: Keys | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Metrics:
+    """Accuracy where the better text has more of the covariate against where it has less, at the same rating gap.
+
+    `acc_more = sum_b w_b acc_more,b`, over strata b of equally many pairs by gap, and `acc_less` with the same
+    weights `w_b ~ n_more,b n_less,b / (n_more,b + n_less,b)` (Mantel and Haenszel 1959). So a difference is not one
+    of how hard the pairs are. Equal scores count half. Pairs with equal covariates say nothing here.
+
+    Args:
+        score_differences (`ArrayLike` of shape `(M,)`): Score of the better text less that of the other.
+        covariate_differences (`ArrayLike` of shape `(M,)`): The same of the covariate.
+        gaps (`ArrayLike` of shape `(M,)`, *optional*): By how much people prefer the better text.
+        strata (`int`, *optional*, defaults to 4): Pairs of equal gaps are never put apart, so there may be fewer.
+        units, other_units (`Sequence` of length M, *optional*): The texts of each pair, or their prompt, for the
+            bootstrap. Default: the pairs.
+        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+
+    Returns:
+        `dict`: `accuracy_more`, `accuracy_less`, `accuracy_difference` (more less less), with intervals, `pairs_more`
+        and `pairs_less`. `None` where no stratum has pairs of both sorts.
+    """
+    d, x = float_columns(score_differences=score_differences, covariate_differences=covariate_differences)
+    if strata < 1:
+        raise ValueError(f"strata is {strata}; give 1 or more.")
+    stratum = strata_of(np.zeros(len(d)) if gaps is None else gaps, strata, len(d))
+    member = np.eye(stratum.max() + 1)[stratum]  # (M, B)
+    more, less = member * (x > 0)[:, None], member * (x < 0)[:, None]
+    credit = (0.5 + 0.5 * np.sign(d))[:, None]
+    sums = np.concatenate([more, less, credit * more, credit * less], axis=1)  # (M, 4 B)
+    figures = _matched(sums.sum(axis=0)[None])
+    drawn: dict[str, list[Floats]] = {key: [] for key in figures}
+    for block in row_weights(len(d), units, other_units, samples, seed):
+        for key, values in _matched(block @ sums).items():
+            drawn[key].append(values)
+    return {**_with_intervals(figures, drawn), "pairs_more": int((x > 0).sum()), "pairs_less": int((x < 0).sum())}
+
+
+def _matched(sums: Floats) -> dict[str, Floats]:
+    more, less, right_more, right_less = np.split(sums, 4, axis=1)  # (S, B) each
+    both = (more > 0) & (less > 0)
+    weight = np.where(both, more * less / np.where(both, more + less, 1.0), 0.0)
+    total = _positive(weight.sum(axis=1))
+    a, b = (
+        (weight * right / np.where(both, count, 1.0)).sum(axis=1) / total
+        for right, count in ((right_more, more), (right_less, less))
+    )
+    return {"accuracy_more": a, "accuracy_less": b, "accuracy_difference": a - b}
+
+
+def preference_coefficients(
+    score_differences: ArrayLike,
+    covariate_differences: ArrayLike,
+    gaps: ArrayLike | None = None,
+    units: Keys | None = None,
+    other_units: Keys | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Metrics:
+    """What decides which text of a pair the score prefers: that people prefer it, or that it has more of x.
+
+    `P(score prefers the better text) = sigma(a + c gap + b dx)`, by logistic regression with a normal prior of
+    standard deviation 1 on each coefficient; `dx` and the gap are in units of their root mean square over the pairs.
+    As every pair stands with the better text first, the constant `a` is the effect of "people said so". A score that
+    follows people alone has b = 0. b = 1: one such unit more of the covariate multiplies the odds by 2.7.
+
+    Args:
+        score_differences, covariate_differences, gaps, units, other_units, samples, seed: As in [`matched_accuracy`].
+
+    Returns:
+        `dict`: `logistic` (b) and `logistic_human` (a, and with gaps a + c, at the root mean square of the gaps), with
+        intervals. `None` where dx is always 0.
+    """
+    d, x = float_columns(score_differences=score_differences, covariate_differences=covariate_differences)
+    scale = float(np.sqrt((x**2).mean()))
+    if not scale:
+        return dict.fromkeys(("logistic", "logistic_ci95", "logistic_human", "logistic_human_ci95"))
+    design = [np.ones(len(d)), x / scale]
+    if gaps is not None:
+        g = numbers(gaps, "gaps")
+        size = float(np.sqrt((g**2).mean()))
+        design += [g / size] if np.ptp(g) > 0 else []
+    matrix, target = np.stack(design, axis=1), 0.5 + 0.5 * np.sign(d)
+    whole = fit_logistic(matrix, target)
+    drawn = [
+        fit_logistic(matrix, target, block, start=whole[0])
+        for block in row_weights(len(d), units, other_units, samples, seed)
+    ]
+
+    def said(coefficients: Floats) -> dict[str, Floats]:
+        human = coefficients[:, 0] + (coefficients[:, 2] if matrix.shape[1] > 2 else 0.0)
+        return {"logistic": coefficients[:, 1], "logistic_human": human}
+
+    blocks = [said(block) for block in drawn]
+    return _with_intervals(said(whole), {key: [block[key] for block in blocks] for key in said(whole)})
+
+
+def fit_logistic(
+    matrix: Floats, target: Floats, weights: Floats | None = None, penalty: float = 1.0, start: Floats | None = None
+) -> Floats:
+    """`argmin_b  sum_n w_n [log(1 + e^(x_n b)) - t_n x_n b] + penalty / 2 |b|^2`, for many sets of weights at once.
+
+    By Newton's method, the step halved where it leads too far. scikit-learn's LogisticRegression has the same
+    minimum (`C = 1 / penalty`, no intercept), but takes one set of weights and targets of 0 and 1.
+
+    Args:
+        matrix (`(N, K)`): One column for each coefficient; a constant column for an intercept.
+        target (`(N,)`): From 0 to 1.
+        weights (`(S, N)`, *optional*): Bootstrap samples. Default: one set of ones.
+        penalty (`float`, *optional*, defaults to 1.0): Above 0, so that there is always one minimum.
+        start (`(K,)`, *optional*): Where to begin.
+
+    Returns:
+        `numpy.ndarray` of shape `(S, K)`.
+    """
+    w = np.ones((1, len(target))) if weights is None else weights
+    k = matrix.shape[1]
+    outer = (matrix[:, :, None] * matrix[:, None, :]).reshape(len(matrix), k * k)
+    b = np.zeros((len(w), k)) if start is None else np.tile(start, (len(w), 1))
+
+    def loss(at: Floats) -> Floats:
+        eta = at @ matrix.T
+        return np.asarray(
+            (w * (np.logaddexp(0.0, eta) - target * eta)).sum(axis=1) + penalty / 2 * (at**2).sum(axis=1)
+        )
+
+    current = loss(b)
+    for _ in range(NEWTON_STEPS):
+        p = 0.5 * (1.0 + np.tanh(0.5 * (b @ matrix.T)))  # (S, N)
+        gradient = (w * (p - target)) @ matrix + penalty * b
+        hessian = ((w * p * (1 - p)) @ outer).reshape(-1, k, k) + penalty * np.eye(k)
+        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        if np.abs(step).max() < 1e-6:  # the next step would be about its square
+            break
+        size = np.ones((len(w), 1))
+        for _ in range(20):
+            new = loss(b - size * step)
+            worse = new > current + 1e-9 * np.abs(current)
+            if not worse.any():
+                break
+            size[worse] /= 2
+        b, current = b - size * step, new
+    return b
+
+
+# --- Groups ----------------------------------------------------------------------------------------------
+
+
+def group_residuals(
+    residuals: ArrayLike, groups: Sequence[Hashable], units: Keys | None = None, samples: int = 1000, seed: int = 0
+) -> dict[Hashable, Metrics]:
+    """Whether the score is too high for some group: mean of score less rating in a group, and against all others.
+
+    That these means are equal is the constraint of balanced residuals (Calders et al. 2013, Controlling Attribute
+    Effect in Linear Regression). A score that knows less than everything lies between the rating and the mean of all:
+    it is a little too low for a group that is rated high and too high for one that is rated low, with no prejudice.
+
+    Args:
+        residuals (`ArrayLike` of shape `(N,)`): Calibrated score less rating, in units of the rating.
+        groups (`Sequence` of length N): The group of each text; those of `None` count among the others.
+        units, samples, seed: Of the bootstrap, as in [`partial_correlation`].
+
+    Returns:
+        `dict`: for each group `residual` (its mean) and `beyond_others` (less the mean of the texts of other groups),
+        with intervals.
+    """
+    (r,) = float_columns(residuals=residuals)
+    names = _names(groups, len(r))
+    member = np.array([[group == name for name in names] for group in groups], dtype=np.float64)  # (N, G)
+    sums = np.concatenate([member, member * r[:, None], np.ones((len(r), 1)), r[:, None]], axis=1)
+
+    def said(of: Floats) -> dict[str, Floats]:
+        count, total = of[:, : len(names)], of[:, len(names) : -2]
+        others = (of[:, -1:] - total) / _positive(of[:, -2:-1] - count)
+        mean = total / _positive(count)
+        return {"residual": mean, "beyond_others": mean - others}
+
+    own = said(sums.sum(axis=0)[None])
+    blocks = [said(block @ sums) for block in row_weights(len(r), units, None, samples, seed)]
+    return {
+        name: _with_intervals(
+            {key: values[:, column] for key, values in own.items()},
+            {key: [block[key][:, column] for block in blocks] for key in own},
+        )
+        for column, name in enumerate(names)
+    }
+
+
+def group_preferences(
+    score_differences: ArrayLike,
+    better: Sequence[Hashable],
+    other: Sequence[Hashable],
+    units: Keys | None = None,
+    other_units: Keys | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[Hashable, Metrics]:
+    """Accuracy within each group, and between groups how often score and people prefer a text of the group.
+
+    Args:
+        score_differences (`ArrayLike` of shape `(M,)`): Score of the better text less that of the other.
+        better (`Sequence` of length M), other (`Sequence` of length M): The groups of both texts.
+        units, other_units, samples, seed: Of the bootstrap, as in [`matched_accuracy`].
+
+    Returns:
+        `dict`: for each group `accuracy` (both texts are of it) and `pairs_within`; `by_score` and `by_people`, the
+        shares of pairs with one text of it in which that one is preferred, `favoured` (the first less the second) and
+        `pairs_across`; with intervals. Equal scores count half.
+    """
+    (d,) = float_columns(score_differences=score_differences)
+    names = [name for name in _names([*better, *other], 2 * len(d)) if name is not None]
+    credit = 0.5 + 0.5 * np.sign(d)
+    columns = []
+    for name in names:
+        a, b = (np.array([group == name for group in side]) for side in (better, other))
+        across = a != b
+        by_score = np.where(a, credit, 1 - credit) * across
+        columns.append(np.stack([a & b, (a & b) * credit, across, by_score, a & across], axis=1).astype(np.float64))
+    sums = np.concatenate(columns, axis=1)  # (M, 5 G)
+
+    def said(of: Floats, group: int) -> dict[str, Floats]:
+        within, right, across, by_score, by_people = of[:, 5 * group : 5 * group + 5].T
+        shares = {"by_score": by_score / _positive(across), "by_people": by_people / _positive(across)}
+        shares["favoured"] = shares["by_score"] - shares["by_people"]
+        return {"accuracy": right / _positive(within), **shares}
+
+    blocks = [block @ sums for block in row_weights(len(d), units, other_units, samples, seed)]
+    whole = sums.sum(axis=0)[None]
+    figures: dict[Hashable, Metrics] = {}
+    for group, name in enumerate(names):
+        own, drawn = said(whole, group), [said(block, group) for block in blocks]
+        counts = {"pairs_within": int(whole[0, 5 * group]), "pairs_across": int(whole[0, 5 * group + 2])}
+        figures[name] = _with_intervals(own, {key: [block[key] for block in drawn] for key in own}) | counts
+    return figures
+
+
+def _names(groups: Sequence[Hashable], rows: int) -> list[Hashable]:
+    firsts = [groups[of_group[0]] for of_group in rows_by_key(groups, rows, "groups")]
+    return [name for name in firsts if name is not None]
+
+
+def _with_intervals(figures: Mapping[str, Floats], drawn: Mapping[str, Sequence[Floats]]) -> Metrics:
+    """Figures of one sample, each with the interval of its bootstrap values; NaN is a figure that does not exist."""
+    metrics: Metrics = {}
+    for key, value in figures.items():
+        known = bool(np.isfinite(value[0]))
+        of_samples = np.concatenate([*drawn[key], np.zeros(0)])
+        of_samples = of_samples[np.isfinite(of_samples)]
+        metrics[key] = float(value[0]) if known else None
+        metrics[f"{key}_ci95"] = bootstrap_interval(of_samples) if known else None
+    return metrics

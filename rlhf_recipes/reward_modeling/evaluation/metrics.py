@@ -1,0 +1,200 @@
+"""What a reward model is worth, beside what costs nothing: flat figures for `metrics.json`, one definition each.
+
+| key | meaning |
+|---|---|
+| `pairwise_accuracy` | share of the test pairs that the model puts in people's order; equal scores count half |
+| `pairwise_accuracy_ci95` | its 95% bootstrap interval, over what is rated: texts, pairs, or lists |
+| `pairs` | number of those pairs |
+| `pearson` | correlation of scores (calibrated, if there is a calibration) and mean ratings |
+| `mae` | mean distance of calibrated score and mean rating, in units of the rating |
+| `single_rater_accuracy` | the same share for one human rater against the mean, or the majority, of the others |
+| `vader_accuracy`, `length_accuracy` | the same share for a sentiment lexicon, and for "the longer text is better" |
+| `log_loss` | mean of `-log p` of what people said, in nats; of pairs p is `sigmoid(s_chosen - s_rejected)` |
+| `ece` | expected calibration error of that p: how far it is from the share that came true, from 0 to 1 |
+| `base_rate`, `base_log_loss` | mean label, and the log loss of saying just that of every text |
+| `kendall` | rank correlation (tau-b) of score and rank within a list, mean over lists |
+| `top1_accuracy`, `top1_chance` | share of lists whose best text gets the highest score; the same for a random text |
+| `worst_accuracy` | share of lists whose worst text gets the lowest score (best and worst) |
+| `step_accuracy`, `step_accuracy_ci95` | share of labelled steps that are told right from wrong: a p of 0.5 is right |
+| `step_base_accuracy` | the same for saying of every step what is more frequent |
+| `step_f1` | F1 of finding wrong steps: `2 TP / (2 TP + FP + FN)` |
+| `first_error_rate` | share of answers with a wrong step of which the first flagged step is the first wrong one |
+| `steps` | number of labelled steps |
+
+Pairs of ratings are all those at least `min_gap` apart; of labels, clicks and seconds all that differ, so that the
+share is the area under the ROC curve; of lists all within a list. A key is there where the feedback has what it needs.
+What is nested (intervals of all of them, tables, curves) is in `evaluation.json`, see
+`rlhf_recipes.reward_modeling.evaluation.ratings`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval, single_rater_accuracy
+from rlhf_recipes.rewards.sentiment import Vader
+from rlhf_recipes.statistics import percentile_interval
+
+Metrics = dict[str, Any]
+BUDGET = 4e9  # comparisons of two texts in a bootstrap over texts: 1,000 samples of 2,000 texts, some seconds
+FEWEST = 50  # samples of a bootstrap, however many texts there are
+
+
+def samples_for(texts: int, wanted: int = 1000) -> int:
+    """How many bootstrap samples of all pairs of so many texts are drawn: fewer where each takes long."""
+    return int(max(FEWEST, min(wanted, BUDGET // max(texts, 1) ** 2)))
+
+
+def rating_metrics(
+    texts: Sequence[str],
+    ratings: Sequence[float],
+    logits: Sequence[float],
+    scores: Sequence[float] | None = None,
+    votes: Sequence[Sequence[float]] | None = None,
+    min_gap: float = 0.5,
+) -> Metrics:
+    """Measure a model on texts with ratings, over all pairs at least `min_gap` apart.
+
+    Args:
+        texts (`Sequence[str]` of length N): The texts, for the baselines.
+        ratings (`Sequence[float]` of length N): Mean human rating of each.
+        logits (`Sequence[float]` of length N): What the model says.
+        scores (`Sequence[float]` of length N, *optional*): The same after calibration, in units of the rating.
+        votes (`Sequence[Sequence[float]]` of length N, *optional*): Every rater's vote.
+        min_gap (`float`, *optional*, defaults to 0.5): Least difference of two ratings.
+
+    Returns:
+        `dict`: the keys of the table above; `mae` needs `scores`, `single_rater_accuracy` needs `votes`, and each is
+        left out without.
+    """
+    accuracy, pairs = all_pairs_accuracy(logits, ratings, min_gap)
+    metrics: Metrics = {
+        "pairwise_accuracy": accuracy,
+        "pairwise_accuracy_ci95": all_pairs_interval(logits, ratings, min_gap, samples_for(len(ratings))),
+        "pairs": pairs,
+        "pearson": pearson(logits if scores is None else scores, ratings),
+        **baseline_accuracies(texts, ratings, min_gap),
+    }
+    if scores is not None:
+        metrics["mae"] = mean_absolute_error(scores, ratings)
+    if votes is not None:
+        metrics["single_rater_accuracy"] = single_rater_accuracy(votes, min_gap)
+    return metrics
+
+
+def baseline_accuracies(texts: Sequence[str], quality: ArrayLike, min_gap: float) -> Metrics:
+    """`vader_accuracy` and `length_accuracy` over all pairs of texts at least `min_gap` apart in quality."""
+    return {
+        "vader_accuracy": all_pairs_accuracy(_vader(texts), quality, min_gap)[0],
+        "length_accuracy": all_pairs_accuracy([len(text) for text in texts], quality, min_gap)[0],
+    }
+
+
+def pair_metrics(
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    chosen_scores: Sequence[float],
+    rejected_scores: Sequence[float],
+    samples: int = 1000,
+    seed: int = 0,
+) -> Metrics:
+    """Measure a model on pairs that people have put in order. The bootstrap draws pairs.
+
+    Args:
+        chosen (`Sequence[str]` of length N), rejected (`Sequence[str]` of length N):
+            The texts, for the baselines.
+        chosen_scores (`Sequence[float]` of length N), rejected_scores (`Sequence[float]` of length N):
+            What the model says.
+        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0):
+            Number of bootstrap samples, and the seed of their draw.
+
+    Returns:
+        `dict`: `pairwise_accuracy`, its interval, `pairs`, `vader_accuracy` and `length_accuracy`.
+    """
+    credit = _order_credit(chosen_scores, rejected_scores)
+    # How many of the drawn pairs are right, tied and wrong is all that counts.
+    kinds = np.array([1.0, 0.5, 0.0])
+    shares = [np.mean(credit == kind) for kind in kinds]
+    draws = np.random.default_rng(seed).multinomial(len(credit), shares, size=samples)  # (S, 3)
+    return {
+        "pairwise_accuracy": float(credit.mean()),
+        "pairwise_accuracy_ci95": percentile_interval(draws @ kinds / len(credit)),
+        "pairs": len(credit),
+        "vader_accuracy": float(_order_credit(_vader(chosen), _vader(rejected)).mean()),
+        "length_accuracy": float(_order_credit([*map(len, chosen)], [*map(len, rejected)]).mean()),
+    }
+
+
+def log_loss(logits: ArrayLike, shares: ArrayLike) -> float:
+    """Mean of `-(y log p + (1 - y) log(1 - p))` with `p = sigmoid(logit)`, in nats, of labels or shares y in [0, 1].
+
+    Of pairs the logit is the difference of the two scores (Bradley and Terry 1952), and y the share of votes for the
+    first. It is least, the entropy of y, where p is y.
+    """
+    x, y = np.asarray(logits, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+    return float((y * np.logaddexp(0.0, -x) + (1 - y) * np.logaddexp(0.0, x)).mean())
+
+
+def entropy(shares: ArrayLike) -> float:
+    """Mean of `-(y log y + (1 - y) log(1 - y))` in nats: the [`log_loss`] that no model can go below."""
+    y = np.asarray(shares, dtype=np.float64)
+    inner = np.clip(y, 1e-300, 1.0), np.clip(1 - y, 1e-300, 1.0)
+    return float(-(y * np.log(inner[0]) + (1 - y) * np.log(inner[1])).mean())
+
+
+def vote_rater_accuracy(first: ArrayLike, second: ArrayLike) -> float | None:
+    """How often one voter of a pair says what the majority of the other voters says; an even split counts half.
+
+    Args:
+        first (`(N,)`), second (`(N,)`): Votes for the one text and for the other. All voters of all pairs count alike.
+
+    Returns:
+        `float`, or `None` where no pair has two votes.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    a, b = a[a + b >= 2], b[a + b >= 2]
+    if not len(a):
+        return None
+    right = a * (0.5 + 0.5 * np.sign(a - 1 - b)) + b * (0.5 + 0.5 * np.sign(b - 1 - a))
+    return float(right.sum() / (a + b).sum())
+
+
+def ratio_interval(sums: ArrayLike, counts: ArrayLike, samples: int = 1000, seed: int = 0) -> list[float] | None:
+    """95% bootstrap interval of `sum(sums) / sum(counts)`, one unit (a text, a list, an answer) drawn at a time.
+
+    Returns:
+        `list[float]` of two, or `None` of fewer than two units, which say nothing of their spread.
+    """
+    a, n = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if len(a) < 2 or samples < 1:
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(a), size=(samples, len(a)))
+    total = n[drawn].sum(axis=1)
+    ratios = a[drawn].sum(axis=1)[total > 0] / total[total > 0]
+    return percentile_interval(ratios) if len(ratios) else None
+
+
+def _vader(texts: Sequence[str]) -> list[float]:
+    # A text that VADER cannot read counts as neutral: a baseline has to say something of every text.
+    return [score or 0.0 for score in Vader()([""] * len(texts), texts)]
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson's correlation; 0 where one of the two does not vary, because then it tells nothing of the other."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 0 else 0.0
+
+
+def mean_absolute_error(scores: ArrayLike, ratings: ArrayLike) -> float:
+    """Mean of `|score - rating|`, in units of the rating."""
+    return float(np.abs(np.asarray(scores, dtype=np.float64) - np.asarray(ratings, dtype=np.float64)).mean())
+
+
+def _order_credit(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
+    """1 for a pair in the right order, 0.5 for equal scores, 0 for the wrong order. `(N,)`"""
+    return 0.5 + 0.5 * np.sign(np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64))

@@ -1,0 +1,140 @@
+"""What a loss is to the trainer: which texts a row has, what is known of them, and how logits become a score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from rlhf_recipes.data.feedback.formats import Kind
+from rlhf_recipes.modeling.heads import Calibration
+from rlhf_recipes.reward_modeling.losses import maths as losses
+from rlhf_recipes.texts import Text, is_conversational
+
+WEIGHT = "weight"  # a column of the rows, wherever it is there: how much each counts
+Item: TypeAlias = tuple[Text, Text]  # a prompt and a completion
+Targets: TypeAlias = dict[str, Tensor]
+Columns: TypeAlias = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as a loss sees it: R rows with K texts at most, N texts in all.
+
+    Args:
+        logits (`(N, outputs)`, or `(N, L, outputs)` of a token classifier): What the model says.
+        rows (`(N,)`), places (`(N,)`): Which row each text belongs to, and its place in it.
+        targets (`dict`): `(R,)`, or `(R, K)` with NaN where there is nothing.
+    """
+
+    logits: Tensor
+    rows: Tensor
+    places: Tensor
+    targets: Targets
+
+    @property
+    def scores(self) -> Tensor:
+        """`(N,)`"""
+        return self.logits[..., 0]
+
+    def lists(self) -> tuple[Tensor, Tensor]:
+        """Scores as `(R, K)` with 0 on padding, and where they are real."""
+        shape = int(self.rows.max()) + 1, int(self.places.max()) + 1
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.rows.device)
+        mask[self.rows, self.places] = True
+        return self.scores.new_zeros(shape).index_put((self.rows, self.places), self.scores), mask
+
+
+class Objective:
+    """One loss with its settings, and what it has learned from the training rows before training.
+
+    `fit` looks at the training rows once. `texts` and `targets` read rows of any split. The mean loss of a batch is
+    `total(batch) / count(targets)`; both are sums, so that the mean over several batches and processes is that of all
+    their rows.
+    """
+
+    reads: ClassVar[tuple[Kind, ...]]
+    text_columns: ClassVar[tuple[str, ...]] = ("completion",)
+    fixes_level: ClassVar[bool] = True  # False where a loss compares scores and leaves their level free
+    predicts_rating: ClassVar[bool] = False  # True where the score is a rating, and the target "score" too
+    compares_rows: bool = False  # True where a batch of one row would teach nothing
+    step_token: str | None = None  # the mark behind each step, where the model is a token classifier
+    label_names: tuple[str, ...] = ("reward",)
+
+    def fit(self, rows: Dataset) -> None:
+        """Learn from the training rows what the loss has to know: levels, names, scale."""
+
+    def texts(self, rows: Dataset) -> list[list[Item]]:
+        """The texts of each row, each a prompt and a completion."""
+        columns = [rows[name] for name in self.text_columns]
+        return with_prompts(rows, [list(texts) for texts in zip(*columns, strict=True)])
+
+    def targets(self, rows: Dataset) -> Columns:
+        """What is known of each row; a number, or a list of them."""
+        raise NotImplementedError
+
+    def parameters(self) -> torch.nn.Module | None:
+        """What the loss itself learns, if it learns anything."""
+        return None
+
+    def count(self, targets: Targets) -> Tensor:
+        """How many rows, texts or pairs the mean is over, in their weights."""
+        raise NotImplementedError
+
+    def total(self, batch: Batch) -> Tensor:
+        """The sum of the losses of a batch."""
+        raise NotImplementedError
+
+    def right(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """How much of a batch is in the order, or on the side, that people say, and of how much; for the log."""
+        raise NotImplementedError
+
+    def calibration(self) -> Calibration | None:
+        """From the score to the unit of the feedback, where the loss itself says it."""
+        return None
+
+    def score_labels(self) -> dict[str, float] | None:
+        """What each output of the model counts in the score, where it has several."""
+        return None
+
+    @property
+    def score_probabilities(self) -> bool:
+        """Whether outputs become probabilities before they are weighed."""
+        return False
+
+
+def with_prompts(rows: Dataset, completions: Sequence[Sequence[Any]]) -> list[list[Item]]:
+    """Put the prompt of each row before each of its completions; where there is none, an empty one that fits them."""
+    prompts = rows["prompt"] if "prompt" in rows.column_names else [None] * len(rows)
+    result = []
+    for prompt, of_row in zip(prompts, completions, strict=True):
+        nothing: Text = [] if is_conversational(of_row[0]) else ""
+        result.append([(nothing if prompt is None else prompt, completion) for completion in of_row])
+    return result
+
+
+def weights_of(targets: Targets, like: Tensor) -> Tensor:
+    weights = targets.get(WEIGHT)
+    return torch.ones_like(like) if weights is None else weights.to(like.dtype)
+
+
+def weight_column(rows: Dataset) -> Columns:
+    return {WEIGHT: [float(value) for value in rows[WEIGHT]]} if WEIGHT in rows.column_names else {}
+
+
+def is_known(targets: Tensor) -> Tensor:
+    return (~targets.isnan()).to(torch.float32)
+
+
+def ordered(scores: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor]:
+    """How many pairs of a batch are in the order of their ratings, and how many there are."""
+    difference = ratings[:, None] - ratings[None, :]
+    asked = ~difference.isnan() & (difference > losses.TOLERANCE)
+    return (asked & (scores[:, None] > scores[None, :])).sum(), asked.sum()
+
+
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} is {value}; give {low:g} {'or more' if high is None else f'to {high:g}'}.")

@@ -1,0 +1,287 @@
+"""Rewards for the form of an answer that a program can check: JSON of a schema, a number, think and answer tags."""
+
+import functools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_recipes.imports import optional
+from rlhf_recipes.rewards.rules import Rule, column_values
+from rlhf_recipes.texts import Text, as_text
+
+Where = Literal["anywhere", "tag", "boxed", "hashes", "last"]
+WHERE = ("anywhere", "tag", "boxed", "hashes", "last")
+NO_BREAK_SPACES = "\u00a0\u202f\u2009"
+
+# A sign counts where nothing stands before it that it could subtract from: "-3" and "= -3", but not "10-3".
+SIGN = r"(?:(?<![A-Za-z0-9_)\]])[-+][$€£¥]?)?"
+DIGITS = r"(?:(?:\d{1,3}(?:[%(group)s]\d{3})+(?!\d)|\d+)(?:%(decimal)s\d+)?|%(decimal)s\d+)(?:[eE][-+]?\d+)?"
+
+# What LaTeX and typographers write otherwise: \frac{1}{2}, 1{,}234, \$5, 50\%, a minus sign.
+FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+REWRITTEN = (("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\%", "%"), ("\\$", "$"), ("\u2212", "-"))
+
+
+@dataclass(frozen=True)
+class JsonSchema(Rule):
+    """1 if the completion is JSON that fits a schema, else 0.
+
+    White space may stand around the JSON, and it may stand in one fence of three backquotes, with or without the word
+    `json`. `NaN`, `Infinity` and numbers that overflow are not JSON. A completion that is empty, cut off, or nested
+    too deeply to be read gets 0. Keys and texts may be of any script.
+
+    The schema is read by jsonschema, by the draft that its `$schema` names (else 2020-12). `format` is not checked, as
+    that draft has it. Nothing is fetched: a `$ref` to another document stops the run.
+
+    Args:
+        schema (`Mapping`, `str` or `Path`):
+            A JSON schema, or a JSON file with one.
+        partial (`float`, *optional*, defaults to 0.0):
+            What JSON gets that does not fit the schema, from 0 to 1.
+        surrounded (`bool`, *optional*, defaults to `False`):
+            Whether text may stand before and after the fence. There must be one fence then, or no text.
+
+    Raises:
+        `FileNotFoundError`: if there is no such file.
+        `ValueError`: if the schema is no schema.
+    """
+
+    schema: Mapping[str, Any] | str | Path
+    partial: float = 0.0
+    surrounded: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.partial <= 1:
+            raise ValueError(f"JsonSchema has partial {self.partial}; it must be from 0 to 1.")
+        if isinstance(self.schema, (str, Path)):
+            # Kept as a mapping, so that a pickle needs no file.
+            object.__setattr__(self, "schema", _read_schema(Path(self.schema)))
+        if not isinstance(self.schema, Mapping):
+            raise ValueError(f"A JSON schema is a mapping or a file with one, not {type(self.schema).__name__}.")
+        jsonschema = optional("jsonschema", "JsonSchema")
+        try:
+            _ = self._validator
+        except TypeError as error:
+            raise ValueError(f"The schema of JsonSchema is not JSON: {error}.") from error
+        except jsonschema.SchemaError as error:
+            where = "/".join(map(str, error.absolute_path)) or "its top"
+            raise ValueError(f"The schema of JsonSchema is none: at {where}, {error.message}.") from error
+
+    def score(self, text: str) -> float:
+        try:
+            value = json.loads(self._json_of(text), parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+        except (ValueError, RecursionError):
+            return 0.0
+        try:
+            return 1.0 if self._validator.is_valid(value) else self.partial
+        except RecursionError:
+            return self.partial
+
+    @property
+    def _validator(self) -> Any:
+        return _validator(json.dumps(self.schema))
+
+    def _json_of(self, text: str) -> str:
+        lines = text.strip().splitlines()
+        fences = [number for number, line in enumerate(lines) if line.startswith("```")]
+        if len(fences) != 2 or not (self.surrounded or fences == [0, len(lines) - 1]):
+            return text
+        opening, closing = fences
+        is_json = lines[opening].strip().lower() in ("```", "```json") and lines[closing].strip() == "```"
+        return "\n".join(lines[opening + 1 : closing]) if is_json else text
+
+
+def _read_schema(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no schema at {str(path)!r} (looked for {path.absolute()}).")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The schema in {str(path)!r} is not JSON: {error}.") from error
+
+
+@functools.cache
+def _validator(schema: str) -> Any:
+    validators = optional("jsonschema.validators", "JsonSchema", package="jsonschema")
+    # The drafts' own schemas alone can be referred to; jsonschema would otherwise go to the network for others.
+    registry = optional("jsonschema_specifications", "JsonSchema", package="jsonschema").REGISTRY
+    loaded = json.loads(schema)
+    kind = validators.validator_for(loaded, default=validators.Draft202012Validator)
+    kind.check_schema(loaded)
+    return kind(loaded, registry=registry)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no number of JSON")
+    return value
+
+
+def _whole(number: str) -> int:
+    _finite(number)  # the schema's multipleOf and bounds compare it with floats
+    return int(number)
+
+
+@dataclass(frozen=True)
+class NumberAnswer(Rule):
+    """1 if the number that the completion gives as its answer equals the reference, else 0.
+
+    Numbers may be written `1,234.5`, `.5`, `-3`, `1e3`, `1/2`, `50%` (which is 0.5), with a currency sign or a unit,
+    in the digits of any script, and in LaTeX `\\frac{1}{2}`. Mixed numbers (`1 1/2`), powers (`10^3`) and words
+    (`two`) are not read as one number. What a float cannot hold, and a division by zero, is none.
+
+    A completion without a number, an empty one among them, is wrong: 0. A row whose reference is `None`, empty, NaN,
+    or a text without a number gets `None`.
+
+    Args:
+        column (`str`, *optional*, defaults to `"answer"`):
+            The dataset column with the reference: a number, or a text in which it is looked for as in a completion,
+            anywhere. (So the answers of GSM8K, whose last line is `#### 72`, are taken as they are.)
+        where (`str`, *optional*, defaults to `"anywhere"`):
+            Where in the completion the answer is: `"tag"`, in the last `<answer>...</answer>`; `"boxed"`, in the last
+            `\\boxed{...}`; `"hashes"`, after the last `####`; `"last"`, the last number of all. `"anywhere"` takes the
+            first of these that is there, in this order. Of several numbers in one place the last counts.
+        relative_tolerance (`float`, *optional*, defaults to 1e-14):
+            How far the two may be apart, as a share of the larger one. 0.01 lets `0.33` pass for 1/3; the default
+            makes up for rounding alone, and tells whole numbers of 13 digits apart.
+        absolute_tolerance (`float`, *optional*, defaults to 0.0):
+            How far they may be apart at least.
+        decimal_comma (`bool`, *optional*, defaults to `False`):
+            Whether texts write `1.234,5`, as most of Europe does, completions and references alike.
+        ignore_percent (`bool`, *optional*, defaults to `False`):
+            Whether `50%` is 50, for references that leave the sign out.
+    """
+
+    column: str = "answer"
+    where: Where = "anywhere"
+    relative_tolerance: float = 1e-14
+    absolute_tolerance: float = 0.0
+    decimal_comma: bool = False
+    ignore_percent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.where not in WHERE:
+            raise ValueError(f"NumberAnswer looks {', '.join(WHERE)}, not {self.where!r}.")
+        for tolerance in (self.relative_tolerance, self.absolute_tolerance):
+            if not 0 <= tolerance < math.inf:
+                raise ValueError(f"A tolerance of NumberAnswer is {tolerance}; it must be 0 or more, and finite.")
+
+    def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
+        references = column_values(kwargs, self.column, self.__name__)
+        return [
+            self._compare(as_text(completion), reference)
+            for completion, reference in zip(completions, references, strict=True)
+        ]
+
+    def _compare(self, text: str, reference: float | str | None) -> float | None:
+        wanted = self._number(reference, "anywhere") if isinstance(reference, str) else reference
+        if wanted is None or not math.isfinite(wanted):
+            return None
+        given = self._number(text, self.where)
+        if given is None:
+            return 0.0
+        tolerances = {"rel_tol": self.relative_tolerance, "abs_tol": self.absolute_tolerance}
+        return 1.0 if math.isclose(given, wanted, **tolerances) else 0.0
+
+    def _number(self, text: str, where: Where) -> float | None:
+        place = answer_place(text, where)
+        for old, new in REWRITTEN:
+            place = place.replace(old, new)
+        place = FRACTION.sub(r"\1/\2", place)
+        numbers = [self._value(match) for match in _number_pattern(self.decimal_comma).finditer(place)]
+        return numbers[-1] if numbers else None
+
+    def _value(self, match: re.Match[str]) -> float | None:
+        group, decimal = (".", ",") if self.decimal_comma else (",", ".")
+        ignored = str.maketrans(decimal, ".", group + NO_BREAK_SPACES + "$€£¥")
+        value = float(match["number"].translate(ignored))
+        if match["divisor"]:
+            divisor = float(match["divisor"].translate(ignored))
+            value = value / divisor if divisor else math.nan
+        if match["percent"] and not self.ignore_percent:
+            value /= 100
+        return value if math.isfinite(value) else None
+
+
+def answer_place(text: str, where: Where) -> str:
+    """The part of a completion in which its answer stands; empty where the marker that is asked for is missing."""
+    places = {
+        "tag": _last_tag(text),
+        "boxed": _last_boxed(text),
+        "hashes": text.rpartition("####")[2] if "####" in text else None,
+        "last": text,
+    }
+    if where != "anywhere":
+        return places[where] or ""
+    return next(place for place in places.values() if place is not None)
+
+
+def _last_tag(text: str) -> str | None:
+    before = text.rpartition("</answer>")[0]
+    _, opening, inside = before.rpartition("<answer>")
+    return inside if opening else None
+
+
+def _last_boxed(text: str) -> str | None:
+    """What stands in the last `\\boxed{...}` whose braces are closed; it may hold braces itself."""
+    for inside in reversed(text.split("\\boxed{")[1:]):
+        depth = 1
+        for position, character in enumerate(inside):
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if depth == 0:
+                return inside[:position]
+    return None
+
+
+@functools.cache
+def _number_pattern(decimal_comma: bool) -> re.Pattern[str]:
+    group, decimal = (".", ",") if decimal_comma else (",", r"\.")
+    digits = DIGITS % {"group": group + NO_BREAK_SPACES, "decimal": decimal}
+    return re.compile(
+        rf"(?P<number>{SIGN}(?<![A-Za-z0-9_]){digits})(?:\s?/\s?(?P<divisor>{digits}))?(?P<percent>\s?%)?"
+    )
+
+
+@dataclass(frozen=True)
+class ThinkAnswerFormat(Rule):
+    """1 if the completion is `<think>...</think>` and then `<answer>...</answer>`, else 0.
+
+    Each of the four tags must be there exactly once and in this order, with something other than white space in both
+    pairs, and nothing but white space around and between them. An empty completion gets 0. What is thought and
+    answered is not judged, and may be of any script.
+
+    Tags that are special tokens of the tokenizer are not in the text that a reward is given; use tags that are not.
+
+    Args:
+        think (`str`, *optional*, defaults to `"think"`), answer (`str`, *optional*, defaults to `"answer"`):
+            Names of the two tags.
+        opened (`bool`, *optional*, defaults to `False`):
+            Whether the prompt ends with the opening `<think>`, as some chat templates have it. The completion must
+            not open it again then.
+    """
+
+    think: str = "think"
+    answer: str = "answer"
+    opened: bool = False
+
+    def __post_init__(self) -> None:
+        for tag in (self.think, self.answer):
+            if not re.fullmatch(r"[^\s<>/]+", tag):
+                raise ValueError(f"A tag is named without brackets, slash and spaces, as in 'think', not {tag!r}.")
+        if self.think == self.answer:
+            raise ValueError(f"ThinkAnswerFormat has two tags named {self.think!r}; they must differ.")
+
+    def score(self, text: str) -> float:
+        if self.opened:
+            text = f"<{self.think}>{text}"
+        tags = [f"<{slash}{name}>" for name in (self.think, self.answer) for slash in ("", "/")]
+        if any(text.count(tag) != 1 for tag in tags):
+            return 0.0
+        opening, thought, closing, answer = map(re.escape, tags)
+        match = re.fullmatch(rf"\s*{opening}(.*){thought}\s*{closing}(.*){answer}\s*", text, re.DOTALL)
+        return 1.0 if match is not None and all(part.strip() for part in match.groups()) else 0.0

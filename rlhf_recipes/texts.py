@@ -1,0 +1,69 @@
+"""A prompt or completion, a text or messages: what it is, as one text, and short enough to be shown."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+# --- Text -------------------------------------------------------------------------------------
+
+
+def is_conversational(value: Any) -> bool:
+    """Whether one value of a column is a list of messages and not text.
+
+    TRL's function of this name looks at one column of a whole row, of its own choosing.
+
+    Example:
+        >>> is_conversational([{"role": "user", "content": "Hello"}]), is_conversational("Hello")
+        (True, False)
+    """
+    return isinstance(value, list) and all(isinstance(message, dict) and "role" in message for message in value)
+
+
+def readable_bytes(size: int) -> str:
+    """A number of bytes in words: `"2.3 kB"`, `"538 MB"`, in powers of 1000."""
+    if size < 1000:
+        return f"{size} bytes" if size else "0"
+    number, units = size / 1000, ["kB", "MB", "GB", "TB"]
+    while number >= 999.5 and len(units) > 1:
+        number /= 1000
+        del units[0]
+    text = f"{number:.0f}" if number >= 9.95 else f"{number:.1f}".removesuffix(".0")
+    return f"{text} {units[0]}"
+
+
+def readable(text: Any) -> str:
+    """A prompt or completion as text; of messages one paragraph for each, after its role."""
+    if isinstance(text, str):
+        return text
+    return "\n".join(f"{message['role']}: {_content(message)}" for message in text)
+
+
+def shorten(text: str, most: int) -> str:
+    """Leave out the middle of a longer text, and say how much: the end of a prompt and of a completion tells most."""
+    if len(text) <= most:
+        return text
+    head = most // 2
+    tail = most - head
+    return f"{text[:head]} [... {len(text) - most} characters ...] {text[-tail:]}"
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):  # parts of several kinds: {"type": "text", "text": ...}, {"type": "image", ...}
+        return " ".join(part.get("text") or f"[{part.get('type', 'part')}]" for part in content)
+    return str(content or "")
+
+
+Messages: TypeAlias = list[dict[str, Any]]
+Text: TypeAlias = str | Messages
+
+
+def as_text(value: Text) -> str:
+    """Plain text of a prompt or a completion: of messages, the text of each, one below the other."""
+    if isinstance(value, str):
+        return value
+    texts = []
+    for message in value:
+        content = message.get("content") or ""
+        blocks = [content] if isinstance(content, str) else [block.get("text") or "" for block in content]
+        texts.append("".join(blocks))
+    return "\n".join(texts)

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import torch
+
+from rlhf_recipes.reward_modeling.bias.changes import (
+    changed,
+    check_exact,
+    measure_changes,
+    measure_encodings,
+    text_changes,
+)
+from rlhf_recipes.rewards.learned import LearnedReward
+from tests.tiny import SENTENCES, tiny_classifier, tiny_tokenizer
+
+
+def length(prompts, completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+
+def learned(kind="bert", chat_template=False, **kwargs):
+    tokenizer = tiny_tokenizer(kind, chat_template=chat_template)
+    return LearnedReward(tiny_classifier(tokenizer, kind), tokenizer, **kwargs)
+
+
+PROMPTS, TEXTS = [""] * len(SENTENCES), list(SENTENCES)
+
+
+# --- edits -----------------------------------------------------------------------------------------------
+
+
+def test_what_becomes_of_a_text():
+    edited = {name: change("One. Two! ") for name, change in text_changes("So it is.").items()}
+    assert edited == {
+        "said twice": "One. Two! One. Two! ",
+        "neutral sentence": "One. Two! So it is.",
+        "bullets": "- One.\n- Two!",
+        "bold": "**One. Two!**",
+        "spaces at the end": "One. Two!   ",
+        "newline at the end": "One. Two! \n",
+        "lower case": "one. two! ",
+        "upper case": "ONE. TWO! ",
+    }
+
+
+def test_of_messages_the_last_text_is_edited():
+    first, last = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    assert changed([first, last], str.upper) == [first, {"role": "assistant", "content": "B"}]
+    blocks = [{"type": "text", "text": "b"}, {"type": "image"}]
+    assert changed([{"role": "assistant", "content": blocks}], str.upper)[0]["content"] == [
+        {"type": "text", "text": "B"},
+        {"type": "image"},
+    ]
+    assert last["content"] == "b"
+
+
+def test_effects_worked_out_by_hand():
+    # Lengths 2 and 6: a standard deviation of 2. Said twice, a text has its own length and a space more.
+    found = measure_changes(length, ["", ""], ["ab", "abcdef"], samples=50)
+    assert found["said twice"]["effect"] == pytest.approx((3 / 2 + 7 / 2) / 2)
+    assert found["said twice"]["largest"] == pytest.approx(7 / 2)
+    assert found["newline at the end"] == {
+        "effect": 0.5, "effect_ci95": [0.5, 0.5], "size": 0.5, "largest": 0.5, "texts": 2
+    }  # fmt: skip
+    assert found["upper case"]["size"] == 0.0
+
+
+def test_only_texts_that_change_count():
+    found = measure_changes(length, ["", ""], ["ab", "CD"], {"lower": str.lower}, std=1.0, samples=10)
+    assert found["lower"]["texts"] == 1
+
+
+def test_effects_that_do_not_exist_are_none():
+    def some(prompts, completions, **kwargs):
+        return [None if "x" in text else float(len(text)) for text in completions]
+
+    found = measure_changes(some, ["", "", ""], ["ab", "x", "abcd"], samples=10)["said twice"]
+    assert found["texts"] == 2
+    constant = measure_changes(lambda prompts, completions: [1.0] * len(completions), ["", ""], ["a", "b"])
+    assert constant["bold"]["effect"] is None
+    assert measure_changes(length, [], [])["bold"]["texts"] == 0
+
+
+# --- what must be so -------------------------------------------------------------------------------------
+
+
+def test_a_score_of_one_text_holds():
+    found = check_exact(length, PROMPTS, TEXTS)
+    assert found == {name: {"largest": 0.0, "texts": 6, "holds": True} for name in ("twice", "order", "batch")}
+
+
+def test_scores_that_depend_on_others_are_found():
+    def by_rank(prompts, completions, **kwargs):
+        return np.argsort(np.argsort([len(text) for text in completions])).astype(float).tolist()
+
+    def by_place(prompts, completions, **kwargs):
+        return [float(place) for place in range(len(completions))]
+
+    assert check_exact(by_rank, PROMPTS, TEXTS)["batch"]["holds"] is False
+    assert check_exact(by_rank, PROMPTS, TEXTS)["order"]["holds"] is True
+    assert check_exact(by_place, PROMPTS, TEXTS)["order"]["largest"] == 5.0
+
+
+def test_a_score_that_changes_from_call_to_call_is_found():
+    generator = np.random.default_rng(0)
+    noisy = lambda prompts, completions: generator.normal(size=len(completions)).tolist()  # noqa: E731
+    assert check_exact(noisy, PROMPTS, TEXTS)["twice"]["holds"] is False
+
+
+def test_a_text_that_is_scored_only_in_company_does_not_hold():
+    def in_company(prompts, completions, **kwargs):
+        return [1.0 if len(completions) > 1 else None] * len(completions)
+
+    assert check_exact(in_company, PROMPTS, TEXTS)["batch"] == {"largest": None, "texts": 6, "holds": False}
+    nothing = check_exact(lambda prompts, completions: [None] * len(completions), PROMPTS, TEXTS)
+    assert nothing["twice"] == {"largest": None, "texts": 0, "holds": None}
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_models_score_a_text_by_itself(kind):
+    found = check_exact(learned(kind, batch_size=4), PROMPTS, TEXTS)
+    assert all(of["holds"] for of in found.values()), found
+
+
+# --- how a text is put before a model --------------------------------------------------------------------
+
+
+def test_padding_on_the_right_changes_nothing_and_on_the_left_shifts_an_encoder():
+    found = measure_encodings(learned("bert"), PROMPTS, TEXTS, samples=20)
+    assert found["padding on the right"]["largest"] < 1e-4
+    assert found["padding on the left"]["size"] > 0.01
+
+
+def test_a_decoder_with_rotary_positions_can_be_padded_on_both_sides():
+    found = measure_encodings(learned("llama"), PROMPTS, TEXTS, samples=20)
+    assert found["padding on the right"]["largest"] < 1e-3
+    assert found["padding on the left"]["largest"] < 1e-3
+
+
+def test_effects_of_tokens_are_those_of_the_model_itself():
+    reward = learned("bert")
+    tokenizer, model = reward.tokenizer, reward.model
+    text = TEXTS[0]
+    ids = tokenizer(text).input_ids  # [CLS] ... [SEP]
+    with torch.inference_mode():
+        usual, without, twice = (model(torch.tensor([row])).logits.item() for row in (ids, ids[1:-1], [ids[0], *ids]))
+    found = measure_encodings(reward, [""], [text], std=2.0, samples=10)
+    assert found["no special tokens"]["effect"] == pytest.approx((without - usual) / 2, abs=1e-5)
+    assert found["one more beginning"]["effect"] == pytest.approx((twice - usual) / 2, abs=1e-5)
+    assert found["chat template"]["texts"] == 0
+
+
+def test_a_chat_template_is_tried_where_there_is_one():
+    reward = learned("llama", chat_template=True)
+    prompts = ["Well?"] * 6
+    found = measure_encodings(reward, prompts, TEXTS, std=1.0, samples=10)["chat template"]
+    messages = [{"role": "user", "content": "Well?"}]
+    answers = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    wanted = np.mean(reward([messages] * 6, answers)) - np.mean(reward(prompts, TEXTS))
+    assert found["effect"] == pytest.approx(wanted, abs=1e-5)
+    assert found["texts"] == 6
+
+
+def test_texts_without_room_for_one_more_token_are_left_out():
+    reward = learned("bert")
+    longest = max(len(reward.tokenizer(text).input_ids) for text in TEXTS)
+    reward.max_length = longest
+    assert measure_encodings(reward, PROMPTS, TEXTS, samples=10)["one more beginning"]["texts"] < 6

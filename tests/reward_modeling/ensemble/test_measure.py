@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+from datasets import Dataset
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from rlhf_recipes.reward_modeling.ensemble.measure import (
+    Comparisons,
+    area_above,
+    by_disagreement,
+    comparisons,
+    error_by_disagreement,
+    pair_calibration,
+    read_rows,
+    shuffled_words,
+    spread_table,
+)
+
+
+def by_length(prompts, completions):
+    """Two members: the length of a text, and its negative."""
+    lengths = [len(text) for text in completions]
+    return np.array([lengths, [-length for length in lengths]])
+
+
+def read(columns, kind):
+    return read_rows(by_length, Dataset.from_dict(columns), kind)
+
+
+def test_each_text_is_read_once_and_finds_its_row_again():
+    found = read({"chosen": ["bb", "ccc"], "rejected": ["a", "bb"]}, "pairs")
+    assert found.completions == ["bb", "a", "ccc"]
+    assert found.raw.tolist() == [[2, 1, 3], [-2, -1, -3]]
+    assert found.places == [[0, 1], [2, 0]]
+    assert found.with_scores(np.array([5.0, 6.0, 7.0])).scores == [[5.0, 6.0], [7.0, 5.0]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "expected"),
+    [
+        # Apart by half a point or more: c over a and b over a, but not c over b.
+        ({"completion": ["a", "b", "c"], "score": [0.0, 0.5, 0.9]}, "ratings", {("b", "a"), ("c", "a")}),
+        ({"completion": ["a", "b", "c"], "label": [True, False, True]}, "unpaired", {("a", "b"), ("c", "b")}),
+        ({"chosen": ["a", "b"], "rejected": ["c", "a"]}, "pairs", {("a", "c"), ("b", "a")}),
+        # Half of the people each: no order.
+        ({"chosen": ["a", "b"], "rejected": ["c", "d"], "target": [0.2, 0.5]}, "pairs", {("c", "a")}),
+        (
+            {"chosen": ["a", "b"], "rejected": ["c", "d"], "chosen_votes": [1, 2], "rejected_votes": [3, 2]},
+            "votes",
+            {("c", "a")},
+        ),
+        (
+            {"completions": [["a", "b", "c"]], "ranks": [[2, 1, 2]]},
+            "rankings",
+            {("b", "a"), ("b", "c")},
+        ),
+        (
+            {"completions": [["a", "b", "c"]], "best": [2], "worst": [0]},
+            "best_worst",
+            {("c", "a"), ("c", "b"), ("b", "a")},
+        ),
+    ],
+)
+def test_who_is_better_is_what_people_say(columns, kind, expected):
+    found = read(columns, kind)
+    asked = comparisons(found)
+    pairs = {(found.completions[b], found.completions[w]) for b, w in zip(asked.better, asked.worse, strict=True)}
+    assert pairs == expected
+
+
+def test_where_people_say_no_order_there_are_no_pairs():
+    assert comparisons(read({"completion": ["a", "b"], "score": [0.0, 0.1]}, "ratings")) is None
+    assert comparisons(read({"completion": ["a", "b"], "scores": [{"x": 1.0}, {"x": 2.0}]}, "objectives")) is None
+
+
+def test_accuracy_by_thirds_of_disagreement():
+    """Three members, six pairs of texts of their own: text 0 is better than 1, 2 than 3, and so on."""
+    differences = np.array(
+        [
+            [1.0, 1.0, 2.0, 2.0, 5.0, -6.0],
+            [1.0, 1.1, 2.0, 2.4, -4.0, 1.0],
+            [1.0, 1.2, 2.6, 1.6, -4.0, -1.0],
+        ]
+    )
+    z = np.zeros((3, 12))
+    z[:, ::2] = differences
+    asked = Comparisons(np.arange(0, 12, 2), np.arange(1, 12, 2), np.arange(12))
+    found = by_disagreement(asked, z)
+    # Standard deviations rise from pair to pair but for the middle; means are above 0 for the first four.
+    assert [part["pairs"] for part in found["parts"]] == [2, 2, 2]
+    assert [part["accuracy"] for part in found["parts"]] == [1.0, 1.0, 0.0]
+    assert found["parts"][0]["from"] == 0.0
+    assert found["parts"][2]["to"] == pytest.approx(np.std([5.0, -4.0, -4.0]))
+    assert (found["unanimous"]["pairs"], found["unanimous"]["accuracy"]) == (4, 1.0)
+    assert (found["divided"]["pairs"], found["divided"]["accuracy"]) == (2, 0.0)
+
+
+def test_the_closest_pairs_are_those_of_which_the_mean_says_least():
+    """Means of the differences 3, -1, 0.5 and 2; the members are divided over the first two."""
+    z = np.zeros((2, 8))
+    z[:, ::2] = [[7.0, 1.0, 0.4, 2.0], [-1.0, -3.0, 0.6, 2.0]]
+    found = by_disagreement(Comparisons(np.arange(0, 8, 2), np.arange(1, 8, 2), np.arange(8)), z)
+    assert (found["divided"]["pairs"], found["divided"]["accuracy"]) == (2, 0.5)  # 3 is right, -1 is wrong
+    assert (found["closest"]["pairs"], found["closest"]["accuracy"]) == (2, 0.5)  # 0.5 is right, -1 is wrong
+    z[:, 0] = [7.0, -8.0]
+    found = by_disagreement(Comparisons(np.arange(0, 8, 2), np.arange(1, 8, 2), np.arange(8)), z)
+    assert found["divided"]["accuracy"] == 0.0
+    assert found["closest"]["accuracy"] == 0.5  # -0.5 is wrong, 0.5 is right
+
+
+def test_members_that_never_differ_have_no_divided_pairs():
+    z = np.array([[1.0, 0.0, 3.0], [1.0, 0.0, 3.0]])
+    found = by_disagreement(Comparisons(np.array([0, 2]), np.array([1, 0]), np.arange(3)), z)
+    assert found["divided"] == found["closest"] == {"accuracy": None, "accuracy_ci95": None, "pairs": 0}
+    assert found["unanimous"]["accuracy"] == 1.0
+
+
+def test_a_pair_counts_in_a_bootstrap_as_often_as_both_of_its_texts():
+    asked = Comparisons(np.array([0, 1]), np.array([1, 2]), np.arange(3))
+    rows = Comparisons(np.array([0, 2]), np.array([1, 3]), np.array([0, 0, 1, 1]))
+    # Three texts: 27 draws, of which all have a text at least once in 6; a pair has weight 1 * 1 then.
+    drawn = np.array(list(asked.weights(2000)))
+    assert drawn.mean(axis=0) == pytest.approx([2 / 3, 2 / 3], abs=0.06)  # E[n_a n_b] of a multinomial: 3 * 2 / 9
+    assert np.array(list(rows.weights(50))).sum(axis=1).tolist() == [2.0] * 50  # two rows are drawn each time
+
+
+def test_the_interval_of_a_mean_holds_it():
+    generator = np.random.default_rng(0)
+    asked = Comparisons(np.arange(0, 400, 2), np.arange(1, 400, 2), np.repeat(np.arange(200), 2))
+    right = (generator.random(200) < 0.8).astype(float)
+    mean, (low, high) = asked.means({"x": right})["x"]
+    assert mean == right.mean()
+    half = 1.96 * np.sqrt(mean * (1 - mean) / 200)
+    assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.35)
+
+
+def test_the_probability_of_an_ensemble_is_the_mean_of_those_of_its_members():
+    """Members say +2 and -2 of every pair, of which half are right: each alone is too sure, together they say 0.5."""
+    raw = np.zeros((2, 40))
+    raw[0, :20:2], raw[0, 20::2] = 2.0, -2.0
+    raw[1] = -raw[0]
+    found = pair_calibration(Comparisons(np.arange(0, 40, 2), np.arange(1, 40, 2), np.repeat(np.arange(20), 2)), raw)
+    sure = 1 / (1 + np.exp(-2.0))
+    assert found["adapter_0"]["ece"] == pytest.approx(sure - 0.5)
+    assert found["ensemble"]["ece"] == pytest.approx(0.0)
+    assert found["ensemble"]["log_loss"] == pytest.approx(np.log(2))
+    assert found["mean_of_members"]["log_loss"] == pytest.approx(-(np.log(sure) + np.log(1 - sure)) / 2)
+
+
+def test_disagreement_that_foretells_error_is_seen():
+    spread = np.linspace(0.1, 1.0, 40)
+    found = error_by_disagreement(spread, spread**2, parts=4)
+    assert found["spearman"] == pytest.approx(1.0)
+    assert [part["texts"] for part in found["parts"]] == [10] * 4
+    assert found["parts"][0]["disagreement"] == pytest.approx(spread[:10].mean())
+    assert found["parts"][3]["error"] == pytest.approx((spread[30:] ** 2).mean())
+    noise = np.random.default_rng(1).random(40)
+    assert error_by_disagreement(spread, noise)["spearman"] == pytest.approx(spearmanr(spread, noise).statistic)
+
+
+def test_how_often_disagreement_is_above_that_at_home():
+    generator = np.random.default_rng(0)
+    home, away = generator.random(60).round(1), generator.random(50).round(1) + 0.2
+    expected = roc_auc_score([1] * 50 + [0] * 60, [*away, *home])
+    area, (low, high) = area_above(away, home)
+    assert area == pytest.approx(expected)
+    assert low < area < high
+    table = spread_table("away", away, home)
+    assert (table["above_test"], table["texts"]) == (area, 50)
+    assert table["disagreement"] == pytest.approx(away.mean())
+    assert "above_test" not in spread_table("home", home)
+
+
+def test_shuffled_words_are_the_same_words():
+    text = "the film is a quiet and moving story about two brothers"
+    shuffled = shuffled_words(text)
+    assert sorted(shuffled.split()) == sorted(text.split())
+    assert shuffled != text
+    assert shuffled == shuffled_words(text)
