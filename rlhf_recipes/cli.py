@@ -1,4 +1,4 @@
-"""What makes a recipe's `main` a command: one clear message instead of a traceback, and going on from a checkpoint."""
+"""What makes a recipe's `main` a command: one clear message instead of a traceback."""
 
 import logging
 import os
@@ -10,7 +10,6 @@ import torch
 
 from rlhf_recipes.errors import RewardError
 
-__all__ = ["find_checkpoint", "run"]
 DEBUG = "RLHF_RECIPES_DEBUG"
 
 # What a user can mend: files and networks, options and data, missing packages, rewards, weights that became NaN.

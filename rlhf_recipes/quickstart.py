@@ -205,10 +205,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     if not CONFIGS.is_dir():
         raise SystemExit(f"No folder {CONFIGS} here. Run it in the folder of the project, where README.md stands.")
-    from rlhf_recipes.data.starter import make as starter
+    from rlhf_recipes.data.starter.__main__ import main as lay_down_starter_kit
 
     print(f"[1/{len(STAGES) + 2}] Starter kit")
-    if code := starter.main(["--output_dir", "starter"]):
+    if code := lay_down_starter_kit(["--output_dir", "starter"]):
         raise SystemExit(code)
     # Nothing below needs a network, and asking for one would only delay a machine that has none.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-# --- Text -------------------------------------------------------------------------------------
-
 
 def is_conversational(value: Any) -> bool:
     """Whether one value of a column is a list of messages and not text.

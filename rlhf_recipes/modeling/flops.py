@@ -13,9 +13,6 @@ MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-# --- Arithmetic of models ------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class LayerShape:
     """One layer of a decoder, as far as its matrix products go.

@@ -4,7 +4,7 @@
 
 Reading order: `run.py` reads and checks the run's files, `sections.py` chooses what each part of the page shows,
 `facts.py` says what the things are, `words.py` writes numbers and texts, `plots.py` draws the figures, and `page.py`
-puts all of it into `template.html.j2` with `style.css`.
+puts all of it into `templates/run.html.j2` with `style.css`.
 """
 
 from rlhf_recipes.errors import ReportError

@@ -1,4 +1,4 @@
-"""From the folder of a run to the page: load_run -> sections -> template.html.j2 -> one HTML file."""
+"""From the folder of a run to the page: load_run -> sections -> run.html.j2 -> one HTML file."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
 def render(run: Run) -> str:
     """Return the page's HTML; the same run gives the same bytes."""
     environment = Environment(
-        loader=PackageLoader("rlhf_recipes.report", "."),
+        loader=PackageLoader("rlhf_recipes.report"),
         autoescape=True,  # completions are a model's output: text, never markup
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -56,7 +56,7 @@ def render(run: Run) -> str:
     names = sections.score_names(run)
     changes = sections.pair_completions(run, names)
     return (
-        environment.get_template("template.html.j2")
+        environment.get_template("run.html.j2")
         .render(
             run=run,
             title=run.folder.resolve().name,

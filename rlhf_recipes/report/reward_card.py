@@ -169,7 +169,7 @@ def _read_json(path: Path) -> Report:
 
 def _write_page(root: Path, facts: CardFacts, heat: tuple[list[HeatMap], str]) -> Path:
     environment = Environment(
-        loader=PackageLoader("rlhf_recipes.reward_modeling", "."),
+        loader=PackageLoader("rlhf_recipes.report"),
         autoescape=True,  # texts of the data are text, never markup
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -178,9 +178,9 @@ def _write_page(root: Path, facts: CardFacts, heat: tuple[list[HeatMap], str]) -
     environment.filters |= {"visible": lambda text: words.visible(text, None)}
     report = Path(words.__file__).parent
     style = (report / "style.css").read_text(encoding="utf-8")
-    style += Path(__file__).with_name("card.css").read_text(encoding="utf-8")
+    style += Path(__file__).with_name("reward_card.css").read_text(encoding="utf-8")
     config = yaml.safe_dump(clean_config(facts.config), sort_keys=False, allow_unicode=True) if facts.config else ""
-    html = environment.get_template("card.html.j2").render(
+    html = environment.get_template("reward_card.html.j2").render(
         title=facts.title,
         style=Markup(style),
         headline=headline(facts.evaluation, facts.metrics),

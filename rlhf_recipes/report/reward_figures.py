@@ -1,6 +1,6 @@
 """The pictures of a reward model's page, as inline SVG in the colours of the page; see `rlhf_recipes.figures`.
 
-The report of `bias.py` as pictures: dots with their intervals around a line at "no bias".
+The report of a bias measurement as pictures: dots with their intervals around a line at "no bias".
 
 The uncertainty of an ensemble as one picture: error, order and strange texts by disagreement.
 """
@@ -18,15 +18,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rlhf_recipes.figures import COLORS, INK, LARGE, MUTED, SERIES, STYLE, draw, draw_png, inline
 
-__all__ = [
-    "as_svg",
-    "bin_predictions",
-    "plot_accuracy",
-    "plot_calibration",
-    "plot_margins",
-    "plot_shares",
-    "plot_wins",
-]
 Bucket = Mapping[str, Any]
 
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rlhf_recipes.errors import RewardError
     from rlhf_recipes.modeling.embedder import Embedder
     from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
-    from rlhf_recipes.reward_modeling.linear.reward import LinearReward
-    from rlhf_recipes.reward_modeling.personal.reward import PersonalReward
     from rlhf_recipes.rewards.base import RewardFunction, compute_rewards
     from rlhf_recipes.rewards.combine.compose import Clip, Discount, Gate, Map, Product, Relative, Scale
     from rlhf_recipes.rewards.combine.ensemble import EnsembleReward
@@ -47,57 +45,56 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.workbench.balance import Balance, measure_balance
     from rlhf_recipes.texts import as_text
 
-
-# What completions can be rewarded with: the names that a YAML file may use. By module.
-_REWARDS_OF = {
-    "answers": (
+# What completions can be rewarded with: the names that a YAML file may use. By module, below `rlhf_recipes`.
+REWARDS_OF = {
+    "rewards.verifiable.answers": (
         "JsonSchema",
         "NumberAnswer",
         "ThinkAnswerFormat",
     ),
-    "compose": (
+    "rewards.combine.compose": (
         "Clip",
+        "Discount",
         "Gate",
         "Map",
         "Product",
         "Relative",
         "Scale",
     ),
-    "compute": (
+    "rewards.compute": (
         "ActiveParameters",
-        "Discount",
         "Flops",
         "TokenCount",
     ),
-    "diversity": (
+    "rewards.diversity": (
         "DistinctN",
         "NgramNovelty",
         "SelfBLEU",
     ),
-    "ensemble": ("EnsembleReward",),
-    "fluency": ("Fluency",),
-    "grammar": (
+    "rewards.combine.ensemble": ("EnsembleReward",),
+    "rewards.fluency": ("Fluency",),
+    "rewards.grammar": (
         "Acceptability",
         "Spelling",
     ),
-    "image_text": ("ImageTextReward",),
-    "languagetool": ("LanguageTool",),
-    "learned": ("LearnedReward",),
-    "linear": ("LinearReward",),
-    "personal": ("PersonalReward",),
-    "process": (
+    "rewards.image_text": ("ImageTextReward",),
+    "rewards.languagetool": ("LanguageTool",),
+    "rewards.learned": ("LearnedReward",),
+    "reward_modeling.linear.reward": ("LinearReward",),
+    "reward_modeling.personal.reward": ("PersonalReward",),
+    "rewards.process": (
         "StepReward",
         "TokenClassifierReward",
     ),
-    "reference": (
+    "rewards.reference": (
         "BLEU",
         "ChrF",
         "ExactMatch",
         "ROUGE",
         "TokenF1",
     ),
-    "remote": ("RemoteReward",),
-    "rules": (
+    "rewards.remote": ("RemoteReward",),
+    "rewards.rules": (
         "EndsWithSentence",
         "KeywordCoverage",
         "Language",
@@ -107,48 +104,50 @@ _REWARDS_OF = {
         "RegexMatch",
         "Repetition",
     ),
-    "semantics": (
+    "rewards.embeddings": (
         "EmbeddingDistance",
         "EmbeddingSimilarity",
     ),
-    "sentiment": (
+    "rewards.sentiment": (
         "SentimentClassifier",
         "Vader",
     ),
-    "shaping": (
+    "rewards.shaping": (
         "KeywordProgress",
         "PrefixScore",
     ),
-    "shared_ensemble": ("SharedBaseEnsemble",),
+    "rewards.combine.shared_ensemble": ("SharedBaseEnsemble",),
 }
 _OTHERS_OF = {
-    "base": (
+    "errors": ("RewardError",),
+    "modeling.embedder": ("Embedder",),
+    "modeling.heads": (
+        "LogisticCalibration",
+        "RewardModelSettings",
+    ),
+    "rewards.base": (
         "RewardFunction",
-        "WeightedSum",
-        "as_text",
         "compute_rewards",
     ),
-    "balance": (
-        "Balance",
-        "measure_balance",
-    ),
-    "calibration": ("LogisticCalibration",),
-    "checks": (
-        "RewardError",
-        "reward_name",
-    ),
-    "learned": ("RewardModelSettings",),
-    "loading": (
+    "rewards.contract.checks": ("reward_name",),
+    "rewards.loading": (
         "load_reward",
         "load_rewards",
     ),
-    "process": ("StepModel",),
-    "reference": ("corpus_bleu",),
-    "schedules": ("WeightSchedule",),
-    "semantics": ("Embedder",),
+    "rewards.process": ("StepModel",),
+    "rewards.reference": ("corpus_bleu",),
+    "rewards.weighted_sum": (
+        "WeightSchedule",
+        "WeightedSum",
+    ),
+    "rewards.workbench.balance": (
+        "Balance",
+        "measure_balance",
+    ),
+    "texts": ("as_text",),
 }
-_MODULE_OF = {name: module for group in (_REWARDS_OF, _OTHERS_OF) for module, names in group.items() for name in names}
-REWARDS = tuple(sorted(name for names in _REWARDS_OF.values() for name in names))
+_MODULE_OF = {name: module for group in (REWARDS_OF, _OTHERS_OF) for module, names in group.items() for name in names}
+REWARDS = tuple(sorted(name for names in REWARDS_OF.values() for name in names))
 __all__ = [
     "Acceptability",
     "ActiveParameters",
@@ -220,7 +219,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return getattr(importlib.import_module(f"rlhf_recipes.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -51,9 +51,9 @@ def listing(width: int = 100) -> str:
     """The rewards that come with the project, by family, each with the first line of its docstring."""
     column = max(map(len, rewards.REWARDS)) + 4
     lines = []
-    for module, names in rewards._REWARDS_OF.items():
+    for module, names in rewards.REWARDS_OF.items():
         first_lines = _first_lines(module)
-        lines.append(module)
+        lines.append(module.removesuffix(".reward").rpartition(".")[2])
         for name in names:
             said = re.sub(r"\[`~?([^`]*)`\]", r"\1", first_lines.get(name, "(its module is missing)"))
             lines += textwrap.wrap(
@@ -69,7 +69,7 @@ def listing(width: int = 100) -> str:
 
 def _first_lines(module: str) -> dict[str, str]:
     # Read and not imported: many wait for torch.
-    found = importlib.util.find_spec(f"rlhf_recipes.rewards.{module}")
+    found = importlib.util.find_spec(f"rlhf_recipes.{module}")
     if found is None or found.origin is None:
         return {}
     tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))

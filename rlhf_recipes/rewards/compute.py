@@ -16,8 +16,6 @@ from rlhf_recipes.modeling.flops import DecoderShape, completion_flops, decoder_
 from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.texts import Text
 
-# --- Costs as rewards ----------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Flops(Rule):

@@ -1,3 +1,11 @@
+"""Clean a dataset from a shell, all splits of it.
+
+    python -m rlhf_recipes.data.cleaning --dataset_name my-rows --deduplicate --near_duplicates 0.8 --output_dir clean
+
+cleans each split, takes out of the others what is in `test` or `validation`, and writes them and `cleaning.json`,
+which has all counts. Without an output folder it only shows them.
+"""
+
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +24,6 @@ from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
 from rlhf_recipes.data.preprocessing import SPLITS
 from rlhf_recipes.outputs import prepare_output_dir, write_json
-
-# --- All splits of a dataset ------------------------------------------------------------------
 
 
 @dataclass

@@ -4,11 +4,6 @@
     rows, table = run(steps, rows)
     print(table)
 
-    python -m rlhf_recipes.data.cleaning --dataset_name my-rows --deduplicate --near_duplicates 0.8 --output_dir clean
-
-cleans each split, takes out of the others what is in `test` or `validation`, and writes them and `cleaning.json`,
-which has all counts. Without an output folder it only shows them.
-
 A step is any callable `step(dataset) -> (dataset, counts)` with a `name`. Those here are frozen dataclasses. What
 they do depends on the rows, their settings and a seed, never on the time or the machine. No step leaves out or changes
 a row without counting it.

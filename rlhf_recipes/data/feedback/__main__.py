@@ -1,3 +1,12 @@
+r"""Human feedback from a shell: what it is, whether it is sound, and how one format becomes another.
+
+    python -m rlhf_recipes.data.feedback --dataset_name my-rows
+    python -m rlhf_recipes.data.feedback --dataset_name my-rows --convert_to pairs --output_dir my-pairs
+
+The first says what each split is and what is odd about it. The second writes a folder of pairs; what a conversion
+needs goes into `convert_args`, and what the columns do not say into the other options (`--help` lists them).
+"""
+
 import sys
 from collections.abc import Sequence
 from functools import partial

@@ -1,0 +1,1 @@
+"""What stands around a run of PPO: what it is given, what it saves, shows and measures."""

@@ -1,20 +1,8 @@
-r"""What a reward model leans on besides what people said: length, format, repetition, place, form, and groups.
+"""What a reward model leans on besides what people said: length, format, repetition, place, form, and groups.
 
-    python -m rlhf_recipes.reward_modeling.bias --model runs/quickstart/reward \
-        --dataset_name starter/movie-ratings --output_dir runs/bias
-
-It prints the table and writes bias.json and pictures. A correction for length and format, fitted on another split, is
-measured beside it, and kept in correction.json for `ResidualReward`:
-
-    python -m rlhf_recipes.reward_modeling.bias --model runs/quickstart/reward \
-        --dataset_name starter/movie-ratings --output_dir runs/bias --correct length format --correct_on validation
-
-[`measure_bias`] is the same in Python, for any reward.
+[`measure_bias`] takes any reward.
 """
 
-import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
-
-# isort: split
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any

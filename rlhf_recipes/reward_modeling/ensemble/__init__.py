@@ -1,0 +1,1 @@
+"""Several reward models on one base: trained, averaged, and measured by where they disagree."""

@@ -1,3 +1,14 @@
+r"""Measure any reward model on any dataset with human feedback, which is how transfer is seen:
+
+    python -m rlhf_recipes.reward_modeling.evaluation --model runs/quickstart/reward --dataset_name my-pairs
+
+The model is a folder of a reward model (also a linear one), or any sequence classifier: a folder or an id of the Hub.
+It writes metrics.json, evaluation.json and report.html.
+"""
+
+import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,8 +39,6 @@ from rlhf_recipes.reward_modeling.linear.reward import LinearReward
 from rlhf_recipes.reward_modeling.scored import Scored, score_rows, score_steps
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import StepModel
-
-# --- As a command ------------------------------------------------------------------------------------------
 
 
 @dataclass

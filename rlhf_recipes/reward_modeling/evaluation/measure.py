@@ -1,17 +1,9 @@
-r"""After training: from logits to ratings on the validation rows, and the held-out figures on the test rows.
+"""After training: from logits to ratings on the validation rows, and the held-out figures on the test rows.
 
 Everything is measured on the folder that was saved, loaded as a reward: the figures are those of the model that others
-will load. As a command it measures any reward model on any dataset with human feedback, which is how transfer is seen:
-
-    python -m rlhf_recipes.reward_modeling.evaluation --model runs/quickstart/reward --dataset_name my-pairs
-
-The model is a folder of a reward model (also a linear one), or any sequence classifier: a folder or an id of the Hub.
-It writes metrics.json, evaluation.json and report.html.
+will load.
 """
 
-import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
-
-# isort: split
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence

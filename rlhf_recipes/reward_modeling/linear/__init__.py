@@ -1,0 +1,1 @@
+"""Reward models that can be read: named features, one weight each."""

@@ -1,0 +1,1 @@
+"""Reward models of one person each, from few ratings."""

@@ -1,0 +1,1 @@
+"""What a reward model is good for besides training: the best of n, and labels with confidence."""

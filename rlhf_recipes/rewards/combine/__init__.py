@@ -1,0 +1,1 @@
+"""Several rewards made into one."""

@@ -1,0 +1,1 @@
+"""What rewards say of texts, before a policy finds out."""
