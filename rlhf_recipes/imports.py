@@ -1,4 +1,4 @@
-"""Libraries that only some rewards need, imported when such a reward is made or first used."""
+"""What is imported late: libraries that only some rewards need, and a function or class by its path."""
 
 import difflib
 import importlib

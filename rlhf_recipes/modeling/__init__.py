@@ -1,1 +1,1 @@
-"""Loading models for their roles, with peft and bitsandbytes; frozen models of rewards: `rewards/frozen.py`."""
+"""Loading models for their roles, with peft and bitsandbytes; frozen models of rewards: `frozen.py`."""

@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens of a completion, from a model's hidden states, in chunks of the vocabulary's rows."""
+"""Log-probabilities of the tokens of a completion, a chunk of positions at a time."""
 
 from typing import Any
 

@@ -156,8 +156,9 @@ class TokenPlaces:
         pieces = token_pieces(tokenizer, ids)
         if "".join(pieces) != text:
             raise ValueError(
-                f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(''.join(pieces))} of completion_ids, "
-                f"but the completion is {_shortened(text)}. Give the policy's own tokenizer as policy_tokenizer."
+                f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(''.join(pieces))} of "
+                f"completion_ids, but the completion is {_shortened(text)}. Give the policy's own tokenizer as "
+                "policy_tokenizer."
             )
         self.ends = list(accumulate(len(piece) for piece in pieces))
 

@@ -2,9 +2,9 @@
 
     python -m rlhf_recipes.report runs/quickstart
 
-Reading order: `run.py` reads and checks the run's files, `sections.py` chooses what each part of the page shows,
-`facts.py` says what the things are, `words.py` writes numbers and texts, `plots.py` draws the figures, and `page.py`
-puts all of it into `templates/run.html.j2` with `style.css`.
+Reading order: `run.py` reads and checks the run's files, `run_sections.py` chooses what each part of the page shows,
+`run_facts.py` says what the things are, `words.py` writes numbers and texts, `rlhf_recipes/figures.py` draws the
+figures, and `page.py` puts all of it into `templates/run.html.j2` with `style.css`.
 """
 
 from rlhf_recipes.errors import ReportError

@@ -7,8 +7,8 @@
 | in the loss | [`group_penalty`]: scores are not further above the ratings for one group than for others | ratings |
 | after training | [`ResidualReward`]: the score less what it gives for length beyond what people do | labelled rows |
 
-[`covariates`] counts what is to be taken out. `bias.py` measures before and after; `docs/reward_bias.md` shows what
-each of them did to a model.
+[`covariates`] counts what is to be taken out. `bias/measure.py` measures before and after; `docs/reward_bias.md` shows
+what each of them did to a model.
 """
 
 import logging
@@ -91,9 +91,10 @@ def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = No
     """Scores less their least-squares fit on several covariates, `s - mean(s) - Q Q^T (s - mean(s))`, in the batch.
 
     Q is an orthonormal basis of the centered covariates. What is left has correlation 0 with each of them, and so has
-    the gradient of any loss of it. With one covariate it is [`~rlhf_recipes.reward_modeling.losses.maths.residual`], whose
-    remarks hold here too: take batches with many more texts than covariates, the chosen and the rejected together. A
-    covariate that is constant, or that others tell, takes nothing more out.
+    the gradient of any loss of it. With one covariate it is
+    [`~rlhf_recipes.reward_modeling.losses.maths.residual`], whose remarks hold here too: take batches with
+    many more texts than covariates, the chosen and the rejected together. A covariate that is constant, or that others
+    tell, takes nothing more out.
 
     It takes out all that goes with the covariates, also what people mean by it: where better texts are longer, the
     scores lose that. [`ResidualReward`] keeps it.

@@ -15,8 +15,8 @@ synchronous reward written for them works here.
 - A value depends on its own row, and where a reward says so on the other completions of the same prompt. Statistics
   over the batch belong to the trainer.
 
-It may be a coroutine function, `async def`, or have a method `start(**batch)` (see `concurrent.py`): such rewards
-begin as soon as the completions are written, and run side by side.
+It may be a coroutine function, `async def`, or have a method `start(**batch)` (see `contract/concurrent.py`): such
+rewards begin as soon as the completions are written, and run side by side.
 
 Six attributes of the callable, all `False` unless set, say that it is more than that:
 

@@ -1,8 +1,8 @@
 """Diversity as a reward: within one completion, and between the completions of one prompt. All values are from 0 to 1,
 and more is more diverse.
 
-Words are those of `words.py`: any script, without case and punctuation, so that neither makes a text diverse. Nonsense
-is diverse too: use these beside a reward of quality, with a smaller weight.
+Words are those of `rlhf_recipes.words`: any script, without case and punctuation, so that neither makes a text
+diverse. Nonsense is diverse too: use these beside a reward of quality, with a smaller weight.
 
 [`SelfBLEU`] and [`NgramNovelty`] compare a completion with its siblings, the rows of the batch that have the same
 prompt. So the trainer must bring all completions of a prompt to one process. `PPOTrainer` does with any
@@ -111,7 +111,8 @@ class SelfBLEU(SiblingReward):
     Self-BLEU is the BLEU of a text with the model's other texts as references (Zhu et al. 2018, Texygen, arXiv
     1802.01886). It is a similarity, and is taken from 1 here, so that a positive weight asks for diversity. BLEU is
     sacrebleu's, for one sentence with effective order and exponential smoothing, as in
-    [`~rlhf_recipes.rewards.reference.BLEU`], but on the words of `words.py`. All siblings are references at once.
+    [`~rlhf_recipes.rewards.reference.BLEU`], but on the words of `rlhf_recipes.words`. All siblings are references at
+    once.
 
     A row without siblings gets `None`. A completion without words gets 0, the worst, or a policy could differ by
     saying nothing. It is no reference either: a completion whose siblings all have no words gets 1.

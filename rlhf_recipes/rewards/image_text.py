@@ -21,8 +21,8 @@ class ImageTextReward:
     """The score that a vision-language classifier gives to prompt and completion with their images.
 
     Images are read from the columns `image` and `images`, which come before the text, or stand in messages as parts of
-    type `image`; see `rlhf_recipes.modeling.images`. A row without an image is read as text alone. Its range and languages
-    are those of the model. NaN or infinity out of the model is an error that names the row.
+    type `image`; see `rlhf_recipes.modeling.images`. A row without an image is read as text alone. Its range and
+    languages are those of the model. NaN or infinity out of the model is an error that names the row.
 
     A text that is longer than `max_length` is an error and not cut, since a cut would leave half an image.
 

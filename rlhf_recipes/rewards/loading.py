@@ -243,7 +243,10 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
         target = getattr(importlib.import_module("rlhf_recipes.rewards"), func)
     elif IMPORT_PATH.fullmatch(func) and not Path(func).exists():
         module_name, _, attribute = func.replace(":", ".").rpartition(".")
-        target = function_in_module(module_name, attribute)
+        rewards = importlib.import_module("rlhf_recipes.rewards")
+        # A reward that comes with the project is found by its name, also under the path of a file that it once had.
+        ours = module_name.startswith("rlhf_recipes.rewards.") and attribute in rewards.__all__
+        target = getattr(rewards, attribute) if ours else function_in_module(module_name, attribute)
     elif "/" in func or "\\" in func or Path(func).exists():
         if "model" in settings:
             raise ValueError(f"The reward {func!r} is a model, and its args name another, {settings['model']!r}.")

@@ -73,7 +73,7 @@ class BLEU(ReferenceReward):
         tokenize (`str`, *optional*, defaults to `"auto"`):
             sacrebleu's tokenizer: `"13a"`, `"intl"`, `"zh"`, `"char"` or `"none"`. `"auto"` chooses by the references
             alone, so that no completion chooses its own metric: `"char"` for Japanese, Thai and others without spaces,
-            `"zh"` for Chinese, else `"13a"` (see `sacrebleu_tokenizer` in `words.py`).
+            `"zh"` for Chinese, else `"13a"` (see `sacrebleu_tokenizer` in `rlhf_recipes.words`).
         max_order (`int`, *optional*, defaults to 4):
             Number of tokens in the longest n-grams.
         lowercase (`bool`, *optional*, defaults to `False`):
@@ -174,11 +174,11 @@ class ROUGE(ReferenceReward):
     `2 P R / (P + R)`, where precision and recall are the shares of words in common (`"rouge1"`), of pairs of words
     (`"rouge2"`), or of the longest common subsequence of words (`"rougeL"`; Lin 2004, W04-1013).
 
-    Any language: rouge-score is given the words of `words.py`, one character each where words have no spaces. Its own
-    tokenizer keeps a-z and 0-9 alone, and finds nothing in common between two equal texts in Chinese. For English the
-    values are the same but for words with an apostrophe or a hyphen, which it splits. A reference of one word has no
-    pairs, and `"rouge2"` is `"rouge1"` for it. Texts of more than a million pairs of words are compared by a faster
-    algorithm with the same result.
+    Any language: rouge-score is given the words of `rlhf_recipes.words`, one character each where words have no
+    spaces. Its own tokenizer keeps a-z and 0-9 alone, and finds nothing in common between two equal texts in Chinese.
+    For English the values are the same but for words with an apostrophe or a hyphen, which it splits. A reference of
+    one word has no pairs, and `"rouge2"` is `"rouge1"` for it. Texts of more than a million pairs of words are
+    compared by a faster algorithm with the same result.
 
     Args:
         column (`str`, *optional*, defaults to `"reference"`):

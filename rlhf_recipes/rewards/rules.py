@@ -2,7 +2,7 @@
 
 Each is a frozen dataclass that reads the completion, and of the dataset's columns none but the one that it names.
 `name` is what logs show; it defaults to the class's name, and must be given where the same rule is used twice in one
-list. Rules on the form of an answer (JSON, a number, think and answer tags) are in `answers.py`.
+list. Rules on the form of an answer (JSON, a number, think and answer tags) are in `verifiable/answers.py`.
 """
 
 import functools
@@ -119,8 +119,8 @@ class Repetition(Rule):
     """Minus the share of word n-grams that were there before: `-(1 - distinct_n)`, from 0 down towards -1.
 
     `distinct_n` is the number of different n-grams over the number of all (arXiv 1510.03055, section 5.2). Words are
-    those of `words.py`: of any script, without case and punctuation. A completion of fewer than `n` words has nothing
-    to repeat: 0.
+    those of `rlhf_recipes.words`: of any script, without case and punctuation. A completion of fewer than `n` words
+    has nothing to repeat: 0.
 
     Args:
         n (`int`, *optional*, defaults to 2):

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import rlhf_recipes.rewards
-from rlhf_recipes.rewards import base
+from rlhf_recipes.rewards import weighted_sum
 
 
 def test_every_exported_name_can_be_imported():
@@ -20,4 +20,4 @@ def test_a_rule_does_not_wait_for_torch():
 
 
 def test_the_example_in_the_contract_is_true():
-    assert doctest.testmod(base) == (0, 4)
+    assert doctest.testmod(weighted_sum) == (0, 4)

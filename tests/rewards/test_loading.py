@@ -62,6 +62,35 @@ def test_an_import_path_with_dots_or_a_colon(func):
     assert load_reward(func, args={"completion_only": True}) == Vader(completion_only=True)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "answers:NumberAnswer",
+        "compose.Clip",
+        "compute.Discount",
+        "ensemble:EnsembleReward",
+        "grammar:Spelling",
+        "image_text.ImageTextReward",
+        "languagetool:LanguageTool",
+        "linear:LinearReward",
+        "personal:PersonalReward",
+        "schedules:WeightSchedule",
+        "semantics.EmbeddingSimilarity",
+        "semantics.EmbeddingDistance",
+        "shared_ensemble:SharedBaseEnsemble",
+    ],
+)
+def test_a_path_that_a_reward_once_had_still_leads_to_it(path):
+    """The paths of version 0.1.0, which may stand in anybody's YAML."""
+    name = path.replace(":", ".").rpartition(".")[2]
+    try:
+        args = {"reward": "EndsWithSentence", "low": 0.5} if "compose" in path else None
+        found = type(load_reward(f"rlhf_recipes.rewards.{path}", args=args)).__name__
+    except ValueError as error:
+        found = str(error)
+    assert found == name or found.startswith(f"Reward {name!r} needs ")
+
+
 def test_a_model_folder_is_a_learned_reward(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer("bert")
     model = tiny_classifier(tokenizer)

@@ -1,4 +1,4 @@
-"""All splits of a dataset, read and written: what the commands of `feedback.py` and `cleaning.py` share."""
+"""All splits of a dataset, read and written: what the commands for feedback and for cleaning share."""
 
 import datetime
 import math

@@ -120,7 +120,8 @@ class FeedbackArguments:
             As in [`FeedbackSettings`]. The keys of a map on the command line are texts, which numbers and truth
             values are found under too: `{"1": 1, "-1": 0}`, `{"true": 1, "false": 0}`.
         weights (`str`, *optional*):
-            Add a column `weight`: `"votes"`, `"labels"` or `"groups"`, see `rlhf_recipes.data.feedback.weights.add_weights`.
+            Add a column `weight`: `"votes"`, `"labels"` or `"groups"`, see
+            `rlhf_recipes.data.feedback.weights.add_weights`.
         convert_to (`str`, *optional*):
             Change the rows into this format.
         convert_args (`dict`, *optional*):

@@ -1,7 +1,7 @@
 """One row of feedback: what its values are, what is odd about it, and what is wrong.
 
 Each reader gives the clean values of a row and what is odd; what is wrong is a `ValueError` that names the value, and
-`feedback.py` adds the row.
+`rlhf_recipes.data.feedback` adds the row.
 """
 
 import json

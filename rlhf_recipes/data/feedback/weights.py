@@ -37,7 +37,7 @@ def targets_from_votes(
 
     | how | target | weight |
     |---|---|---|
-    | `"mean"` | the mean vote | [`~rlhf_recipes.data.raters.votes.RatingModel.effective_votes`]: more votes, more weight |
+    | `"mean"` | the mean vote | `RatingModel.effective_votes`: more votes, more weight |
     | `"posterior"` | the mean vote, pulled to that of all texts the more, the fewer it has | 1 |
     | `"raters"` | the mean without the raters' leniency, careful raters counting more | inverse variance |
     | `"dawid_skene"` | the expected class (Dawid and Skene 1979) | 1 |
@@ -102,9 +102,9 @@ def add_weights(dataset: Dataset, how: Weighting, column: str | None = None) -> 
     | `"groups"` | rows of small groups, such that each group counts the same | `source_row`, else `prompt` |
 
     Of `"votes"`: n votes count as `n / (1 + (n - 1) rho)`, see
-    [`~rlhf_recipes.data.raters.votes.RatingModel.effective_votes`]. Give weights to rows of votes before they become pairs:
-    afterwards the numbers of votes are gone, and the weights stay. `"groups"` is for the pairs of one ranking: K
-    completions make K (K - 1) / 2 of them.
+    [`~rlhf_recipes.data.raters.votes.RatingModel.effective_votes`]. Give weights to rows of votes before they become
+    pairs: afterwards the numbers of votes are gone, and the weights stay. `"groups"` is for the pairs of one ranking:
+    K completions make K (K - 1) / 2 of them.
 
     Args:
         dataset ([`~datasets.Dataset`]): Clean rows, as [`~rlhf_recipes.data.feedback.recognize.normalize`] gives them.

@@ -1,4 +1,4 @@
-"""Completions from a server: a [`~rlhf_recipes.modeling.generation.Generator`] that sends and gets token ids over HTTP.
+"""Completions from a server: a [`~rlhf_recipes.modeling.generation.Generator`] that sends and gets ids over HTTP.
 
 The protocol is two requests in JSON, so that a wrapper around any engine can answer them:
 

@@ -304,8 +304,8 @@ class PPOPlumbing(CheckpointOfRoles):
         """Write the README.md of the run's folder: figures, curves, rewards and settings of this run.
 
         Args:
-            known: What the caller knows better; fields of [`~rlhf_recipes.report.policy_card.RunFacts`], such as `config`, the
-                run's own YAML.
+            known: What the caller knows better; fields of [`~rlhf_recipes.report.policy_card.RunFacts`], such as
+                `config`, the run's own YAML.
         """
         if not self.is_world_process_zero():
             return

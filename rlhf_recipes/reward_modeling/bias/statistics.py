@@ -1,4 +1,4 @@
-"""How much scores lean on what people were not asked about: the arithmetic of `bias.py`, on columns of numbers.
+"""How much scores lean on what people were not asked about: the arithmetic of `measure.py`, on columns of numbers.
 
 x is a covariate such as the length of a text, s the score, y what people say. Intervals are 95% percentile bootstrap
 intervals; they draw texts, or prompts where several texts answer one. `None` stands for a figure that does not exist.

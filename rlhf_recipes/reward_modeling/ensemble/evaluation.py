@@ -1,6 +1,6 @@
 """Finishing an ensemble, and measuring it: its order of texts beside that of its members, and what disagreement tells.
 
-Flat figures for `metrics.json` are those of `rlhf_recipes.reward_modeling.evaluation.metrics` for the mean of the members, and:
+Flat figures for `metrics.json` are those of `evaluation/metrics.py` for the mean of the members, and:
 
 | key | meaning |
 |---|---|

@@ -1,6 +1,6 @@
 """What a reward model is worth on comparisons: pairs, votes on pairs, rankings, best and worst of a list.
 
-The parts of `evaluation.json` are listed in `feedback_metrics.py`.
+The parts of `evaluation.json` are listed in `ratings.py`.
 """
 
 import logging

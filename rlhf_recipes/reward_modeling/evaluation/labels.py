@@ -1,6 +1,6 @@
 """What a reward model is worth on labels: of texts (good or bad, clicks, seconds) and of the steps of an answer.
 
-The parts of `evaluation.json` are listed in `feedback_metrics.py`.
+The parts of `evaluation.json` are listed in `ratings.py`.
 """
 
 import logging

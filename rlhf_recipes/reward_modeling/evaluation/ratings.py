@@ -5,17 +5,17 @@
 | `kind`, `rows`, `unscored` | the format, the rows measured, and those without a score, which are left out |
 | `accuracy` | share of pairs in people's order, of the `model` (with interval), a `single_rater`, `vader`, `length` |
 | `by_margin` | the same by how clear the case is: `margin` says of what, `model` and `vader` are lists of buckets |
-| `errors`, `baseline_errors` | distances and correlations of score and rating, [`scoring_metrics.rating_errors`] |
+| `errors`, `baseline_errors` | distances and correlations of score and rating, [`figures.rating_errors`] |
 | `reliability` | bins of equally many texts: mean score, mean rating and its standard error |
 | `calibration` | ECE, Brier score and bins of probability against what came true; `of` says of what |
-| `win_rate` | best of n on paper, [`scoring_metrics.win_rate_curve`] |
-| `subsets` | accuracy of each subset, [`scoring_metrics.subset_accuracy`], and whole sections of RewardBench |
+| `win_rate` | best of n on paper, [`figures.win_rate_curve`] |
+| `subsets` | accuracy of each subset, [`figures.subset_accuracy`], and whole sections of RewardBench |
 | `ceiling` | what the disagreement of raters leaves: one rater, a perfect model, the least log loss |
 | `lists`, `labels`, `objectives`, `steps` | figures of these formats, with intervals |
 | `worst` | the cases that the model gets most wrong, as text |
 | `missing` | parts that could not be made, and why |
 
-Functions here and in `comparison_metrics.py` (pairs, votes, lists) and `label_metrics.py` (labels, steps) take the
+Functions here and in `comparisons.py` (pairs, votes, lists) and `labels.py` (labels, steps) take the
 scores of one kind, and return both. A part that needs a library which is not installed is named under `missing`; the
 flat figures need nothing but numpy.
 """

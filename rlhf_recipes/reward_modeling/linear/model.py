@@ -98,7 +98,7 @@ class LinearRewardModel:
 
     Args:
         features (`Sequence` or [`~rlhf_recipes.reward_modeling.linear.features.FeatureSet`], *optional*):
-            Groups of features, as objects or as [`~rlhf_recipes.reward_modeling.linear.features.make_group`] takes them.
+            Groups of features, as objects or as `rlhf_recipes.reward_modeling.linear.features.make_group` takes them.
             Default: all that are named and need nothing else.
         regressor (`str` or scikit-learn regressor, *optional*):
             An import path such as `"sklearn.svm:SVR"`, or an object. Default: for ratings RidgeCV, for pairs

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LinearReward:
-    """The score that a [`~rlhf_recipes.reward_modeling.linear.model.LinearRewardModel`] gives to prompt and completion.
+    """The score that a `rlhf_recipes.reward_modeling.linear.model.LinearRewardModel` gives to prompt and completion.
 
     `r = base + sum_k w_k (f_k - c_k)`, over named features `f_k` of the text, and then a rating, where the model holds
     a calibration. Each feature counts at most as far as the training texts went, so that the reward has bounds. It is

@@ -15,7 +15,7 @@ multi_objective         objectives                a text                     a n
 process                 steps                     a solution                 one score at the end of each step
 ```
 
-The formulas are in `losses.py`; `docs/reward_losses.md` says which fits when. A loss of your own is a class like these
+The formulas are in `maths.py`; `docs/reward_losses.md` says which fits when. A loss of your own is a class like these
 and one line in `LOSSES`.
 """
 

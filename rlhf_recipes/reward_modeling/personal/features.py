@@ -23,7 +23,8 @@ class HiddenFeatures(FeatureGroup):
 
     Of an encoder it is what its classifier's last layer is given, of a decoder the state of the last token. It was
     trained to tell good texts from bad ones, and has forgotten some of the rest: where tastes are about other things,
-    an [`~rlhf_recipes.reward_modeling.linear.features.Embedding`] beside it knows more. Its numbers mean nothing one by one.
+    an [`~rlhf_recipes.reward_modeling.linear.features.Embedding`] beside it knows more. Its numbers mean nothing one
+    by one.
 
     Args:
         model (`str`):

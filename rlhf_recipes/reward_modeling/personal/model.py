@@ -61,8 +61,8 @@ class PersonalRewardModel:
 
     Args:
         features (`Sequence` or [`~rlhf_recipes.reward_modeling.linear.features.FeatureSet`], *optional*):
-            Groups of features, as objects or as [`~rlhf_recipes.reward_modeling.linear.features.make_group`] takes them. All
-            dense. [`~rlhf_recipes.reward_modeling.personal.features.HiddenFeatures`] are those of a trained reward
+            Groups of features, as objects or as `rlhf_recipes.reward_modeling.linear.features.make_group` takes them.
+            All dense. [`~rlhf_recipes.reward_modeling.personal.features.HiddenFeatures`] are those of a trained reward
             model. Default: all that are named and need nothing else.
         rank (`int`, *optional*, defaults to 8):
             Directions in which tastes may differ, leniency among them. Each user is that many numbers.

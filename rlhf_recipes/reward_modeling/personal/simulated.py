@@ -7,8 +7,8 @@ rating of text x by rater u = mean rating of x  +  leniency_u + sum_k taste_uk p
 The features `phi` are length, exclamation marks, VADER's sentiment and words of three genres, each with mean 0 and
 variance 1 over the training texts and held within -3 and 3. `taste_uk ~ N(0, taste^2)`, `leniency_u ~ N(0,
 leniency^2)`, noise `~ N(0, within)`, with the variance `within` of one real vote around its text's true rating
-([`~rlhf_recipes.data.raters.votes.RatingModel`]). That variance holds real tastes too, which nobody knows; so these raters
-differ more than real ones.
+([`~rlhf_recipes.data.raters.votes.RatingModel`]). That variance holds real tastes too, which nobody knows; so
+these raters differ more than real ones.
 
 **Nobody real has these tastes.** The figures say what the method finds where tastes of this kind and size exist.
 """

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.rewards.contract.concurrent import begun, called, is_async
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parents[2]  # the library: what a traceback passes on its way to a user's reward
 LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 # What a reward may say of itself, see `base.py`. A wrapper around a reward has to say the same.

@@ -11,9 +11,8 @@ from torch.autograd import gradcheck
 
 from rlhf_recipes.data.collators import PairCollator
 from rlhf_recipes.reward_modeling.losses import maths as L
+from tests.reward_modeling.pair_trainer import trainer_of
 from tests.tiny import tiny_classifier, tiny_tokenizer
-
-from .test_trainer import trainer_of
 
 NAN = math.nan
 PAGE = Path(__file__).parents[3] / "docs/reward_losses.md"
