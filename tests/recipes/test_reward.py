@@ -184,8 +184,9 @@ def rows_of(kind, count, seed=0):
     labels = [worth(text) > 0 for text in singles]
     return {
         "votes": [
-            {"chosen": a, "rejected": b, "chosen_votes": 4 + round(2 * (worth(a) - worth(b))) % 5, "rejected_votes": 2}
+            {"chosen": a, "rejected": b, "chosen_votes": votes, "rejected_votes": 8 - votes}
             for a, b, *_ in fours
+            for votes in [max(0, min(8, 4 + round(2 * (worth(a) - worth(b)))))]
         ],
         "rankings": [{"completions": texts, "ranks": ranks(texts)} for texts in fours if len(set(ranks(texts))) > 1],
         "best_worst": [
