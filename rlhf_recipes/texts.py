@@ -1,7 +1,12 @@
 """A prompt or completion, a text or messages: what it is, as one text, and short enough to be shown."""
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeAlias
+
+from rich.text import Text as Cell
+
+KEPT_OF_FORMAT = "\u200c\u200d"  # joiners that some scripts and emoji are written with
 
 
 def is_conversational(value: Any) -> bool:
@@ -65,3 +70,20 @@ def as_text(value: Text) -> str:
         blocks = [content] if isinstance(content, str) else [block.get("text") or "" for block in content]
         texts.append("".join(blocks))
     return "\n".join(texts)
+
+
+def cell_text(text: str, plain: bool) -> Cell:
+    """A cell in which rich looks for no markup and a terminal finds no control sequence; `plain` is ASCII alone."""
+    return Cell("".join(_shown(character, plain) for character in text))
+
+
+def _shown(character: str, plain: bool) -> str:
+    if character == "\n" and not plain:
+        return "↵"
+    if plain and not character.isascii():
+        return character.encode("unicode_escape").decode()
+    # Control, format, surrogate and separator characters: they would move the cursor, colour the screen, turn the
+    # direction of writing round, or not be written at all.
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in KEPT_OF_FORMAT:
+        return character.encode("unicode_escape").decode()
+    return character

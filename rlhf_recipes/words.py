@@ -134,3 +134,30 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
         words = text.lower().split()
         ngrams += [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def language_probability(
+    text: str, language: str, among: Sequence[str] | None = None, min_letters: int = 20
+) -> float | None:
+    """How probable it is that a text is in a language, from 0 to 1, as py3langid judges it.
+
+    Args:
+        text (`str`), language (`str`): The text, and an ISO 639-1 code.
+        among (`Sequence[str]`, *optional*): The languages that come into question. Default: all that it knows.
+        min_letters (`int`, *optional*, defaults to 20): A text with fewer letters gives `None`.
+    """
+    if sum(character.isalpha() for character in text) < min_letters:
+        return None
+    identifier = language_identifier(None if among is None else tuple(among))
+    probability: float = dict(identifier.rank(text))[language]
+    return probability
+
+
+@functools.cache
+def language_identifier(among: tuple[str, ...] | None = None) -> Any:
+    """The identifier of py3langid for some languages, or for all; `labels` are their codes."""
+    # Its model takes most of a second to read, and is read only where it is used.
+    langid = optional("py3langid.langid", "Language", package="py3langid")
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    identifier.set_languages(among)
+    return identifier

@@ -328,6 +328,22 @@ class Written:
     finished: Tensor  # (B,)
 
 
+class Tokens(Protocol):
+    """What is read of completions in a batch: [`Written`] has it, and a rollout."""
+
+    @property
+    def completion_ids(self) -> Tensor: ...  # (B, T)
+
+    @property
+    def mask(self) -> Tensor: ...  # (B, T)
+
+
+def token_lists(written: Tokens) -> list[list[int]]:
+    """The completions as lists of token ids without padding, the end-of-sequence token kept."""
+    lengths = written.mask.sum(dim=1).tolist()
+    return [row[:length] for row, length in zip(written.completion_ids.tolist(), lengths, strict=True)]
+
+
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, length: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask, `(B, length)`, the padding on the left."""
     ids = [[pad_token_id] * (length - len(row)) + list(row) for row in rows]

@@ -99,12 +99,6 @@ def sample(
     return read(actor_critic, written, config.temperature, chunk)
 
 
-def token_lists(rollout: Rollout | Written) -> list[list[int]]:
-    """The completions as lists of token ids without padding, the end-of-sequence token kept."""
-    lengths = rollout.mask.sum(dim=1).tolist()
-    return [row[:length] for row, length in zip(rollout.completion_ids.tolist(), lengths, strict=True)]
-
-
 def reference_lists(rollout: Rollout) -> list[list[float]]:
     """For each token of the completions its log-probability under the reference, without padding."""
     lengths = rollout.mask.sum(dim=1).tolist()

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from rlhf_recipes.modeling.generation import Written, pad_right
+from rlhf_recipes.modeling.generation import Written, pad_right, token_lists
 from rlhf_recipes.ppo.metrics import Meter
-from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists, token_lists
+from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists
 from rlhf_recipes.rewards.base import Parts, StartedRewards
 from rlhf_recipes.rewards.weighted_sum import progress_of
 from rlhf_recipes.texts import is_conversational

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf_recipes.imports import optional
 from rlhf_recipes.texts import Text, as_text
-from rlhf_recipes.words import ngrams, words
+from rlhf_recipes.words import language_identifier, language_probability, ngrams, words
 
 # Letters, marks, numbers, punctuation and currency signs (Unicode's general categories).
 PROSE_CATEGORIES = ("L", "M", "N", "P", "Sc")
@@ -322,7 +321,7 @@ class Language(Rule):
     def __post_init__(self) -> None:
         if isinstance(self.among, str):
             raise ValueError(f"Language takes among as a list, but was given {self.among!r}: [{self.among!r}].")
-        known = _identifier(None).labels
+        known = language_identifier().labels
         unknown = [code for code in (self.language, *(self.among or ())) if code not in known]
         if unknown:
             raise ValueError(f"Language does not know {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
@@ -337,20 +336,10 @@ class Language(Rule):
             raise ValueError(f"Language has min_letters {self.min_letters}; it must be 1 or more.")
 
     def score(self, text: str) -> float | None:
-        if sum(character.isalpha() for character in text) < self.min_letters:
-            return None
-        identifier = _identifier(None if self.among is None else tuple(self.among))
-        probability: float = dict(identifier.rank(text))[self.language]
-        return probability if self.threshold is None else float(probability >= self.threshold)
-
-
-@functools.cache
-def _identifier(among: tuple[str, ...] | None) -> Any:
-    # Its model takes most of a second to read, and is read only where the reward is used.
-    langid = optional("py3langid.langid", "Language", package="py3langid")
-    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
-    identifier.set_languages(among)
-    return identifier
+        probability = language_probability(text, self.language, self.among, self.min_letters)
+        if probability is None or self.threshold is None:
+            return probability
+        return float(probability >= self.threshold)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from rlhf_recipes.modeling.generation import (
     pad_left,
     sampling_config,
     stable_key,
+    token_lists,
 )
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.ppo.rollout import Rollout, sample, token_lists
+from rlhf_recipes.ppo.rollout import Rollout, sample
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from datasets import Dataset
 from rlhf_recipes.data.cleaning.texts import Counts, answer_columns, each_row, each_text, selected, text_keys, texts_of
 from rlhf_recipes.data.columns import is_blank, require_columns
 from rlhf_recipes.data.corruption import row_rng
-from rlhf_recipes.rewards.rules import Language
+from rlhf_recipes.words import language_identifier, language_probability
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Length:
 
 @dataclass(frozen=True)
 class InLanguage:
-    """Leave out rows with an answer in another language, as [`~rlhf_recipes.rewards.rules.Language`] judges it.
+    """Leave out rows with an answer in another language, as [`~rlhf_recipes.words.language_probability`] judges it.
 
     Answers with too few letters to tell pass, and are counted.
 
@@ -85,15 +85,18 @@ class InLanguage:
     name: str = "language"
 
     def __post_init__(self) -> None:
-        Language(self.language, threshold=self.threshold, min_letters=self.min_letters)
+        known = language_identifier().labels
+        if self.language not in known:
+            raise ValueError(f"language is {self.language!r}, which is not known. Known: {', '.join(sorted(known))}.")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"language_threshold is {self.threshold}; it must be above 0 and at most 1.")
 
     def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
-        rule = Language(self.language, threshold=self.threshold, min_letters=self.min_letters)
         kept, short = [], 0
         for number, row in each_row(dataset, answer_columns(dataset)):
-            verdicts = [rule.score(text) for text in texts_of(row)]
-            short += None in verdicts
-            if 0.0 not in verdicts:
+            told = [language_probability(text, self.language, min_letters=self.min_letters) for text in texts_of(row)]
+            short += None in told
+            if all(probability is None or probability >= self.threshold for probability in told):
                 kept.append(number)
         return selected(dataset, kept, {"rows with a text too short to tell": short})
 

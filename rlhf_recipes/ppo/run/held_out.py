@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
-from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key
+from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional
 from rlhf_recipes.ppo.functional import kl_per_token
-from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists, sample, token_lists
+from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists, sample
 from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import WeightedSum

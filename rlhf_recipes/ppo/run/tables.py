@@ -9,7 +9,6 @@ import math
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from rlhf_recipes.outputs import write_jsonl
-from rlhf_recipes.texts import readable, shorten
+from rlhf_recipes.texts import cell_text, readable, shorten
 
 TEXTS = ("prompt", "completion")
 FIGURES = ("score", "kl", "tokens", "finished")  # the keys that are not names of rewards
 LOG_WIDTH = 120  # of a table in a file, which has no width of its own
 PROMPT_LENGTH, COMPLETION_LENGTH = 240, 480  # characters shown in the console
-KEPT_OF_FORMAT = "\u200c\u200d"  # joiners that some scripts and emoji are written with
 MARKDOWN = re.compile(r"([\\`*_\[\]])")  # what Markdown reads inside a cell
 
 
@@ -159,23 +157,6 @@ def _finite(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
         value = value.tolist()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def cell_text(text: str, plain: bool) -> Text:
-    """A cell in which rich looks for no markup and a terminal finds no control sequence; `plain` is ASCII alone."""
-    return Text("".join(_shown(character, plain) for character in text))
-
-
-def _shown(character: str, plain: bool) -> str:
-    if character == "\n" and not plain:
-        return "↵"
-    if plain and not character.isascii():
-        return character.encode("unicode_escape").decode()
-    # Control, format, surrogate and separator characters: they would move the cursor, colour the screen, turn the
-    # direction of writing round, or not be written at all.
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in KEPT_OF_FORMAT:
-        return character.encode("unicode_escape").decode()
-    return character
 
 
 def _escape(text: str) -> str:

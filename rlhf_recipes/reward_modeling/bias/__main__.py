@@ -12,9 +12,6 @@ measured beside it, and kept in correction.json for `ResidualReward`:
 [`measure_bias`] is the same in Python, for any reward.
 """
 
-import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
-
-# isort: split
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -6,9 +6,6 @@ The model is a folder of a reward model (also a linear one), or any sequence cla
 It writes metrics.json, evaluation.json and report.html.
 """
 
-import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
-
-# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -19,9 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.columns import is_blank, require_columns
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
-from rlhf_recipes.modeling.generation import LocalGenerator, Written, sampling_config, stable_key, write
+from rlhf_recipes.modeling.generation import LocalGenerator, Written, sampling_config, stable_key, token_lists, write
 from rlhf_recipes.modeling.logprobs import completion_logprobs
-from rlhf_recipes.ppo.rollout import token_lists
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.table import Sample, score_rows
 from rlhf_recipes.statistics import numbers

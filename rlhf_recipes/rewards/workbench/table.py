@@ -36,13 +36,12 @@ from rlhf_recipes.errors import RewardError
 from rlhf_recipes.figures import draw_png
 from rlhf_recipes.modeling.loading import load_tokenizer
 from rlhf_recipes.outputs import prepare_output_dir, write_json, write_jsonl
-from rlhf_recipes.ppo.run.tables import cell_text
 from rlhf_recipes.rewards.base import Parts, Series, StartedRewards
 from rlhf_recipes.rewards.contract.checks import is_per_token
 from rlhf_recipes.rewards.loading import load_rewards
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.balance import Balance, balance_of, bins, figure, paint_histogram
-from rlhf_recipes.texts import Text, as_text, is_conversational, readable, shorten
+from rlhf_recipes.texts import Text, as_text, cell_text, is_conversational, readable, shorten
 
 logger = logging.getLogger(__name__)
 SCORE = """Score a table of texts with a list of rewards, and look at what they say.
