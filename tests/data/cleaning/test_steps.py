@@ -110,7 +110,7 @@ def test_other_columns_are_kept_and_missing_text_columns_are_named():
         ({"min_characters": -1}, "min_characters is -1"),
         ({"min_characters": 5, "max_characters": 4}, "max_characters 4"),
         ({"max_characters": 0}, "max_characters 0"),
-        ({"language": "xx"}, "does not know 'xx'"),
+        ({"language": "xx"}, "language is 'xx', which is not known"),
         ({"near_duplicates": 0.0}, "near_duplicates is 0.0; give a similarity above 0"),
         ({"near_duplicates": 1.5}, "near_duplicates is 1.5"),
         ({"word_dropout": 1.0}, "word_dropout is 1.0"),
