@@ -35,7 +35,7 @@ TEXTS = ("completion", "completions", "chosen", "rejected")
 Weighting = Literal["votes", "labels", "groups"]
 WEIGHT = "weight"  # may stand beside all of them: how much a row counts in training
 
-# What must be lists, which a CSV can only hold as JSON, and what must be numbers.
+# What must be lists, which a CSV can only hold as JSON.
 LISTS: Mapping[Kind, tuple[str, ...]] = {
     "ratings": ("votes",),
     "rankings": ("completions", "ranks"),
@@ -43,10 +43,6 @@ LISTS: Mapping[Kind, tuple[str, ...]] = {
     "objectives": ("scores", "objectives"),
     "steps": ("completions", "labels"),
 }
-NUMBERS = (
-    *("score", "margin", "target", "chosen_votes", "rejected_votes", "best", "worst", "clicks", "views"),
-    *("dwell_seconds", WEIGHT),
-)
 
 # The column in which rows must differ, or there is nothing to learn.
 SIGNAL: Mapping[Kind, str] = {"ratings": "score", "unpaired": "label", "dwell": "dwell_seconds", "steps": "labels"}

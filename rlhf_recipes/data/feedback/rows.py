@@ -35,7 +35,6 @@ from rlhf_recipes.data.feedback.formats import (
     NO_PROMPT,
     NO_STEP_LABEL,
     NO_VOTES,
-    NUMBERS,
     OPTIONAL,
     SAME_PLACE,
     TEXTS,
@@ -51,6 +50,7 @@ from rlhf_recipes.data.feedback.formats import (
     is_number,
     shown,
 )
+from rlhf_recipes.data.tables import NUMBERS
 from rlhf_recipes.texts import Messages, Text, as_text, is_conversational
 
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
