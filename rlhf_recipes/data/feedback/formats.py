@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 Kind = Literal[
     "pairs", "votes", "ratings", "rankings", "best_worst", "unpaired", "clicks", "dwell", "objectives", "steps"
 ]
+Inside = Literal["dialogues", "messages", "repeated"]
 Row: TypeAlias = dict[str, Any]
 Read: TypeAlias = tuple[Row, list[str]]  # the clean values of a row, and what is odd about it
 
@@ -185,8 +186,8 @@ class FeedbackFormat:
         has_prompt (`bool`): Whether there is a column `prompt`.
         notes (`tuple[str, ...]`): What the values show, in words.
         inside (`str`, *optional*):
-            How the prompt stands inside the answers of a pair: `"dialogues"` (of HH-RLHF), `"messages"`, or
-            `"repeated"` (and in the column `prompt` too). [`normalize`] splits it off.
+            How the prompt stands inside the answers: `"dialogues"` (of HH-RLHF), `"messages"`, or `"repeated"` (and
+            in the column `prompt` too). [`normalize`] splits it off.
     """
 
     kind: Kind
@@ -194,7 +195,7 @@ class FeedbackFormat:
     conversational: bool
     has_prompt: bool
     notes: tuple[str, ...] = ()
-    inside: Literal["dialogues", "messages", "repeated"] | None = None
+    inside: Inside | None = None
 
     def __str__(self) -> str:
         what = "messages" if self.conversational else "text"
