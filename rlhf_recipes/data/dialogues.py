@@ -91,7 +91,9 @@ def own_columns(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     dataset = dataset.remove_columns([name for name in dataset.column_names if name in {*used, *kept}])
     for name, values in kept.items():
         dataset = dataset.add_column(name, values) if dataset.column_names else Dataset.from_dict({name: values})
-    return dataset, (*([layout.note] if layout else []), *notes)
+    order = [name for name in ("prompt", *ANSWERS) if name in dataset.column_names]
+    order += [name for name in dataset.column_names if name not in order]
+    return dataset.select_columns(order), (*([layout.note] if layout else []), *notes)
 
 
 def _is_foreign(dataset: Dataset, name: str) -> bool:

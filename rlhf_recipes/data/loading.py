@@ -29,7 +29,7 @@ from rlhf_recipes.data.local_files import (
 logger = logging.getLogger(__name__)
 
 # What `datasets` would read CSV, TSV and JSON with, which are read more strictly here.
-OWN_BUILDERS = ("Csv", "Json")
+OWN_BUILDERS = ("csv", "json")
 
 # Endings that no Hub id has, so that a name with one of them is a file, also where we cannot read it.
 OTHER_FILE_ENDINGS = (
@@ -170,7 +170,7 @@ def _load_folder(folder: Path, split: str, config: str | None) -> Dataset:
     files = visible_files(folder)
     try:
         builder = folder_builder(folder, config)
-        if type(builder).__name__ not in OWN_BUILDERS:
+        if builder.info.builder_name not in OWN_BUILDERS:
             return _load(str(folder), files, split, name=config)
     except FileNotFoundError as error:
         raise ValueError(

@@ -111,11 +111,22 @@ def read_local(
         `ValueError`: if a file cannot be read; it names the file, and the line where it can.
     """
     parts = {name: _read_split(of_split, name, delimiter, encoding) for name, of_split in files.items()}
+    _check_splits(files, parts)
     lengths = {name: len(rows) for name, rows in parts.items()}
     ranges = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
     taken = [parts[part.splitname].select(range(part.from_ or 0, part.to)) for part in ranges]
     whole = len(ranges) == 1 and len(taken[0]) == lengths[ranges[0].splitname]
     return parts[ranges[0].splitname] if whole else datasets.concatenate_datasets(taken)
+
+
+def _check_splits(files: Mapping[str, Sequence[Path]], parts: Mapping[str, Dataset]) -> None:
+    """Splits may differ in some columns; those that share none are no splits of one dataset."""
+    (first, rows), *others = parts.items()
+    for name, other in others:
+        if not set(rows.column_names) & set(other.column_names):
+            shown = "; ".join(f"{split} has {', '.join(parts[split].column_names)}" for split in (first, name))
+            folder = files[first][0].parent
+            raise ValueError(f"Cannot read the dataset folder {str(folder)!r}: column names don't match: {shown}.")
 
 
 def cache_folder(files: Sequence[Path], *settings: Any) -> Path:

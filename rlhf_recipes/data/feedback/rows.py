@@ -93,6 +93,11 @@ def _odd_texts(row: Row, number: int, settings: FeedbackSettings) -> list[str]:
         values = row[name] if name == "completions" else [row[name]]
         if values is not None and not isinstance(values, list):
             raise ValueError(f"completions must be a list of texts, but is {values!r:.60}.")
+        if name != "completions" and isinstance(row[name], list) and any(isinstance(one, str) for one in row[name]):
+            raise ValueError(
+                f"{name} is a list of {len(row[name])} texts, and must be one text, or messages. Write a row for each "
+                "pair; several answers of one prompt, best first, are `completions` with `ranks`."
+            )
         if values is None or any(is_blank(value, name, number) for value in values):
             return [EMPTY]
         if any(len(as_text(value)) >= settings.long_text for value in values):
