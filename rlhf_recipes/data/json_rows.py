@@ -96,7 +96,7 @@ def _rows_inside(found: Mapping[str, Any]) -> Rows:
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ValueError(f"the object has columns of different lengths ({shown}). Give each one value for each row.")
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]  # type: ignore[arg-type]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _is_rows(value: Any) -> bool:

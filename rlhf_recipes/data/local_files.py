@@ -35,9 +35,9 @@ KINDS: Mapping[str, str] = {
 OWN = ("json", "csv", "tsv")  # those read here
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 PACKED: Mapping[str, Callable[[Path], Any]] = {
-    ".gz": lambda file: gzip.open(file, "rb"),
-    ".bz2": lambda file: bz2.open(file, "rb"),
-    ".xz": lambda file: lzma.open(file, "rb"),
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
     ".zst": lambda file: pa.input_stream(str(file), compression="zstd"),
 }
 UNPACKING_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)

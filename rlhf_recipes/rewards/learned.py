@@ -42,7 +42,8 @@ class LearnedReward:
     """The score that a sequence classifier gives to prompt and completion, read as one text.
 
     Plain text is the prompt followed by the completion; of messages, the model's chat template makes the text, and a
-    model without one reads them as `dialogue_text` writes them, which is said once. Texts are padded on the right and go through the model in batches of similar length, without gradients. A text that is
+    model without one reads them as `dialogue_text` writes them, which is said once. Texts are padded on the right and
+    go through the model in batches of similar length, without gradients. A text that is
     longer than `max_length` loses its beginning, because what is judged is the completion; how many do is logged
     once. An empty or blank completion is scored as it stands, with the prompt; where there is no token at all,
     a single special token is read. Its range and languages are those of the model. NaN or infinity out of the model

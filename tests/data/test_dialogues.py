@@ -1,4 +1,4 @@
-"""Dialogues in the forms in which others write them, with every kind of feedback: literal rows in, literal rows out."""
+"""Dialogues as others write them, with every kind of feedback: literal rows in, literal rows out."""
 
 import json
 

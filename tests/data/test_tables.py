@@ -226,7 +226,7 @@ def test_a_folder_with_files_of_two_formats_names_both(other, tmp_path):
         Dataset.from_dict({"completion": ["a"]}).to_parquet(tmp_path / other)
     else:
         write(tmp_path, other, '{"completion": "a", "score": 1}\n')
-    with pytest.raises(ValueError, match=r"files of 2 formats: (?=.*csv \(train.csv\))(?=.*\(%s\))" % other):
+    with pytest.raises(ValueError, match=rf"files of 2 formats: (?=.*csv \(train.csv\))(?=.*\({other}\))"):
         load_rows(str(tmp_path), "train")
 
 

@@ -45,7 +45,8 @@ class SplitArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "A local folder, a local file (.jsonl .json .csv .tsv .parquet, also packed), or a dataset id of the Hub."
+            "help": "A local folder, a local file (.jsonl .json .csv .tsv .parquet, also packed), or a dataset id of "
+            "the Hub."
         }
     )
     dataset_config: str | None = field(
