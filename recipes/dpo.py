@@ -28,6 +28,7 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.columns import drop_blank, require_columns
+from rlhf_recipes.data.dialogues import own_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Data. The texts of ratings without prompts share nothing, so they are compared as wholes: their prompt is empty.
     def pairs(split: str, count: int | None):
-        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
+        rows, _ = own_columns(load_rows(data_args.dataset_name, split, data_args.dataset_config))
         columns = require_columns(rows, [("chosen", "rejected"), ("completion", "score")], "DPO")
         rows = sample_rows(drop_blank(rows, [name for name in columns if name != "score"])[0], count)
         return Dataset.from_dict(preferences(rows[:], min_gap=training_args.min_gap)) if "score" in columns else rows

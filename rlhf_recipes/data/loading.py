@@ -1,11 +1,10 @@
 """From a name to rows with known columns: where a dataset lies, which format it has, and which rows say nothing."""
 
 import difflib
-import hashlib
-import json
+import glob
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,26 +14,29 @@ import numpy as np
 from datasets import Dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from rlhf_recipes.data.folders import check_one_kind, folder_builder, listed_splits, quiet_cards, visible_files
+from rlhf_recipes.data.local_files import (
+    KINDS,
+    OWN,
+    PACKED,
+    cache_folder,
+    is_empty,
+    kind_of,
+    read_local,
+    without_decimals,
+)
+
 logger = logging.getLogger(__name__)
 
-# The builder of `datasets` that reads each kind of file.
-FILE_BUILDERS: Mapping[str, str] = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
+# What `datasets` would read CSV, TSV and JSON with, which are read more strictly here.
+OWN_BUILDERS = ("csv", "json")
 
 # Endings that no Hub id has, so that a name with one of them is a file, also where we cannot read it.
 OTHER_FILE_ENDINGS = (
-    ".tsv",
     ".xlsx",
     ".xls",
     ".arrow",
-    ".gz",
     ".zip",
-    ".zst",
     ".pkl",
     ".xml",
     ".yaml",
@@ -52,8 +54,9 @@ class DataArguments:
 
     Args:
         dataset_name (`str`):
-            A local folder (data files, or made by `save_to_disk`), a local file (.jsonl, .json, .csv, .parquet, .txt),
-            or the id of a dataset on the Hugging Face Hub. What exists locally comes first.
+            A local folder (data files, or made by `save_to_disk`), a local file (.jsonl, .json, .csv, .tsv, .parquet,
+            .txt, also packed: .gz, .bz2, .xz, .zst), several of them (`rows/part-*.csv`), or the id of a dataset on
+            the Hugging Face Hub. What exists locally comes first.
         dataset_config (`str`, *optional*):
             The configuration, of a dataset that has several.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
@@ -73,8 +76,8 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "A local folder, a local file (.jsonl .json .csv .parquet .txt), or a dataset id of the Hugging "
-            "Face Hub."
+            "help": "A local folder, a local file (.jsonl .json .csv .tsv .parquet .txt, also packed), or a dataset "
+            "id of the Hugging Face Hub."
         }
     )
     dataset_config: str | None = field(
@@ -106,10 +109,10 @@ def load_rows(name: str, split: str, config: str | None = None) -> Dataset:
 
     A name that can only be a path (it starts with `.`, `/` or `~`, has more than one slash, ends like a data file, or
     begins with `starter/` or `runs/`) is never looked for on the Hub. A local file that was changed is read anew,
-    even if its date was kept.
+    even if its date was kept. Decimal numbers become floats.
 
     Args:
-        name (`str`): The folder, file or id, as in [`DataArguments`].
+        name (`str`): The folder, file, files (`rows/part-*.csv`) or id, as in [`DataArguments`].
         split (`str`): The split, or a slice of it such as `train[:10%]` (not for folders made by `save_to_disk`).
         config (`str`, *optional*): The configuration, of a dataset that has several.
 
@@ -119,31 +122,34 @@ def load_rows(name: str, split: str, config: str | None = None) -> Dataset:
     Raises:
         `FileNotFoundError`: if there is nothing of that name.
         `ConnectionError`: if the name is none of a local path, and the Hub cannot be reached.
-        `ValueError`: if the split does not exist, a file cannot be read, or there are no rows.
+        `ValueError`: if the split does not exist, a file cannot be read (a row with more or fewer fields than the
+            header, say), a folder has files of two formats, or there are no rows.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         dataset = _load_folder(path, split, config)
     elif path.is_file():
-        dataset = _load_file(path, split)
+        dataset = _load_files(str(path), [path], split)
+    elif found := sorted(Path(file) for file in glob.glob(str(path), recursive=True)):
+        dataset = _load_files(str(path), found, split)
     elif _must_be_local(name):
         raise FileNotFoundError(
             f"No dataset at {name!r} (looked in {path.absolute()}). Give a local folder, a local file "
-            f"({' '.join(FILE_BUILDERS)}) or a dataset id of the Hugging Face Hub. The folders under starter/ are "
+            f"({' '.join(KINDS)}) or a dataset id of the Hugging Face Hub. The folders under starter/ are "
             "made by `python -m rlhf_recipes.data.starter`."
         )
     else:
         dataset = _load_from_hub(name, split, config)
     if len(dataset) == 0:
         raise ValueError(f"The dataset {name!r} has no rows in split {split!r}. At least one is needed.")
-    return dataset
+    return without_decimals(dataset)
 
 
 def _must_be_local(name: str) -> bool:
     return (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
-        or name.lower().endswith((*FILE_BUILDERS, *OTHER_FILE_ENDINGS))
+        or name.lower().endswith((*KINDS, *PACKED, *OTHER_FILE_ENDINGS))
         or name.split("/")[0] in ("starter", "runs")
     )
 
@@ -160,12 +166,15 @@ def _load_folder(folder: Path, split: str, config: str | None) -> Dataset:
         if split != only:
             raise _no_such_split(str(folder), split, [only])
         return single
-    files = _visible_files(folder)
+    check_one_kind(folder)
+    files = visible_files(folder)
     try:
-        return _load(str(folder), files, split, name=config)
+        builder = folder_builder(folder, config)
+        if builder.info.builder_name not in OWN_BUILDERS:
+            return _load(str(folder), files, split, name=config)
     except FileNotFoundError as error:
         raise ValueError(
-            f"The folder {str(folder)!r} holds no data files ({' '.join(FILE_BUILDERS)}), so it is no dataset. "
+            f"The folder {str(folder)!r} holds no data files ({' '.join(KINDS)}), so it is no dataset. "
             "Name the folder in which the files lie."
         ) from error
     except Exception as error:  # as many kinds as there are file formats; each is raised again with what to do
@@ -173,55 +182,57 @@ def _load_folder(folder: Path, split: str, config: str | None) -> Dataset:
         if splits and not set(_base_splits(split)) <= set(splits):
             raise _no_such_split(str(folder), split, splits) from error
         for file in files:
-            if file.suffix.lower() in FILE_BUILDERS:
-                _load_file(file, "train")  # raises for the file that cannot be read, and names it
+            if kind_of(file) is not None:
+                _load_files(str(file), [file], "train")  # raises for the file that cannot be read, and names it
         raise ValueError(f"Cannot read the dataset folder {str(folder)!r}: {_reason(error)}") from error
+    of_splits = {str(name): [Path(file) for file in of_split] for name, of_split in builder.config.data_files.items()}
+    if not set(_base_splits(split)) <= set(of_splits):
+        raise _no_such_split(str(folder), split, of_splits)
+    # A folder's README may say in its YAML what stands between fields (`sep`), and the encoding.
+    return read_local(of_splits, split, getattr(builder.config, "sep", None), builder.config.encoding or "utf-8")
 
 
-def _load_file(file: Path, split: str) -> Dataset:
-    builder = FILE_BUILDERS.get(file.suffix.lower())
-    if builder is None:
+def _load_files(name: str, files: Sequence[Path], split: str) -> Dataset:
+    """Files that are all one split, `train`."""
+    kinds = {kind_of(file): file for file in files}
+    if None in kinds:
         raise ValueError(
-            f"Cannot read {str(file)!r}: files may end in {', '.join(FILE_BUILDERS)}. Convert it to one of these."
+            f"Cannot read {str(kinds[None])!r}: files may end in {', '.join(KINDS)}, each also packed "
+            f"({' '.join(PACKED)}). Convert it to one of these."
         )
+    if len(kinds) > 1:
+        raise ValueError(f"{name!r} names files of {len(kinds)} formats: {', '.join(map(str, kinds.values()))}.")
     if _base_splits(split) != ["train"]:
+        ending = "".join(files[0].suffixes)
         raise ValueError(
-            f"{str(file)!r} is a single file, which is all one split, 'train': there is no split {split!r} in it. Put "
-            f"the rows for it in a file of their own, in one folder with this one (train{file.suffix}, "
-            f"{(_base_splits(split) or ['test'])[0]}{file.suffix}), and name the folder."
+            f"{name!r} is a single file, which is all one split, 'train': there is no split {split!r} in it. Put "
+            f"the rows for it in a file of their own, in one folder with this one (train{ending}, "
+            f"{(_base_splits(split) or ['test'])[0]}{ending}), and name the folder."
         )
-    if file.stat().st_size == 0 or (builder != "parquet" and not _has_text(file)):
-        raise ValueError(f"The file {str(file)!r} is empty. A dataset needs at least one row.")
+    kind = str(next(iter(kinds)))
+    for file in files:
+        if file.stat().st_size == 0 or (kind != "parquet" and is_empty(file)):
+            raise ValueError(f"The file {str(file)!r} is empty. A dataset needs at least one row.")
+    if kind in OWN:
+        return read_local({"train": files}, split)
     try:
-        return _load(builder, [file], split, data_files=str(file))
+        return _load(kind, files, split, data_files=[str(file) for file in files])
     except Exception as error:  # as above
-        mistake = _json_mistake(file) if builder == "json" else ""
-        raise ValueError(f"Cannot read {str(file)!r}{mistake or f': {_reason(error)}'}.") from error
+        raise ValueError(f"Cannot read {name!r}: {_reason(error)}.") from error
 
 
 def _load(path: str, files: Sequence[Path], split: str, **kwargs: Any) -> Dataset:
-    """`load_dataset` for local files, with a cache that notices every change of them.
-
-    `datasets` looks at paths and modification times alone, and serves stale rows if a file was replaced by one of the
-    same date (`cp -p`, `rsync -t`, unpacked archives). No copy keeps the time of the inode's last change, so that is
-    asked too, and each state of the files gets a cache folder of its own.
-    """
-    states = [(str(file.absolute()), file.stat()) for file in files]
-    key = repr([(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states])
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "rlhf_recipes" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    card_logger = logging.getLogger("huggingface_hub.repocard")
-    level = card_logger.level
-    card_logger.setLevel(logging.ERROR)  # it warns of every README.md without a YAML header
+    """`load_dataset` for local files, with a cache that notices every change of them."""
     try:
-        dataset = cast(Dataset, datasets.load_dataset(path, split=split, cache_dir=str(cache), **kwargs))
-        dataset.data.validate(full=True)  # the JSON reader lets bytes pass that are no UTF-8, until one is looked at
+        with quiet_cards():
+            cache = str(cache_folder(files))
+            dataset = cast(Dataset, datasets.load_dataset(path, split=split, cache_dir=cache, **kwargs))
+        dataset.data.validate(full=True)  # text files may hold bytes that are no UTF-8, until one is looked at
         return dataset
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
         raise ValueError(f"it has no rows in split {split!r}") from None
-    finally:
-        card_logger.setLevel(level)
 
 
 def _load_from_hub(name: str, split: str, config: str | None) -> Dataset:
@@ -243,20 +254,6 @@ def _load_from_hub(name: str, split: str, config: str | None) -> Dataset:
         raise _no_such_split(name, split, datasets.get_dataset_split_names(name, config)) from error
 
 
-def _visible_files(folder: Path) -> list[Path]:
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-
-
-def listed_splits(name: str, config: str | None = None) -> list[str]:
-    """The splits that a folder or a dataset of the Hub names; none where that cannot be told."""
-    try:
-        return list(datasets.get_dataset_split_names(name, config))
-    except Exception:  # of as many kinds as there are places; loading raises it again, and says what to do
-        logger.debug("Cannot list the splits of %s.", name, exc_info=True)
-        return []
-
-
 def _base_splits(split: str) -> list[str]:
     """`train[:10%]+test` is made of train and test."""
     return [part.split("[")[0].strip() for part in split.split("+")]
@@ -273,31 +270,6 @@ def _no_such_split(name: str, split: str, existing: Iterable[str]) -> NoSuchSpli
         + (f" Did you mean {near[0]!r}?" if near else "")
         + " Choose with dataset_train_split and dataset_test_split."
     )
-
-
-def _has_text(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return any(line.strip() for line in stream)
-
-
-def _json_mistake(file: Path) -> str:
-    """Where a JSON file goes wrong. The reader of `datasets` counts rows from the middle of a block.
-
-    Returns:
-        `str`: Such as `", line 2, column 7: Expecting value"`, or nothing if all of it is JSON.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        return f": not UTF-8 text ({error})"
-    # A file that opens with a bracket is one list of rows; any other has one row per line.
-    parts = [text] if text.lstrip().startswith("[") else text.split("\n")
-    for line, part in enumerate(parts):
-        try:
-            json.loads(part if part.strip() else "{}")
-        except json.JSONDecodeError as error:
-            return f", line {line + error.lineno}, column {error.colno}: {error.msg}"
-    return ""
 
 
 def _reason(error: BaseException) -> str:

@@ -7,6 +7,9 @@ Which characters of a completion each of the policy's tokens stands for.
 """
 
 import contextlib
+import functools
+import json
+import logging
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -17,7 +20,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RewardError
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Messages, Text, as_text
+
+logger = logging.getLogger(__name__)
+
+# Who speaks, where a model has no chat template and reads a conversation as text.
+SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -73,6 +81,32 @@ def joined(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -
         return f"{as_text(prompt)}\n", text, True
     rendered = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     return str(rendered), text, False
+
+
+def dialogue_text(messages: Messages) -> str:
+    r"""A conversation as the one text that a model without a chat template reads, as in HH-RLHF.
+
+    Example:
+        >>> dialogue_text([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}])
+        '\n\nHuman: Hello\n\nAssistant: Hi!'
+    """
+    turns = []
+    for message in messages:
+        said = as_text([message])
+        if message.get("tool_calls"):
+            said += json.dumps(message["tool_calls"], ensure_ascii=False)
+        turns.append(f"\n\n{SPEAKERS.get(message['role'], str(message['role']).title())}: {said}")
+    return "".join(turns)
+
+
+@functools.cache
+def say_plain_reading(name: str) -> None:
+    """Say in one line, once in a process, how a model without a chat template reads conversations."""
+    logger.warning(
+        "%s has no chat template, so that conversations are read as plain text: %r.",
+        name,
+        "\n\nHuman: ...\n\nAssistant: ...",
+    )
 
 
 def first_special(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -208,7 +208,7 @@ def _write_page(root: Path, facts: CardFacts, heat: tuple[list[HeatMap], str]) -
 def use(facts: CardFacts) -> list[Snippet]:
     """The snippets that fit the model."""
     options = facts.config.get("loss_args") or {}
-    token = str(options.get("step_token", "\n"))
+    token = facts.settings.step_token or str(options.get("step_token", "\n"))
     return snippets(facts.where, facts.settings, facts.is_process, token, facts.string_path)
 
 

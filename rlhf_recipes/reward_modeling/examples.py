@@ -24,11 +24,11 @@ from rlhf_recipes.data.pairs import draw_pairs
 from rlhf_recipes.data.preprocessing import normalize_text
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import readable_tokens
-from rlhf_recipes.modeling.reading import joined
+from rlhf_recipes.modeling.reading import dialogue_text, joined, say_plain_reading
 from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts
-from rlhf_recipes.rewards.process import cut_beginning, encode_steps
+from rlhf_recipes.rewards.process import cut_beginning, encode_steps, own_mark
 from rlhf_recipes.texts import Text, as_text
 
 logger = logging.getLogger(__name__)
@@ -125,13 +125,11 @@ def tokenize(
     out such rows without a word.)
 
     Args:
-        texts ([`Texts`]): Text, or messages, which go through the chat template.
+        texts ([`Texts`]): Text, or messages, which go through the chat template. Where there is none they are read as
+            `rlhf_recipes.modeling.reading.dialogue_text` writes them, which is said once.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's own.
         settings ([`RewardModelSettings`]): Whether an end-of-sequence token is appended, and the limit.
         name (`str`, *optional*): What the log calls them.
-
-    Raises:
-        `ValueError`: if there are messages and the tokenizer has no chat template.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.truncation_side = "left"
@@ -157,15 +155,14 @@ def _render(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, 
     """One text, and whether the tokenizer has yet to add special tokens to it."""
     if isinstance(prompt, str) and isinstance(completion, str):
         text = prompt + completion
-        return (text + tokenizer.eos_token if append_eos and not text.endswith(tokenizer.eos_token) else text), True
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"The rows are conversations, but the tokenizer {tokenizer.name_or_path!r} has no chat template to make "
-            "text of them. Take a chat model, set `chat_template` in its tokenizer_config.json, or use plain text."
-        )
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-    return str(tokenizer.apply_chat_template([*before, *after], tokenize=False)), False
+    else:
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        if tokenizer.chat_template is not None:
+            return str(tokenizer.apply_chat_template([*before, *after], tokenize=False)), False
+        say_plain_reading(f"The tokenizer {tokenizer.name_or_path!r}")
+        text = dialogue_text([*before, *after])
+    return (text + tokenizer.eos_token if append_eos and not text.endswith(tokenizer.eos_token) else text), True
 
 
 def pair_rows(
@@ -235,6 +232,7 @@ def example_rows(
     """
     items, targets = objective.texts(dataset), objective.targets(dataset)
     if objective.step_token is not None:
+        objective.step_token = own_mark(objective.step_token, tokenizer)
         mark = list(tokenizer(objective.step_token, add_special_tokens=False).input_ids)
         if not mark:
             raise ValueError(

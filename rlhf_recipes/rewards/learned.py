@@ -27,15 +27,23 @@ from rlhf_recipes.modeling.frozen import (
 )
 from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path
-from rlhf_recipes.modeling.reading import as_messages, check_finite, first_special, model_outputs
+from rlhf_recipes.modeling.reading import (
+    as_messages,
+    check_finite,
+    dialogue_text,
+    first_special,
+    model_outputs,
+    say_plain_reading,
+)
 from rlhf_recipes.texts import Text
 
 
 class LearnedReward:
     """The score that a sequence classifier gives to prompt and completion, read as one text.
 
-    Plain text is the prompt followed by the completion; of messages, the model's chat template makes the text. Texts
-    are padded on the right and go through the model in batches of similar length, without gradients. A text that is
+    Plain text is the prompt followed by the completion; of messages, the model's chat template makes the text, and a
+    model without one reads them as `dialogue_text` writes them, which is said once. Texts are padded on the right and
+    go through the model in batches of similar length, without gradients. A text that is
     longer than `max_length` loses its beginning, because what is judged is the completion; how many do is logged
     once. An empty or blank completion is scored as it stands, with the prompt; where there is no token at all,
     a single special token is read. Its range and languages are those of the model. NaN or infinity out of the model
@@ -171,17 +179,15 @@ class LearnedReward:
         """One text, and whether the tokenizer has yet to add special tokens to it."""
         if isinstance(prompt, str) and isinstance(completion, str):
             text = prompt + completion
-            if self.settings.append_eos and not text.endswith(self.tokenizer.eos_token):
-                text += self.tokenizer.eos_token
-            return text, True
-        if self.tokenizer.chat_template is None:
-            raise ValueError(
-                f"The rows are conversations, but the tokenizer of the reward model {self.__name__!r} has no chat "
-                "template to make text of them. Set `chat_template` on the tokenizer and give it as processing_class, "
-                "or score plain text."
-            )
-        messages = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False)), False
+        else:
+            messages = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
+            if self.tokenizer.chat_template is not None:
+                return str(self.tokenizer.apply_chat_template(messages, tokenize=False)), False
+            say_plain_reading(f"The tokenizer of the reward model {self.__name__!r}")
+            text = dialogue_text(messages)
+        if self.settings.append_eos and not text.endswith(self.tokenizer.eos_token):
+            text += self.tokenizer.eos_token
+        return text, True
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids

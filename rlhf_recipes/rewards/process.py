@@ -1,5 +1,6 @@
 """Rewards inside a completion: of its tokens, and of the steps of an answer (process rewards)."""
 
+import logging
 import math
 import numbers
 import re
@@ -21,6 +22,8 @@ Span: TypeAlias = tuple[int, int]  # first character, and the one after the last
 Reduction = Literal["last", "min", "mean", "product", "per_token"]
 FUNCTION = re.compile(r"(\.py|^[\w.]+):\w+$")  # a file or a module, and a name in it
 STEP_BREAK = "\n\n"
+LINE_BREAK = "\n"  # behind each step, unless another mark is given
+logger = logging.getLogger(__name__)
 
 
 class TokenClassifierReward:
@@ -144,7 +147,7 @@ class StepModel:
             A folder, a model id of the Hub, or a model that is loaded already.
         step_token (`str`, *optional*):
             The mark, as in the model's training. Default: what `reward_config.json` beside the model says, else a line
-            break.
+            break, or the separator of a tokenizer that drops line breaks.
         label (`int` or `str`, *optional*):
             The classifier's output that is the score, such as that of correct steps (1 for TRL's).
         labels (`dict`, *optional*):
@@ -201,14 +204,13 @@ class StepModel:
             max_length = settings.max_length if max_length is None else max_length
             if probabilities is None and settings.step_token is not None:
                 probabilities = settings.probabilities
-        step_token = "\n" if step_token is None else step_token
         probabilities = True if probabilities is None else probabilities
         kind = AutoModelForCausalLM if self.is_causal else AutoModelForTokenClassification
         self.reader = FrozenModel(
             kind, model, processing_class, max_length, device, dtype, load_in_4bit, needs_offsets=self.is_causal
         )
-        self.step_token = step_token
-        self.mark = self._ids(step_token)
+        self.step_token = own_mark(LINE_BREAK if step_token is None else step_token, self.reader.tokenizer)
+        self.mark = self._ids(self.step_token)
         if not self.mark:
             raise ValueError(f"The tokenizer makes no token of step_token {step_token!r}; give the model's own mark.")
         self.candidates = [self._single("good_token", good_token), self._single("bad_token", bad_token)]
@@ -290,6 +292,17 @@ class StepModel:
         if len(ids) != 1:
             raise ValueError(f"{what} {token!r} is {len(ids)} tokens of the model's tokenizer, but must be one.")
         return ids[0]
+
+
+def own_mark(step_token: str, tokenizer: Any) -> str:
+    """The mark behind each step; the separator of a tokenizer that drops line breaks, as most encoders' do."""
+    if step_token != LINE_BREAK or tokenizer(step_token, add_special_tokens=False, verbose=False).input_ids:
+        return step_token
+    own = tokenizer.sep_token or tokenizer.eos_token
+    if own is None:
+        return step_token
+    logger.info("The tokenizer drops line breaks, so that %r stands behind each step.", own)
+    return str(own)
 
 
 def encode_steps(

@@ -183,10 +183,6 @@ REFUSED = {
         [ranked([["a", "b"], ["c"]], [1, 2])],
         "Row 0 of the rankings: Column 'completions' holds neither text nor messages .* but a list",
     ),
-    "completions that are numbers": (
-        [rated(12, 1.0), rated(13, 2.0)],
-        "Row 0 of the ratings: Column 'completion' holds neither text nor messages .* but a int",
-    ),
     "a list that is a text": (
         [ranked("Red, Blue", [1, 2])],
         r"Row 0: completions must be a list, but is the text 'Red, Blue'\. A CSV can hold a list as JSON",
@@ -218,17 +214,22 @@ def test_ratings_out_of_a_stated_range_are_refused(kind, tmp_path):
         cleaned(tmp_path, kind, rows, FeedbackSettings(score_range=(1, 5)))
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity"])
-def test_numbers_that_are_none_are_refused_and_a_csv_has_no_nan(number, tmp_path):
-    path = tmp_path / "train.jsonl"
-    Dataset.from_dict({"completion": ["a", "b"], "score": [1.0, float(number)]}).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match="Row 1 of the ratings: score is (nan|inf), and must be a finite number"):
-        normalize(load_rows(str(tmp_path / "rows.parquet"), "train"))
-    path.write_text(f'{{"completion": "a", "score": 1.0}}\n{{"completion": "b", "score": {number}}}\n')
-    with pytest.raises(ValueError, match="score"):
-        normalize(load_rows(str(path), "train"))
-    (tmp_path / "rows.csv").write_text("completion,score\na,1.0\nb,NaN\nc,2.0\n")
-    assert normalize(load_rows(str(tmp_path / "rows.csv"), "train"))[1].left_out == {"missing value": 1}
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_completions_that_are_numbers_are_refused_and_in_a_csv_they_are_texts(kind, tmp_path):
+    rows = [rated(12, 1.0), rated(13, 2.0)]
+    with pytest.raises(ValueError, match="Row 0 of the ratings: Column 'completion' holds neither .* but a int"):
+        cleaned(tmp_path, kind, rows)
+    assert cleaned(tmp_path, "csv", rows)[0]["completion"][:] == ["12", "13"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_one_nan_is_treated_as_one_null_is_and_infinity_is_refused(kind, tmp_path):
+    rows = [rated(), rated("b", float("nan")), rated("c", 2.0)]
+    left, found = cleaned(tmp_path, kind, rows)
+    assert (found.left_out, left["completion"][:]) == ({"missing value": 1}, ["a", "c"])
+    assert cleaned(tmp_path, kind, [rated(), rated("b", None), rated("c", 2.0)])[1].left_out == found.left_out
+    with pytest.raises(ValueError, match="Row 1 of the ratings: score is inf, and must be a finite number"):
+        cleaned(tmp_path, kind, [rated(), rated("b", float("inf")), rated("c", 2.0)])
 
 
 # --- Defined ----------------------------------------------------------------------------------
@@ -303,18 +304,19 @@ def test_messages_that_hold_their_prompt_are_split_though_there_is_a_prompt_colu
     assert left.to_list() == [{"prompt": [question], "chosen": answers[0][1:], "rejected": answers[1][1:]}]
 
 
-def test_the_words_that_pandas_takes_for_nothing_are_empty_texts_in_a_csv(tmp_path):
-    rows = [rated("None"), rated("NA", 2.0), rated("fine", 3.0), rated("null and void", 4.0)]
-    assert cleaned(tmp_path, "csv", rows)[1].left_out == {"empty text": 2}
-    assert cleaned(tmp_path, "jsonl", rows)[1].left_out == {}
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_words_that_pandas_takes_for_nothing_are_texts(kind, tmp_path):
+    rows = [rated("None"), rated("NA", 2.0), rated("007", 3.0), rated("null", 4.0)]
+    left, found = cleaned(tmp_path, kind, rows)
+    assert (found.left_out, left["completion"][:]) == ({}, ["None", "NA", "007", "null"])
 
 
 def test_a_column_that_stands_twice_is_refused(tmp_path):
     (tmp_path / "twice.csv").write_text("completion,score,score\na,1,5\nb,2,4\n")
-    with pytest.raises(ValueError, match=r"two columns 'score': the second of a CSV is read as 'score\.1'"):
-        normalize(load_rows(str(tmp_path / "twice.csv"), "train"))
+    with pytest.raises(ValueError, match=r"twice\.csv', line 1: there are two columns 'score'\. Remove or rename"):
+        load_rows(str(tmp_path / "twice.csv"), "train")
     (tmp_path / "twice.jsonl").write_text('{"completion": "a", "score": 1, "score": 2}\n')
-    with pytest.raises(ValueError, match="score.* specified twice in row 0"):
+    with pytest.raises(ValueError, match="twice.jsonl', line 1: 'score' is specified twice in one object"):
         load_rows(str(tmp_path / "twice.jsonl"), "train")
 
 

@@ -165,6 +165,31 @@ def test_pairs_of_conversations(main, models, tmp_path):
 WORDS = list(VALUES)
 
 
+@pytest.mark.parametrize("form", ["raw dialogues of HH-RLHF", "ShareGPT"])
+def test_dialogues_of_others_are_learned_without_a_chat_template(main, models, form, tmp_path, capsys):
+    def row(better, worse):
+        if form == "ShareGPT":
+            turns = [{"from": "human", "value": "How is it?"}]
+            sides = ({"from": "gpt", "value": text} for text in (better, worse))
+            return {"conversations": turns, **dict(zip(("chosen", "rejected"), sides, strict=True))}
+        head = "\n\nHuman: How is it?\n\nAssistant: "
+        return {"chosen": head + better, "rejected": head + worse}
+
+    for split, count in (("train", 160), ("test", 60)):
+        drawn = [sorted(texts, key=worth) for texts in lists(count, 2, seed=count)]
+        write_split(tmp_path / "talks", split, [row(b, a) for a, b in drawn if worth(a) < worth(b)])
+    flags = ["--dataset_name", str(tmp_path / "talks"), "--model_name_or_path", models["bert"], *FAST]
+    main([*flags, "--learning_rate", "3e-3", "--num_train_epochs", "4", "--output_dir", str(tmp_path / "out")])
+    assert "Feedback      pairs (chosen, rejected; " in capsys.readouterr().out
+    assert read(tmp_path / "out", "metrics.json")["pairwise_accuracy"] > 0.65
+    better, worse = "great great great great great", "awful awful awful awful awful"
+    asked = [[{"role": "user", "content": "How is it?"}]] * 2
+    score = LearnedReward(tmp_path / "out")
+    as_messages = score(asked, [better, worse])
+    assert as_messages == score(["", ""], [f"\n\nHuman: How is it?\n\nAssistant: {text}" for text in (better, worse)])
+    assert as_messages[0] > as_messages[1]
+
+
 def worth(text):
     return sum(VALUES[word] for word in text.split()) / 2
 

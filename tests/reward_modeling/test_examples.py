@@ -4,12 +4,16 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import normalizers
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from rlhf_recipes.data.feedback.recognize import normalize
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.data.preprocessing import split_of
 from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.modeling.reading import say_plain_reading
 from rlhf_recipes.reward_modeling.examples import (
+    example_rows,
     in_share,
     load_feedback,
     pair_rows,
@@ -17,6 +21,7 @@ from rlhf_recipes.reward_modeling.examples import (
     settings_for,
     tokenize,
 )
+from rlhf_recipes.reward_modeling.losses.labels import Process
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.learned import LearnedReward
 from tests.tiny import tiny_classifier, tiny_tokenizer
@@ -93,9 +98,44 @@ def test_settings_close_a_decoders_texts_and_leave_an_encoders_to_its_tokenizer(
     assert not settings_for(bert, encoder, 64).append_eos
 
 
-def test_messages_need_a_chat_template():
-    with pytest.raises(ValueError, match="has no chat template"):
-        tokenize(MESSAGES, tiny_tokenizer("llama"), RewardModelSettings())
+def test_without_a_chat_template_messages_are_read_as_the_text_of_a_dialogue(caplog):
+    say_plain_reading.cache_clear()
+    tokenizer = tiny_tokenizer("llama")
+    with caplog.at_level(logging.WARNING):
+        ids = tokenize(MESSAGES, tokenizer, RewardModelSettings(append_eos=True))
+    assert [tokenizer.decode(of_text) for of_text in ids] == [
+        "\n\nHuman: Hello\n\nAssistant: Hi<eos>",
+        "Is it good?Yes, wonderful.<eos>",  # text stays what it was
+        "\n\nHuman: How?\n\nAssistant: So.<eos>",
+    ]
+    assert caplog.text.count("has no chat template, so that conversations are read as plain text") == 1
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_raw_dialogues_are_read_as_the_text_that_they_were(kind):
+    head = "\n\nHuman: 1+1?\n\nAssistant: 2\n\nHuman: Sure?\n\nAssistant: "
+    raw = Dataset.from_dict({"chosen": [f"{head}Yes."], "rejected": [f"{head}No."]})
+    tokenizer = tiny_tokenizer(kind)
+    settings = RewardModelSettings(append_eos=kind == "llama")
+    rows = pair_rows(normalize(raw)[0], tokenizer, settings)
+    end = tokenizer.eos_token if kind == "llama" else ""
+    assert rows[0]["chosen_ids"] == tokenizer(f"{head}Yes.{end}").input_ids
+    assert rows[0]["rejected_ids"] == tokenizer(f"{head}No.{end}").input_ids
+
+
+@pytest.mark.parametrize(("drops_line_breaks", "mark"), [(False, "\n"), (True, "[SEP]")])
+def test_steps_on_an_encoder_that_drops_line_breaks_take_its_separator(drops_line_breaks, mark):
+    tokenizer = tiny_tokenizer("bert")
+    if drops_line_breaks:
+        tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
+    objective = Process()
+    dataset = Dataset.from_dict({"prompt": ["2+3*4?"], "completions": [["12.", "14."]], "labels": [[1.0, 0.0]]})
+    rows = example_rows(dataset, objective, tokenizer, RewardModelSettings())
+    (ids,) = rows[0]["input_ids"]
+    assert tokenizer.decode(ids) == f"2+3*4?12.{mark}14.{mark}"
+    (of_mark,) = tokenizer(mark, add_special_tokens=False).input_ids
+    assert [ids[int(place)] for place in rows[0]["ends"]] == [of_mark, of_mark]
+    assert objective.step_token == mark  # which is saved beside the model
 
 
 def test_shares_have_no_text_in_common_and_leave_nothing_out():

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 from transformers.utils import is_bitsandbytes_available
 
+from rlhf_recipes.modeling.reading import say_plain_reading
 from rlhf_recipes.rewards import LearnedReward, LogisticCalibration, RewardError, RewardModelSettings, WeightedSum
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
@@ -154,9 +155,20 @@ def test_a_conversation_is_read_through_the_models_chat_template():
     assert reward([prompt], ["yes"]) == pytest.approx([expected], abs=1e-5)
 
 
-def test_a_conversation_without_a_chat_template_is_refused():
-    with pytest.raises(ValueError, match=r"'judge' has no chat template.*Set `chat_template`"):
-        reward_of("llama", name="judge")([[{"role": "user", "content": "Hi"}]], [[]])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_chat_template_a_conversation_is_read_as_the_text_of_a_dialogue(kind, caplog):
+    say_plain_reading.cache_clear()
+    reward = reward_of(kind, name="judge", settings=RewardModelSettings(append_eos=kind == "llama"))
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Was it good?"}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "ask"}]}
+    completion = [call, {"role": "tool", "content": "yes"}, {"role": "assistant", "content": "Yes."}]
+    asked = "\n\nSystem: Be brief.\n\nHuman: Was it good?"
+    text = asked + '\n\nAssistant: [{"name": "ask"}]\n\nTool: yes\n\nAssistant: Yes.'
+    with caplog.at_level(logging.WARNING):
+        said = [reward([prompt], [completion]) for _ in range(2)]
+    assert said == [reward([""], [text])] * 2
+    assert reward([prompt], ["Yes."]) == reward([""], [f"{asked}\n\nAssistant: Yes."])
+    assert caplog.text.count("'judge' has no chat template, so that conversations are read as plain text") == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import datasets
 from datasets import Dataset
 
-from rlhf_recipes.data.loading import NoSuchSplit, listed_splits, load_rows
+from rlhf_recipes.data.folders import listed_splits
+from rlhf_recipes.data.loading import NoSuchSplit, load_rows
 from rlhf_recipes.outputs import write_jsonl
 
 T = TypeVar("T")
@@ -43,7 +44,10 @@ class SplitArguments:
     help_title = "Dataset"
 
     dataset_name: str = field(
-        metadata={"help": "A local folder, a local file (.jsonl .json .csv .parquet), or a dataset id of the Hub."}
+        metadata={
+            "help": "A local folder, a local file (.jsonl .json .csv .tsv .parquet, also packed), or a dataset id of "
+            "the Hub."
+        }
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Which configuration, of a dataset that has several."}

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 Kind = Literal[
     "pairs", "votes", "ratings", "rankings", "best_worst", "unpaired", "clicks", "dwell", "objectives", "steps"
 ]
+Inside = Literal["dialogues", "messages", "repeated"]
 Row: TypeAlias = dict[str, Any]
 Read: TypeAlias = tuple[Row, list[str]]  # the clean values of a row, and what is odd about it
 
@@ -35,7 +36,7 @@ TEXTS = ("completion", "completions", "chosen", "rejected")
 Weighting = Literal["votes", "labels", "groups"]
 WEIGHT = "weight"  # may stand beside all of them: how much a row counts in training
 
-# What must be lists, which a CSV can only hold as JSON, and what must be numbers.
+# What must be lists, which a CSV can only hold as JSON.
 LISTS: Mapping[Kind, tuple[str, ...]] = {
     "ratings": ("votes",),
     "rankings": ("completions", "ranks"),
@@ -43,10 +44,6 @@ LISTS: Mapping[Kind, tuple[str, ...]] = {
     "objectives": ("scores", "objectives"),
     "steps": ("completions", "labels"),
 }
-NUMBERS = (
-    *("score", "margin", "target", "chosen_votes", "rejected_votes", "best", "worst", "clicks", "views"),
-    *("dwell_seconds", WEIGHT),
-)
 
 # The column in which rows must differ, or there is nothing to learn.
 SIGNAL: Mapping[Kind, str] = {"ratings": "score", "unpaired": "label", "dwell": "dwell_seconds", "steps": "labels"}
@@ -190,8 +187,8 @@ class FeedbackFormat:
         has_prompt (`bool`): Whether there is a column `prompt`.
         notes (`tuple[str, ...]`): What the values show, in words.
         inside (`str`, *optional*):
-            How the prompt stands inside the answers of a pair: `"dialogues"` (of HH-RLHF), `"messages"`, or
-            `"repeated"` (and in the column `prompt` too). [`normalize`] splits it off.
+            How the prompt stands inside the answers: `"dialogues"` (of HH-RLHF), `"messages"`, or `"repeated"` (and
+            in the column `prompt` too). [`normalize`] splits it off.
     """
 
     kind: Kind
@@ -199,7 +196,7 @@ class FeedbackFormat:
     conversational: bool
     has_prompt: bool
     notes: tuple[str, ...] = ()
-    inside: Literal["dialogues", "messages", "repeated"] | None = None
+    inside: Inside | None = None
 
     def __str__(self) -> str:
         what = "messages" if self.conversational else "text"

@@ -5,11 +5,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.data.dialogues import inside_of, own_columns
 from rlhf_recipes.data.feedback.formats import (
     COLUMNS,
     LEFT_OUT,
@@ -20,19 +21,13 @@ from rlhf_recipes.data.feedback.formats import (
     Check,
     FeedbackFormat,
     FeedbackSettings,
+    Inside,
     Kind,
     is_number,
     shown,
 )
-from rlhf_recipes.data.feedback.rows import (
-    check_labels,
-    check_numbers,
-    read_row,
-    repeats,
-    split_dialogue,
-    texts_of_two_kinds,
-    with_lists,
-)
+from rlhf_recipes.data.feedback.rows import check_labels, check_numbers, read_row, texts_of_two_kinds, with_lists
+from rlhf_recipes.data.local_files import without_decimals
 from rlhf_recipes.texts import is_conversational
 
 logger = logging.getLogger(__name__)
@@ -59,11 +54,21 @@ def recognize(dataset: Dataset, format: Kind | None = None) -> FeedbackFormat:
         >>> str(recognize(Dataset.from_dict({"completion": ["Fine.", "Dull."], "score": [5, 2]})))
         'ratings (completion, score; text, without prompt): 2..5 whole numbers: ordinal'
     """
+    return _prepared(dataset, format)[0]
+
+
+def _prepared(dataset: Dataset, format: Kind | None) -> tuple[FeedbackFormat, Dataset]:
+    """What the feedback is, and the rows in our columns, with lists where lists must be."""
     if not len(dataset):
         raise ValueError("The dataset has no rows, so there is no feedback in it.")
-    dataset = dataset.with_format(None)  # lists, also where the user wants tensors
+    # lists, also where the user wants tensors
+    dataset, laid_out = own_columns(without_decimals(dataset.with_format(None)))
     kind = _kind_of(dataset, format)
     dataset = with_lists(dataset, kind)
+    return _described(dataset, kind, laid_out), dataset
+
+
+def _described(dataset: Dataset, kind: Kind, laid_out: tuple[str, ...]) -> FeedbackFormat:
     optional = (*OPTIONAL.get(kind, ()), WEIGHT)
     columns = (*COLUMNS[kind], *(name for name in optional if name in dataset.column_names))
     twice = [name for name in ("prompt", *columns) if f"{name}.1" in dataset.column_names]
@@ -72,13 +77,13 @@ def recognize(dataset: Dataset, format: Kind | None = None) -> FeedbackFormat:
             f"There are two columns {twice[0]!r}: the second of a CSV is read as '{twice[0]}.1'. Remove or rename one."
         )
     values = _first_text(dataset, next(name for name in columns if name in TEXTS))
-    inside = _prompt_inside(dataset) if kind in ("pairs", "votes") else None
+    inside = None if kind == "steps" else _prompt_inside(dataset)
     return FeedbackFormat(
         kind,
         columns,
         conversational=values is not None and is_conversational(values),
         has_prompt="prompt" in dataset.column_names,
-        notes=tuple(_notes(dataset, kind, inside)),
+        notes=(*laid_out, *_notes(dataset, kind, inside)),
         inside=inside,
     )
 
@@ -127,21 +132,10 @@ def _first_text(dataset: Dataset, column: str) -> Any:
     return None
 
 
-def _prompt_inside(dataset: Dataset) -> Literal["dialogues", "messages", "repeated"] | None:
-    """How one of the first pairs holds its prompt; one of them may be broken."""
-    for row in dataset.select(range(min(LOOK_AT, len(dataset)))):
-        chosen, rejected = row["chosen"], row["rejected"]
-        if not chosen or not rejected:
-            continue
-        if isinstance(chosen, str) and isinstance(rejected, str) and row.get("prompt") is None:
-            if split_dialogue(chosen) and split_dialogue(rejected):
-                return "dialogues"
-        elif is_conversational(chosen) and is_conversational(rejected):
-            if row.get("prompt") is None and chosen[0]["role"] != "assistant":
-                return "messages"
-            if repeats(chosen, row.get("prompt")) and repeats(rejected, row.get("prompt")):
-                return "repeated"
-    return None
+def _prompt_inside(dataset: Dataset) -> Inside | None:
+    """How one of the first rows holds its prompt; one of them may be broken."""
+    first = (inside_of(row) for row in dataset.select(range(min(LOOK_AT, len(dataset)))))
+    return next((inside for inside in first if inside is not None), None)
 
 
 def _notes(dataset: Dataset, kind: Kind, inside: str | None) -> Iterable[str]:
@@ -241,12 +235,11 @@ def normalize(dataset: Dataset, settings: FeedbackSettings = DEFAULTS) -> tuple[
     Raises:
         `ValueError`: As [`check`].
     """
-    found, columns = _read(dataset, settings)
+    found, columns, old = _read(dataset, settings)
     for why, count in found.left_out.items():
         logger.warning("Left out %d of %d rows of feedback: %s.", count, found.rows, why)
     for what, count in found.noted.items():
         logger.info("%d of %d rows of feedback, kept: %s.", count, found.rows, what)
-    old = with_lists(dataset.with_format(None), found.format.kind)
     order = [*old.column_names] if "prompt" in old.column_names or "prompt" not in columns else ["prompt"]
     order += [name for name in old.column_names if name not in order]
     clean = old if len(found.kept) == found.rows else old.select(found.kept)
@@ -256,11 +249,11 @@ def normalize(dataset: Dataset, settings: FeedbackSettings = DEFAULTS) -> tuple[
     return clean.select_columns(order), found
 
 
-def _read(dataset: Dataset, settings: FeedbackSettings) -> tuple[Check, dict[str, list[Any]]]:
-    """What was found, and the clean values of those columns that change."""
-    feedback = recognize(dataset, settings.format)
+def _read(dataset: Dataset, settings: FeedbackSettings) -> tuple[Check, dict[str, list[Any]], Dataset]:
+    """What was found, the clean values of those columns that change, and the rows that have the others."""
+    feedback, dataset = _prepared(dataset, settings.format)
     names = [*feedback.columns, *(["prompt"] if feedback.has_prompt else [])]
-    rows = with_lists(dataset.with_format(None).select_columns(names), feedback.kind)
+    rows = dataset.select_columns(names)
     check_numbers(rows)
     if feedback.kind in ("unpaired", "steps"):
         check_labels(rows, feedback.kind, settings)
@@ -287,7 +280,7 @@ def _read(dataset: Dataset, settings: FeedbackSettings) -> tuple[Check, dict[str
             columns.setdefault(name, []).append(value)
     found = Check(feedback, len(dataset), kept, dict(left_out), dict(noted))
     _check_whole(found, columns)
-    return found, columns
+    return found, columns, dataset
 
 
 def _check_whole(found: Check, columns: Mapping[str, list[Any]]) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import is_blank
+from rlhf_recipes.data.dialogues import split_prompt
 from rlhf_recipes.data.feedback.formats import (
     ALL_TIED,
     COLUMNS,
     COPIES,
-    EARLY,
     EMPTY,
     FEW,
     IDENTICAL,
@@ -28,14 +28,10 @@ from rlhf_recipes.data.feedback.formats import (
     LOOKS_LIKE_MESSAGES,
     MISSING,
     MISSING_VOTES,
-    NO_ANSWER,
-    NO_BEGINNING,
-    NO_DIALOGUE,
     NO_OBJECTIVE,
     NO_PROMPT,
     NO_STEP_LABEL,
     NO_VOTES,
-    NUMBERS,
     OPTIONAL,
     SAME_PLACE,
     TEXTS,
@@ -51,9 +47,9 @@ from rlhf_recipes.data.feedback.formats import (
     is_number,
     shown,
 )
-from rlhf_recipes.texts import Messages, Text, as_text, is_conversational
+from rlhf_recipes.data.tables import NUMBERS
+from rlhf_recipes.texts import as_text, is_conversational
 
-TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
 # How a list looks in a cell of a CSV.
@@ -65,7 +61,6 @@ EXAMPLES: Mapping[str, str] = {
     "scores": '{"helpful": 4}',
     "objectives": '["helpful"]',
 }
-ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def read_row(row: Row, number: int, feedback: FeedbackFormat, settings: FeedbackSettings) -> Read:
@@ -77,7 +72,7 @@ def read_row(row: Row, number: int, feedback: FeedbackFormat, settings: Feedback
     clean: Row = {}
     odd: list[str] = []
     if feedback.inside is not None:
-        clean, odd = _split_prompt(row, feedback.inside)
+        clean, odd = split_prompt(row, feedback.inside)
         row = row | clean
     if not LEFT_OUT.intersection(odd):
         odd += _odd_texts(row, number, settings)
@@ -98,6 +93,11 @@ def _odd_texts(row: Row, number: int, settings: FeedbackSettings) -> list[str]:
         values = row[name] if name == "completions" else [row[name]]
         if values is not None and not isinstance(values, list):
             raise ValueError(f"completions must be a list of texts, but is {values!r:.60}.")
+        if name != "completions" and isinstance(row[name], list) and any(isinstance(one, str) for one in row[name]):
+            raise ValueError(
+                f"{name} is a list of {len(row[name])} texts, and must be one text, or messages. Write a row for each "
+                "pair; several answers of one prompt, best first, are `completions` with `ranks`."
+            )
         if values is None or any(is_blank(value, name, number) for value in values):
             return [EMPTY]
         if any(len(as_text(value)) >= settings.long_text for value in values):
@@ -157,8 +157,8 @@ def _from_json(value: Any, name: str, number: int) -> Any:
         found = json.loads(value)
     except json.JSONDecodeError:
         found = None
-    if isinstance(found, list) or (name == "scores" and isinstance(found, dict)):
-        return found
+    if isinstance(found, list) or is_number(found) or (name == "scores" and isinstance(found, dict)):
+        return found  # a number is refused where its row is read, and says what it may have been meant for
     raise ValueError(
         f"Row {number}: {name} must be a list, but is the text {value!r:.60}. A CSV can hold a list as JSON, such as "
         f"{EXAMPLES[name]} (in quotes, each quote inside doubled); JSONL and parquet hold lists as they are."
@@ -189,65 +189,13 @@ def _reads_as_number(text: str) -> bool:
         return False
 
 
-def split_dialogue(text: str) -> Messages:
-    r"""Split a dialogue as in HH-RLHF, "\n\nHuman: ... \n\nAssistant: ...", into messages. `[]` if it is none.
-
-    Contents are stripped at both ends, since the marks of the format add spaces of their own. A line "Human:" or
-    "Assistant:" that a speaker quotes after an empty line cannot be told from a turn.
-
-    Example:
-        >>> split_dialogue("\n\nHuman: Hello\n\nAssistant: Hi!")
-        [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'Hi!'}]
-    """
-    before, *parts = TURN.split(text)
-    if before.strip() or len(parts) < 4 or parts[0] != "Human":
-        return []
-    turns = zip(parts[::2], parts[1::2], strict=True)
-    return [{"role": ROLES[who], "content": said.strip()} for who, said in turns]
-
-
-def _common(one: Messages, other: Messages) -> int:
-    """How many messages two dialogues share at the beginning; the last of each is its answer and does not count."""
-    shared = 0
-    for first, second in zip(one[:-1], other[:-1], strict=False):
-        if first != second:
-            break
-        shared += 1
-    return shared
-
-
-def _split_prompt(row: Row, inside: str) -> Read:
-    chosen, rejected = row["chosen"] or [], row["rejected"] or []
-    if inside == "dialogues":
-        chosen, rejected = (split_dialogue(side or "") for side in (row["chosen"], row["rejected"]))
-    if not chosen or not rejected:
-        return {}, [NO_DIALOGUE if row["chosen"] and row["rejected"] else EMPTY]
-    shared = _common(chosen, rejected)
-    prompt: Text = chosen[:shared]
-    if inside == "repeated" and not (repeats(chosen, row["prompt"]) and repeats(rejected, row["prompt"])):
-        shared = 0  # this row does not repeat its prompt, and both answers stay whole
-        prompt = row["prompt"] or []
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    elif shared == 0:
-        return {}, [NO_BEGINNING]
-    clean = {"prompt": prompt, "chosen": chosen[shared:], "rejected": rejected[shared:]}
-    if any(side[-1]["role"] != "assistant" for side in (chosen, rejected)):
-        return {}, [NO_ANSWER]
-    odd = [EARLY] if len(clean["chosen"]) > 1 or len(clean["rejected"]) > 1 else []
-    return clean, odd
-
-
-def repeats(answer: Messages, prompt: Text | None) -> bool:
-    """Whether an answer begins with its prompt, perhaps after a system message."""
-    if not prompt:
-        return False
-    if isinstance(prompt, str):
-        return any(message["role"] == "user" and message.get("content") == prompt for message in answer[:-1])
-    return answer[: len(prompt)] == prompt and len(answer) > len(prompt)
+def _is_missing(value: Any) -> bool:
+    """Null, or NaN, which is how a null comes out of pandas."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _number(value: Any, name: str) -> float | None:
-    if value is None:
+    if _is_missing(value):
         return None
     if not isinstance(value, numbers.Real):
         raise ValueError(
@@ -322,8 +270,7 @@ def _votes(votes: Any) -> list[float | None]:
             f"votes must be a list with one number for each vote, but is {votes!r:.60}. If it says how many voted, "
             "rename the column."
         )
-    nothing = [vote is None or (isinstance(vote, float) and math.isnan(vote)) for vote in votes]
-    return [None if nothing[place] else _number(vote, f"votes[{place}]") for place, vote in enumerate(votes)]
+    return [_number(vote, f"votes[{place}]") for place, vote in enumerate(votes)]
 
 
 def _read_ranking(row: Row, settings: FeedbackSettings) -> Read:
@@ -355,8 +302,10 @@ def _read_best_worst(row: Row, settings: FeedbackSettings) -> Read:
 
 
 def _label(value: Any, settings: FeedbackSettings) -> float | None:
-    if value is None or settings.label_map is None:
-        return None if value is None else float(value)
+    if _is_missing(value):
+        return None
+    if settings.label_map is None:
+        return float(value)
     return float(settings.label_map[_label_key(value, settings.label_map)])
 
 
@@ -434,7 +383,7 @@ def check_labels(rows: Dataset, kind: Kind, settings: FeedbackSettings) -> None:
     """All labels at once, so that the error can show every value there is."""
     column = "label" if kind == "unpaired" else "labels"
     lists = ([value] if kind == "unpaired" else value for value in rows[column])
-    labels = [label for labels in lists if isinstance(labels, list) for label in labels if label is not None]
+    labels = [label for labels in lists if isinstance(labels, list) for label in labels if not _is_missing(label)]
     if settings.label_map is not None:
         unknown = [label for label in labels if _label_key(label, settings.label_map) not in settings.label_map]
         if unknown:

@@ -147,6 +147,8 @@ def string_path_difference(
     if refused := _why_not(folder, settings):
         return nothing | {"what_differs": refused}
     path = StringPath(folder, bf16, batch_size)
+    if path.tokenizer.chat_template is None and not all(isinstance(prompt, str) for prompt in prompts):
+        return nothing | {"what_differs": "TRL cannot read conversations with it: its tokenizer has no chat template."}
     reward = reward or LearnedReward(folder, batch_size=batch_size, calibrate=False)
     reading = _Reading(reward, path, Texts(list(prompts), list(completions)))
     rows = reading.readable()

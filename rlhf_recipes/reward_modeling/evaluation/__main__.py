@@ -59,7 +59,9 @@ class EvaluationArguments:
     labels: dict | None = field(
         default=None, metadata={"help": "What each output counts: {positive: 1, negative: -1}."}
     )
-    step_token: str = field(default="\n", metadata={"help": "Steps: the mark behind each, as the model was trained."})
+    step_token: str | None = field(
+        default=None, metadata={"help": "Steps: the mark behind each, as in training. Default: what the model has."}
+    )
     min_gap: float = field(default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart."})
     dwell_seconds: float = field(default=30.0, metadata={"help": "Seconds from which on a reader has stayed."})
     batch_size: int = field(default=32, metadata={"help": "Texts in one forward pass."})

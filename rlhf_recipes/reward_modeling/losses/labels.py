@@ -188,7 +188,7 @@ class Process(Objective):
 
     Args:
         kind (`str`): `"bce"` for labels from 0 to 1, or `"mse"`, `"mae"`, `"huber"`.
-        step_token (`str`): The mark behind each step.
+        step_token (`str`): The mark behind each step; a tokenizer that drops line breaks takes its separator instead.
     """
 
     reads = ("steps",)
