@@ -1,4 +1,4 @@
-"""Whether a model can write completions that PPO learns from: refused before anything is sampled, with what is meant."""
+"""Whether a model can write what PPO learns from. What cannot is refused before anything is sampled."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,9 +62,9 @@ def check_decoder(model: Any) -> None:
     # Rounding in half precision, with its experts, is far below what a look ahead changes.
     if (one - other).abs().mean() > (1e-3 if said[0].dtype == torch.float32 else 0.05) * one.std():
         raise ValueError(
-            f"{name} sees what is to come, as an encoder does: what it says of a token depends on the tokens after it, "
-            f"which are not written yet. {WORKS} A BERT, RoBERTa or ELECTRA that was trained as a decoder needs is_decoder=True in its "
-            "configuration."
+            f"{name} sees what is to come, as an encoder does: what it says of a token depends on the tokens after "
+            f"it, which are not written yet. {WORKS} A BERT, RoBERTa or ELECTRA that was trained as a decoder needs "
+            "is_decoder=True in its configuration."
         )
 
 
@@ -106,8 +106,8 @@ def check_ends(ends: Any, given: Sequence[int] | None, model: Any, tokenizer: Pr
         token = beyond[0] if beyond else min(ends)
         raise ValueError(
             f"Token {token} ({str(tokenizer.convert_ids_to_tokens(token))!r}) is to end completions, but "
-            f"{type(model).__name__} has embeddings for {known} tokens, 0 to {known - 1}, so that it is never sampled. "
-            f"Name another with stop_token_id, or call model.resize_token_embeddings({len(tokenizer)}) and train it."
+            f"{type(model).__name__} has embeddings for {known} tokens, 0 to {known - 1}: it is never sampled. Name "
+            f"another with stop_token_id, or call model.resize_token_embeddings({len(tokenizer)}) and train it."
         )
 
 
@@ -121,9 +121,10 @@ def check_same_vocabulary(readers: Mapping[str, Any], policy: Any, tokenizer: Pr
     highest = max(number for number in tokenizer.get_vocab().values() if number != pad)
     wanted = min(embedding_rows(policy), highest + 1)
     for name, model in readers.items():
-        if isinstance(model, torch.nn.Module) and embedding_rows(model) < wanted:
+        known = embedding_rows(model) if isinstance(model, torch.nn.Module) else wanted
+        if known < wanted:
             raise ValueError(
-                f"The {name} ({type(model).__name__}) has embeddings for {embedding_rows(model)} tokens, but the policy "
+                f"The {name} ({type(model).__name__}) has embeddings for {known} tokens, but the policy "
                 f"({type(policy).__name__}) writes with {wanted}. It reads the policy's own token ids, so both need "
                 f"one vocabulary: give a {name} that was made from the policy's tokenizer."
             )

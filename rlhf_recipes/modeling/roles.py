@@ -74,7 +74,7 @@ class ActorCritic(nn.Module):
 
     @property
     def value_model(self) -> Any:
-        """The critic as TRL's scripts read it: the model of its own, or the layer on the policy; `None` without one."""
+        """The critic as TRL's scripts read it: a model of its own, or the layer on the policy; `None` without one."""
         return getattr(self.critic, "model", self.critic)
 
     def train(self, mode: bool = True) -> "ActorCritic":
@@ -139,7 +139,7 @@ class ActorCritic(nn.Module):
         return out
 
     def shortcuts_of(self, role: str) -> dict[str, Any]:
-        """The options of [`completion_logprobs`] for `"policy"` or `"reference"`, without those that were put aside."""
+        """Options of [`completion_logprobs`] for `"policy"` or `"reference"`, without those that were put aside."""
         aside = self.put_aside[role]
         return {"chunk": None if "chunks" in aside else self.logits_chunk_size, "keep": "kept logits" not in aside}
 

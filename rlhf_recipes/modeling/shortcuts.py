@@ -53,7 +53,8 @@ def few_rows(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def plain_logprobs(model: Any, tokens: Mapping[str, Tensor], temperature: float) -> Tensor:
     """Log-probabilities `(N,)` of the real tokens of completions, by the plain forward of the model."""
-    logprobs, _, _ = completion_logprobs(model, **tokens, temperature=temperature, keep=False)
+    inputs: dict[str, Any] = dict(tokens)
+    logprobs, _, _ = completion_logprobs(model, **inputs, temperature=temperature, keep=False)
     return logprobs[tokens["mask"].bool()]
 
 

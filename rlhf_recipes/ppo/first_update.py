@@ -9,7 +9,7 @@ from torch import Tensor
 from rlhf_recipes.modeling.generation import Written
 from rlhf_recipes.modeling.randomness import switch_off_randomness
 from rlhf_recipes.modeling.shortcuts import check_shortcuts, few_rows, in_full_precision
-from rlhf_recipes.ppo.rollout import TOKENS
+from rlhf_recipes.ppo.rollout import TOKENS, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class FirstUpdate:
         self.waits_for = 0
         self.sums = torch.zeros(2)
 
-    def prepare(self, roles: Any, written: Written) -> None:
+    def prepare(self, roles: Any, written: Written | Rollout) -> None:
         """With the first batch: put aside the shortcuts that are not the model, and switch off what draws at random.
 
         Every process must call it, with all models in evaluation mode.

@@ -347,6 +347,11 @@ class PPOTrainer(PPOPlumbing):
             self.update_start = time.perf_counter()
             self.first_update.begin(num_batches)
         assert self.rollout is not None, "a rollout, collected or restored"
+        if self.first_update.causes is None:  # going on in the middle of a rollout
+            self.model.eval()
+            with self._policy_for_sampling() as roles, self.accelerator.autocast():
+                self.first_update.prepare(roles, self.rollout)
+            self.model.train()
         if self.stopped:
             return [{"left_out": torch.ones(1)}] * num_batches, 1
         epoch, mini = divmod(update, self.settings.num_mini_batches)
