@@ -115,13 +115,13 @@ def check_same_vocabulary(readers: Mapping[str, Any], policy: Any, tokenizer: Pr
     """Raise `ValueError` where a model that reads the policy's token ids has no embedding for some of them.
 
     Args:
-        readers (`Mapping`): Models by the name that a user gives them; what is no model is passed over.
+        readers (`Mapping`): Models by the name that a user gives them; what has no embeddings is passed over.
     """
     pad = tokenizer.pad_token_id  # nobody reads it
     highest = max(number for number in tokenizer.get_vocab().values() if number != pad)
     wanted = min(embedding_rows(policy), highest + 1)
     for name, model in readers.items():
-        known = embedding_rows(model) if isinstance(model, torch.nn.Module) else wanted
+        known = embedding_rows(model) if hasattr(model, "get_input_embeddings") else wanted
         if known < wanted:
             raise ValueError(
                 f"The {name} ({type(model).__name__}) has embeddings for {known} tokens, but the policy "
