@@ -22,7 +22,12 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from rlhf_recipes.compat import loaded_whole
 from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, keep_gradients_of_4bit
@@ -39,8 +44,10 @@ class ValueHead(nn.Linear):
     reads_policy = True
 
     def __init__(self, policy: Any) -> None:
-        device = policy.get_output_embeddings().weight.device
-        super().__init__(policy.config.get_text_config().hidden_size, 1, device=device)
+        head = policy.get_output_embeddings()
+        # What the head reads may be narrower than the hidden states (OPT-350m: 512 of 1024).
+        width = getattr(head, "in_features", None) or policy.config.get_text_config().hidden_size
+        super().__init__(width, 1, device=head.weight.device)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -185,6 +192,11 @@ def _load_critic(name: str, policy: Any) -> Any:
             name, is_trainable=True, num_labels=1, dtype=policy.dtype
         )
     config = AutoConfig.from_pretrained(name, num_labels=1)
+    if not has_classifier(config):
+        raise ValueError(
+            f"The critic {name!r} is of model_type {config.model_type!r}, for which transformers has no sequence "
+            "classifier. Give critic='head', one layer on the policy's own states, which every policy can have."
+        )
     model, report = AutoModelForSequenceClassification.from_pretrained(
         name, config=config, dtype=policy.dtype, output_loading_info=True
     )
@@ -208,9 +220,23 @@ def _with_adapters(model: Any, config: Any) -> PeftModel:
     return get_peft_model(model, mine)
 
 
+def has_classifier(config: Any) -> bool:
+    """Whether `AutoModelForSequenceClassification` knows a class for a configuration."""
+    own_code = getattr(config, "auto_map", None) or {}
+    return (
+        "AutoModelForSequenceClassification" in own_code or type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    )
+
+
 def _from_policy(policy: Any) -> Any:
-    """A model with the policy's body and a scalar head that starts at 0."""
+    """A model with the policy's body and a scalar head that starts at 0.
+
+    Raises:
+        `ValueError`: if there is no such class, or the body of the policy does not fit into it.
+    """
     inner: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    if not has_classifier(inner.config):
+        raise _no_copy(inner, f"transformers has no sequence classifier for model_type {inner.config.model_type!r}")
     quantization = getattr(inner, "quantization_config", None) or getattr(inner.config, "quantization_config", None)
     if quantization is not None:
         # Quantized weights cannot be copied into another class: they are read and quantized once more.
@@ -230,12 +256,22 @@ def _from_policy(policy: Any) -> Any:
             model = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
         copied: Any = copy_whole(policy) if isinstance(policy, PeftModel) else None
         plain: Any = copied.merge_and_unload() if copied is not None else inner
-        model.base_model.load_state_dict(whole_state_dict(plain.base_model, keep=True))
+        try:
+            model.base_model.load_state_dict(whole_state_dict(plain.base_model, keep=True))
+        except RuntimeError as error:
+            raise _no_copy(inner, f"its body is built otherwise than that of {type(model).__name__}") from error
         model.to(inner.device)
     if not hasattr(model, "score"):
-        return model  # refused by ValueModel, with the reason
+        raise _no_copy(inner, f"{type(model).__name__} has no scalar head that can be read at every token")
     nn.init.zeros_(model.score.weight)
     return model.requires_grad_(quantization is None)
+
+
+def _no_copy(policy: Any, reason: str) -> ValueError:
+    return ValueError(
+        f"critic is 'policy', but a {type(policy).__name__} cannot be copied into a critic: {reason}. Give "
+        "critic='head', one layer on the policy's own states, which every policy can have."
+    )
 
 
 def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
 from transformers import (
     AutoConfig,
@@ -31,6 +31,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from rlhf_recipes.modeling.decoders import check_decoder_name
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
             module.p = 0.0
         # Many attentions keep theirs as a plain number, which no Dropout module shows (Llama: attention_dropout).
         for name, value in vars(module).items():
-            if name.endswith("dropout") and isinstance(value, float):
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
@@ -150,12 +152,17 @@ def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedMo
             `model_name_or_path` is a model, or a folder with saved LoRA adapters, which are loaded on their base.
         is_trainable (`bool`):
             Whether to prepare it for training: new adapters where `use_peft` says so, and saved ones unfrozen.
+
+    Raises:
+        `ValueError`: if it is an encoder-decoder, or no language model at all.
     """
     name = check_model_path(_required(args.model_name_or_path))
     kwargs = _loading_arguments(args)
     if _is_adapter(name):
+        check_decoder_name(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
         model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=is_trainable, **kwargs)
     else:
+        check_decoder_name(name, revision=args.model_revision)
         model = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, **kwargs)
         if args.use_peft and is_trainable:
             model = add_adapters(model, args)

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+
+from rlhf_recipes.modeling.roles import read_by_head
 
 
 def model_inputs(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -29,36 +31,48 @@ def completion_logprobs(
     temperature: float,
     chunk: int | None = None,
     entropy_grad: bool = False,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities and entropies `(B, T)` of completion tokens, and the hidden states `(B, T, H)` below them.
 
-    Logits of the prompt are never computed, and of the completions no more than `chunk` tokens at a time.
+    Without `chunk` and `keep` this is the plain forward of the model. Both save memory by what most architectures have
+    in common, and [`~rlhf_recipes.modeling.shortcuts.unfit_shortcuts`] finds those that differ.
+
+    Args:
+        chunk (`int`, *optional*): Of the completions, tokens whose logits exist at a time. Default: all.
+        keep (`bool`): Ask the model for no logits of the prompt.
     """
     completion_ids = completion_ids.masked_fill(mask == 0, 0)  # as in _inputs: a pad token may be none of the model's
     if chunk is None or completion_ids.numel() <= chunk:
-        logits, hidden = completion_logits(model, prompt_ids, prompt_mask, completion_ids, mask)
+        logits, hidden = completion_logits(model, prompt_ids, prompt_mask, completion_ids, mask, keep)
         return *token_logprobs(logits, completion_ids, temperature, entropy_grad), hidden
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     states = inner.base_model(**model_inputs(prompt_ids, prompt_mask, completion_ids, mask), use_cache=False)
-    hidden = states.last_hidden_state[:, prompt_ids.shape[1] - 1 : -1].contiguous()
+    of_completions = states.last_hidden_state[:, prompt_ids.shape[1] - 1 : -1].contiguous()
 
-    def of_chunk(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return token_logprobs(logits_of_hidden(inner, rows, states), ids, temperature, entropy_grad)
+    def of_chunk(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with read_by_head(inner) as read:
+            logits = logits_of_hidden(inner, rows, states)
+        return *token_logprobs(logits, ids, temperature, entropy_grad), read[0].squeeze(0)
 
     parts = []
-    for rows, ids in zip(hidden.flatten(0, 1).split(chunk), completion_ids.flatten().split(chunk), strict=True):
+    rows_and_ids = zip(of_completions.flatten(0, 1).split(chunk), completion_ids.flatten().split(chunk), strict=True)
+    for rows, ids in rows_and_ids:
         # Kept for the backward pass, the logits of all chunks would be there at once: they are computed again.
         again = torch.is_grad_enabled() and rows.requires_grad
         parts.append(checkpoint(of_chunk, rows, ids, use_reentrant=False) if again else of_chunk(rows, ids))
-    logprobs, entropy = (torch.cat(part).view_as(completion_ids) for part in zip(*parts, strict=True))
+    logprobs, entropy, hidden = (
+        torch.cat(part).unflatten(0, completion_ids.shape) for part in zip(*parts, strict=True)
+    )
     return logprobs, entropy, hidden
 
 
 def logits_of_hidden(model: PreTrainedModel, hidden: Tensor, said_by_body: ModelOutput) -> Tensor:
-    """From hidden states `(N, H)` to logits `(N, V)`, exactly as the model itself goes there.
+    """From hidden states `(N, H)` to logits `(N, V)`, as most models go there themselves.
 
     Some models scale or bound their logits after the last layer (Gemma, Granite, Cohere). So it is the model's own
-    forward that runs, with the states at hand in place of what its body would compute.
+    forward that runs, with the states at hand in place of what its body would compute. Where it takes another way than
+    through its body (OPT, BART), the result has no meaning.
     """
     body = model.base_model
 
@@ -77,30 +91,21 @@ def logits_of_hidden(model: PreTrainedModel, hidden: Tensor, said_by_body: Model
 
 
 def completion_logits(
-    model: Any, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor
+    model: Any, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The logits `(B, T, V)` that each completion token was drawn from, and the hidden states `(B, T, H)` below them.
 
-    Logits of the prompt are never computed.
+    Args:
+        keep (`bool`): Ask for no logits of the prompt. Some models (XLSTM, TrOCR) give them all the same.
     """
-    hidden: list[Tensor] = []
-
-    def read_input(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # The states arrive as a slice of longer ones. On a CPU the product with the vocabulary is 2 times (float32) to
-        # 35 times (bfloat16) slower on a slice than on its copy.
-        hidden.append(args[0].contiguous())
-        return (hidden[0],)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(read_input)
-    try:
+    width = completion_ids.shape[1] + 1
+    options = {"logits_to_keep": width} if keep else {}
+    with read_by_head(model) as hidden:
         logits = model(
-            **model_inputs(prompt_ids, prompt_mask, completion_ids, mask),
-            logits_to_keep=completion_ids.shape[1] + 1,
-            use_cache=False,
+            **model_inputs(prompt_ids, prompt_mask, completion_ids, mask), **options, use_cache=False
         ).logits
-    finally:
-        hook.remove()
-    return logits[:, :-1], hidden[0][:, :-1]  # the last position predicts what would follow the completion
+    # The last position predicts what would follow the completion.
+    return logits[:, -width:-1], hidden[0][:, -width:-1]
 
 
 def token_logprobs(

@@ -1,6 +1,7 @@
 """Which model plays which role in PPO: policy and critic in one module, and the reference beside them."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ class ActorCritic(nn.Module):
         if ref_model is not None:
             ref_model.requires_grad_(False).eval()
         self._outside = {"reference": ref_model}  # in a dict, so that it is neither trained, wrapped nor saved
+        # What `modeling/shortcuts.py` and `modeling/randomness.py` find in the first batch.
+        self.put_aside: dict[str, set[str]] = {"policy": set(), "reference": set()}
+        self.always_in_eval: list[nn.Module] = []
 
     @property
     def ref_model(self) -> Any:
@@ -67,6 +71,18 @@ class ActorCritic(nn.Module):
     def replace_reference(self, model: nn.Module) -> None:
         """Put what a launcher has made of the reference in its place."""
         self._outside["reference"] = model  # no property: nn.Module would register a module that is assigned
+
+    @property
+    def value_model(self) -> Any:
+        """The critic as TRL's scripts read it: a model of its own, or the layer on the policy; `None` without one."""
+        return getattr(self.critic, "model", self.critic)
+
+    def train(self, mode: bool = True) -> "ActorCritic":
+        """As `torch.nn.Module.train`, but for the modules that draw random numbers in training."""
+        super().train(mode)
+        for module in self.always_in_eval:
+            module.training = False  # of itself alone: what is inside of it trains
+        return self
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -104,8 +120,8 @@ class ActorCritic(nn.Module):
             completion_ids,
             mask,
             temperature,
-            self.logits_chunk_size,
-            entropy_grad,
+            entropy_grad=entropy_grad,
+            **self.shortcuts_of("policy"),
         )
         out = {"logprobs": logprobs, "entropy": entropy}
         if self.critic is None:
@@ -117,19 +133,25 @@ class ActorCritic(nn.Module):
             out["values"] = self.critic(**inputs)[:, prompt_ids.shape[1] - 1 : -1]
         if demonstrations is not None:
             ids, texts_mask = demonstrations
-            out["demonstration_logprobs"], _, _ = completion_logprobs(
-                self.policy, ids[:, :1], texts_mask[:, :1], ids[:, 1:], texts_mask[:, 1:], 1.0, self.logits_chunk_size
-            )
+            texts = (ids[:, :1], texts_mask[:, :1], ids[:, 1:], texts_mask[:, 1:])
+            said = completion_logprobs(self.policy, *texts, 1.0, **self.shortcuts_of("policy"))
+            out["demonstration_logprobs"] = said[0]
         return out
+
+    def shortcuts_of(self, role: str) -> dict[str, Any]:
+        """Options of [`completion_logprobs`] for `"policy"` or `"reference"`, without those that were put aside."""
+        aside = self.put_aside[role]
+        return {"chunk": None if "chunks" in aside else self.logits_chunk_size, "keep": "kept logits" not in aside}
 
     @torch.no_grad()
     def reference_logprobs(
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, temperature: float
     ) -> Tensor:
         """Log-probabilities under the reference, `(B, T)`."""
-        tokens = (prompt_ids, prompt_mask, completion_ids, mask, temperature, self.logits_chunk_size)
+        tokens = (prompt_ids, prompt_mask, completion_ids, mask, temperature)
+        role = "policy" if self.ref_model is None else "reference"
         with self.as_reference() as model:
-            return completion_logprobs(model, *tokens)[0]
+            return completion_logprobs(model, *tokens, **self.shortcuts_of(role))[0]
 
     @contextlib.contextmanager
     def as_reference(self) -> Any:
@@ -191,6 +213,24 @@ class ActorCritic(nn.Module):
         load_into(self.policy, Path(folder))
         if self.critic is not None:
             self.critic.load_weights(Path(folder) / CRITIC_FOLDER)
+
+
+@contextlib.contextmanager
+def read_by_head(model: Any) -> Iterator[list[Tensor]]:
+    """The hidden states that the language-model head is given within this context."""
+    hidden: list[Tensor] = []
+
+    def read_input(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # The states arrive as a slice of longer ones. On a CPU the product with the vocabulary is 2 times (float32) to
+        # 35 times (bfloat16) slower on a slice than on its copy.
+        hidden.append(args[0].contiguous())
+        return (hidden[0],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(read_input)
+    try:
+        yield hidden
+    finally:
+        hook.remove()
 
 
 def has_fresh_adapters(model: nn.Module) -> bool:

@@ -125,6 +125,10 @@ class PPOConfig(TrainingArguments):
         imitation_coef (`float`, *optional*, defaults to 0):
             Weight of the supervised loss on demonstrations: the trainer's `imitation_dataset`, or the rows of
             `imitation_dataset_name`.
+        allow_stochastic_policy (`bool`, *optional*, defaults to `False`):
+            Go on with a policy whose log-probabilities of a rollout differ before the first update, and say it once.
+            By default the run stops there with the cause: the mean |log ratio| is above 1e-4 in float32, or 0.02 in
+            less.
         ref_model_name_or_path (`str`, *optional*):
             The reference, where the trainer is not given a `ref_model`.
         save_merged (`bool`, *optional*, defaults to `False`):
@@ -205,6 +209,9 @@ class PPOConfig(TrainingArguments):
     dual_clip: float | None = _option(None, "Bound on the ratio where the advantage is negative. Default: none.")
     entropy_coef: float = _option(0.0, "Weight of the entropy bonus.")
     target_kl: float | None = _option(None, "Stop the updates on a rollout above this approximate KL. Default: never.")
+    allow_stochastic_policy: bool = _option(
+        False, "Go on with a policy that says something else in the update than in the rollout, unchanged."
+    )
     imitation_coef: float = _option(0.0, "Weight of the supervised loss on demonstrations.")
     imitation_dataset_name: str | None = _option(
         None, "Demonstrations: a folder, file or id with prompt and completion, messages, or text."

@@ -34,6 +34,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
 from rlhf_recipes.modeling.critics import build_critic
+from rlhf_recipes.modeling.decoders import check_ends, check_ids, check_same_vocabulary
 from rlhf_recipes.modeling.generation import (
     Generator,
     LocalGenerator,
@@ -47,6 +48,7 @@ from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit
+from rlhf_recipes.ppo.first_update import FirstUpdate
 from rlhf_recipes.ppo.metrics import Meter, reward_figures
 from rlhf_recipes.ppo.rollout import Rollout, read, trimmed
 from rlhf_recipes.ppo.run.callbacks import AfterEachStep, RolloutProgress, SaveOnInterrupt
@@ -136,6 +138,8 @@ class PPOTrainer(PPOPlumbing):
         check_siblings(self.reward, args.num_generations, evaluates=eval_dataset is not None)
         self._set_up_data(tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
         critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
+        readers = {"ref_model": reference, "value_model": getattr(critic, "model", None), "reward_model": reward_model}
+        check_same_vocabulary(readers, policy, tokenizer)
         self.credit = Credit(args, has_critic=critic is not None)
         self.generator = generator
         self.rollout: Rollout | None = None
@@ -145,6 +149,7 @@ class PPOTrainer(PPOPlumbing):
         self.update_start = self.start = time.perf_counter()
         self.meter, self.eval_meter, self.step_meter = Meter(), Meter(), Meter()
         self.interrupt = SaveOnInterrupt(self)
+        self.first_update = FirstUpdate(self)
         monitor = HackingMonitor.of_rewards(self.reward, action=args.hacking_monitor)
         super().__init__(
             model=ActorCritic(
@@ -183,6 +188,7 @@ class PPOTrainer(PPOPlumbing):
         def encoded(dataset: Dataset) -> Prompts:
             prompts = encode_prompts(dataset, tokenizer, args.max_prompt_length, args.overlong_prompts, collator)
             check_prompts(prompts.ids, policy, args.max_completion_length)
+            check_ids(prompts.ids, policy, tokenizer, "prompts")
             return prompts
 
         self.encoded = encoded
@@ -208,6 +214,7 @@ class PPOTrainer(PPOPlumbing):
         self.demonstrations = (
             [] if demonstrations is None else encode_demonstrations(demonstrations, tokenizer, longest)
         )
+        check_ids([ids for ids, _ in self.demonstrations], policy, tokenizer, "imitation_dataset")
         options = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repetition_penalty",
                                                           "min_new_tokens", "stop_strings")}  # fmt: skip
         self.sampling = sampling_config(
@@ -219,6 +226,7 @@ class PPOTrainer(PPOPlumbing):
                 "Neither tokenizer nor model names an end-of-sequence token: no completion could end. Name one with "
                 "stop_token_id, or say that this is meant with stop_token='none'."
             )
+        check_ends(self.sampling.eos_token_id, args.stop_token_id, policy, tokenizer)
         warn_of_distortions(self.sampling)
 
     # ---- one rollout: sample, score, credit
@@ -289,6 +297,7 @@ class PPOTrainer(PPOPlumbing):
             generator = self.generator or LocalGenerator(roles.policy, self.processing_class)
             written = write(generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class)
             when_written(written)
+            self.first_update.prepare(roles, written)
             rollout = read(roles, written, self.sampling.temperature, chunk)
         self.model.train(was_training)
         return rollout
@@ -336,7 +345,13 @@ class PPOTrainer(PPOPlumbing):
         if update == 0:
             self.rollout, self.stopped = self.collect(iteration), False
             self.update_start = time.perf_counter()
+            self.first_update.begin(num_batches)
         assert self.rollout is not None, "a rollout, collected or restored"
+        if self.first_update.causes is None:  # going on in the middle of a rollout
+            self.model.eval()
+            with self._policy_for_sampling() as roles, self.accelerator.autocast():
+                self.first_update.prepare(roles, self.rollout)
+            self.model.train()
         if self.stopped:
             return [{"left_out": torch.ones(1)}] * num_batches, 1
         epoch, mini = divmod(update, self.settings.num_mini_batches)
@@ -346,7 +361,9 @@ class PPOTrainer(PPOPlumbing):
         assert self.rollout.loss_mask is not None
         tokens = int(self.rollout.loss_mask[rows.to(device)].sum())
         mine = rows[self.args.process_index :: sizes.world]
-        batches = [trimmed(self.rollout[part]) for part in mine.to(device).split(sizes.micro)]
+        batches = [self.rollout[part] for part in mine.to(device).split(sizes.micro)]
+        if "trimming" not in self.roles.put_aside["policy"]:
+            batches = [trimmed(batch) for batch in batches]
         self.tokens_of_step = tokens
         if self.settings.imitation_coef:
             self.tokens_of_step += self._add_demonstrations(batches)
@@ -410,6 +427,7 @@ class PPOTrainer(PPOPlumbing):
             loss = loss + (0.0 if critic_alone else 1.0) * imitation
         loss = loss * self.sizes.world  # launchers take the mean over processes
         self._stop_at_nan(loss, inputs)
+        self.first_update.see(logprobs - inputs["logprobs"], mask)
         with torch.no_grad():
             terms |= {
                 "policy/approxkl_avg": 0.5 * (logprobs - inputs["logprobs"]) ** 2,

@@ -5,7 +5,10 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from rlhf_recipes.modeling.critics import build_critic
+from tests.architectures import DECODERS, NAMES, each, tiny_model
 from tests.ppo.helpers import (
     DATA,
     TOKENIZER,
@@ -353,6 +356,60 @@ def test_an_adapter_that_the_model_does_not_have_is_named_with_those_it_has(tmp_
     run = trainer(tmp_path, peft_config=LORA, model_adapter_name="tuned")
     assert isinstance(run.roles.policy, PeftModel)
     assert run.roles.policy.active_adapter == "tuned"
+
+
+# Their classifiers read an encoder too, or have a head of another kind.
+OTHERWISE = ("bart", "bigbird_pegasus", "ctrl", "mbart", "modernbert-decoder", "mvp", "plbart", "reformer")
+COPIED = [name for name in DECODERS if NAMES[name] in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING]
+COPIED = [name for name in COPIED if name not in OTHERWISE]
+NO_COPY = dict.fromkeys(("cohere", "granite", "mamba", "lfm2"), "no sequence classifier")
+NO_COPY |= {"bart": "built otherwise", "modernbert-decoder": "no scalar head"}
+
+
+@pytest.mark.parametrize("name", NO_COPY)
+def test_a_policy_that_cannot_be_copied_into_a_critic_is_told_what_works(name):
+    with pytest.raises(ValueError, match=f"critic is 'policy', but .*{NO_COPY[name]}.*Give critic='head'") as refused:
+        build_critic("policy", tiny_model(name))
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", each(DECODERS, by_default=("gpt2", "llama", "opt", "gemma2")))
+def test_a_copy_gives_at_the_last_token_what_the_classifier_gives(name):
+    """Or it is refused, with what works."""
+    policy = tiny_model(name)
+    if name not in COPIED:
+        with pytest.raises(ValueError, match="critic is 'policy', but .* Give critic='head'"):
+            build_critic("policy", policy)
+        return
+    critic = build_critic("policy", policy)
+    torch.nn.init.normal_(critic.model.score.weight, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(10, 18)[None]
+    with torch.no_grad():
+        values = critic(ids, torch.ones_like(ids), torch.arange(8)[None])
+        said = critic.model(input_ids=ids, use_cache=False).logits
+    assert values[0, -1].item() == pytest.approx(said.item(), abs=1e-4)
+
+
+def test_a_critic_of_such_an_architecture_is_refused_by_its_folder(tmp_path):
+    tiny_model("cohere").save_pretrained(tmp_path / "cohere")
+    with pytest.raises(ValueError, match="model_type 'cohere'.*Give critic='head'"):
+        trainer(tmp_path, critic=str(tmp_path / "cohere"))
+
+
+# --- As TRL's scripts read it -------------------------------------------------------------------
+
+
+def test_the_roles_are_read_by_the_names_that_trl_gave_them(tmp_path):
+    policy, value_model = tiny_policy(), scorer()
+    names = [{name for name, _ in model.named_parameters()} for model in (policy, value_model)]
+    run = trainer(tmp_path, policy, value_model=value_model, total_episodes=8, vf_coef=1.0)
+    before = {name: parameter.clone() for name, parameter in run.model.value_model.named_parameters()}
+    run.train()
+    assert {name for name, _ in run.model.policy.named_parameters()} == names[0]
+    assert {name for name, _ in run.model.value_model.named_parameters()} == names[1]
+    assert any(not torch.equal(p, before[name]) for name, p in run.model.value_model.named_parameters())
+    assert trainer(tmp_path / "head").model.value_model.weight.shape == (1, 16)
+    assert trainer(tmp_path / "none", critic="none").model.value_model is None
 
 
 # --- Chunks of logits ---------------------------------------------------------------------------

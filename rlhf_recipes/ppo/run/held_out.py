@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
+from rlhf_recipes.modeling.decoders import check_ids
 from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional
@@ -156,6 +157,7 @@ def write_completions(
     if roles.ref_model is roles.policy:
         logger.info("KL is 0: with neither adapters nor ref_model_name_or_path the policy is its own reference.")
     check_prompts(prompt_ids, roles.policy, max_completion_length)
+    check_ids(prompt_ids, roles.policy, tokenizer, "prompts")
     config = sampling_config(tokenizer, roles.policy, max_completion_length, temperature)
     device = roles.policy.device
     generator = LocalGenerator(roles.policy)

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from rlhf_recipes.modeling.decoders import check_decoder, check_decoder_name
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
     check_model_path,
@@ -58,7 +59,7 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
 
     Raises:
         `TypeError`: if it is neither a name nor a causal language model; a value-head model is told what replaces it.
-        `ValueError`: if adapters are asked for on a model that has some.
+        `ValueError`: if adapters are asked for on a model that has some; if it is no decoder.
     """
     if isinstance(model, str | Path):
         model = load_model(str(model), args)
@@ -91,6 +92,7 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
         model.set_adapter(args.model_adapter_name)
     disable_dropout(model)
     keep_gradients_of_4bit(model)
+    check_decoder(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError(
@@ -111,6 +113,8 @@ def load_model(name: str, args: PPOConfig) -> Any:
     if args.model_init_kwargs is None:
         return load_policy(ModelArguments(model_name_or_path=name))
     kwargs = {"dtype": ModelArguments().dtype, **args.model_init_kwargs}
+    code = {key: kwargs[key] for key in ("revision", "trust_remote_code", "subfolder") if key in kwargs}
+    check_decoder_name(check_model_path(name), **code)
     return AutoModelForCausalLM.from_pretrained(check_model_path(name), **kwargs)
 
 

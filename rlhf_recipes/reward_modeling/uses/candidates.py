@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.columns import is_blank, require_columns
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
+from rlhf_recipes.modeling.decoders import check_ids
 from rlhf_recipes.modeling.generation import LocalGenerator, Written, sampling_config, stable_key, token_lists, write
 from rlhf_recipes.modeling.logprobs import completion_logprobs
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
@@ -83,6 +84,7 @@ def generate_candidates(
     prompts = list(dataset["prompt"])
     prompt_ids = tokenize_prompts(prompts, tokenizer, max_prompt_length)
     check_prompts(prompt_ids, policy, max_completion_length)
+    check_ids(prompt_ids, policy, tokenizer, "prompts")
     config = sampling_config(tokenizer, policy, max_completion_length, temperature)
     generator = LocalGenerator(policy)
     order = [(row, sample) for row in range(len(prompts)) for sample in range(count)]
