@@ -28,7 +28,7 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.columns import drop_blank, require_columns
-from rlhf_recipes.data.dialogues import own_columns
+from rlhf_recipes.data.feedback.dialogues import own_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer

@@ -1,7 +1,6 @@
 """Which model plays which role in PPO: policy and critic in one module, and the reference beside them."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,24 +212,6 @@ class ActorCritic(nn.Module):
         load_into(self.policy, Path(folder))
         if self.critic is not None:
             self.critic.load_weights(Path(folder) / CRITIC_FOLDER)
-
-
-@contextlib.contextmanager
-def read_by_head(model: Any) -> Iterator[list[Tensor]]:
-    """The hidden states that the language-model head is given within this context."""
-    hidden: list[Tensor] = []
-
-    def read_input(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # The states arrive as a slice of longer ones. On a CPU the product with the vocabulary is 2 times (float32) to
-        # 35 times (bfloat16) slower on a slice than on its copy.
-        hidden.append(args[0].contiguous())
-        return (hidden[0],)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(read_input)
-    try:
-        yield hidden
-    finally:
-        hook.remove()
 
 
 def has_fresh_adapters(model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import require_columns
-from rlhf_recipes.data.dialogues import inside_of, own_columns
+from rlhf_recipes.data.feedback.dialogues import inside_of, own_columns
 from rlhf_recipes.data.feedback.formats import (
     COLUMNS,
     LEFT_OUT,

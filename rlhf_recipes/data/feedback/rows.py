@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import is_blank
-from rlhf_recipes.data.dialogues import split_prompt
+from rlhf_recipes.data.feedback.dialogues import split_prompt
 from rlhf_recipes.data.feedback.formats import (
     ALL_TIED,
     COLUMNS,

@@ -1,6 +1,6 @@
 """The turns of a dialogue, told apart."""
 
-from rlhf_recipes.data.dialogues import split_dialogue
+from rlhf_recipes.data.feedback.dialogues import split_dialogue
 from tests.data.feedback_examples import assistant, user
 
 
