@@ -4,13 +4,16 @@ What is added is written down here from what each family does, and not read off 
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertTokenizer,
     ByT5Tokenizer,
+    CTRLTokenizer,
     GemmaTokenizer,
     GPT2Tokenizer,
     LlamaTokenizer,
@@ -35,6 +38,7 @@ class Kind:
         model (`str`): The `model_type` of a model that comes with it.
         before (`tuple[str, ...]`), after (`tuple[str, ...]`): What it puts around one text.
         eos (`str`, *optional*): Its end-of-sequence token.
+        is_fast (`bool`): Whether its files have a place for what it adds; others are written in Python.
     """
 
     make: Callable[[], PreTrainedTokenizerBase]
@@ -42,6 +46,7 @@ class Kind:
     before: tuple[str, ...]
     after: tuple[str, ...]
     eos: str | None
+    is_fast: bool = True
 
 
 def _byte_level(specials: list[str]) -> Tokenizer:
@@ -128,6 +133,17 @@ def _bert():
     return BertTokenizer(vocab=json.loads(backend.to_str())["model"]["vocab"])
 
 
+def _ctrl():
+    letters = "abcdefghijklmnopqrstuvwxyzTFIWN.,!"
+    pieces = [f"{letter}{end}" for letter in letters for end in ("", "@@", "</w>")]
+    specials = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
+    vocabulary = {token: place for place, token in enumerate([*specials.values(), *pieces])}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\na b\n")
+        return CTRLTokenizer(f"{folder}/vocab.json", f"{folder}/merges.txt", **specials)
+
+
 def _of_unigram(cls):
     return lambda: cls(vocab=_unigram(["<s>", "<pad>", "</s>", "<unk>"]))
 
@@ -146,5 +162,6 @@ KINDS = {
     "xlm-roberta": Kind(_of_unigram(XLMRobertaTokenizer), "xlm-roberta", ("<s>",), ("</s>",), "</s>"),
     "t5": Kind(_of_unigram(T5Tokenizer), "t5", (), ("</s>",), "</s>"),
     "xlnet": Kind(_of_unigram(XLNetTokenizer), "xlnet", (), ("<sep>", "<cls>"), "</s>"),
-    "byt5": Kind(ByT5Tokenizer, "t5", (), ("</s>",), "</s>"),  # written in Python, without a backend
+    "byt5": Kind(ByT5Tokenizer, "t5", (), ("</s>",), "</s>", is_fast=False),
+    "ctrl": Kind(_ctrl, "ctrl", (), (), "</s>", is_fast=False),
 }

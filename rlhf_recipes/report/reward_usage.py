@@ -73,8 +73,8 @@ def caveats(where: str, settings: RewardModelSettings, steps: bool = False) -> l
         "Long texts",
         "python",
         f'score = pipeline("text-classification", model={quoted(where)})\nscore(text, truncation=True)',
-        f"The tokenizer knows that {settings.max_length} tokens are read, the last ones, but a pipeline cuts only when "
-        "it is told to.",
+        f"The tokenizer knows that {settings.max_length} tokens are read, the last ones, but a pipeline cuts only "
+        "when it is told to.",
     )
     end = Snippet(
         "The end of a text",

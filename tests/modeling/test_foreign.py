@@ -127,7 +127,7 @@ def test_weights_in_several_files(parts, tmp_path):
     for name, state in zip(names, (whole, in_second), strict=True):
         save_file(state, folder / name, metadata={"format": "pt"})
     (folder / "model.safetensors").unlink()
-    places = {key: names[0] for key in whole} | {key: names[1] for key in in_second}
+    places = dict.fromkeys(whole, names[0]) | dict.fromkeys(in_second, names[1])
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     expected = values_of(tokenizer, model, head.summary)
     assert LearnedReward(folder)(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-5)

@@ -7,7 +7,8 @@ from rlhf_recipes.modeling.text_ends import adds_eos, ended, ending_tokenizer, e
 from tests.tiny_tokenizers import KINDS
 
 TEXTS = ("The film", " is good.", "", " ", "Nobody could save it.\n\nA dull, dull evening", "caf\u00e9 \u4f60\u597d")
-FAST = [name for name in KINDS if name != "byt5"]
+FAST = [name for name in KINDS if KINDS[name].is_fast]
+ENDED = [name for name in KINDS if name != "ctrl"]
 
 
 def saved(name, folder, **settings):
@@ -36,7 +37,7 @@ def test_what_a_kind_adds_by_itself_is_seen(name):
     assert adds_eos(tokenizer) is (kind.eos is not None and kind.eos in kind.after)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENDED)
 def test_the_saved_tokenizer_ends_each_text_once(name, tmp_path):
     kind = KINDS[name]
     tokenizer, again = saved(name, tmp_path)
@@ -58,7 +59,7 @@ def test_a_pair_is_read_as_one_text(name, tmp_path):
     assert set(read.token_type_ids) == {0}  # as without them, which is how the model was trained
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENDED)
 def test_a_long_text_loses_its_beginning_and_keeps_its_ends(name, tmp_path):
     kind = KINDS[name]
     tokenizer, again = saved(name, tmp_path)
@@ -72,7 +73,7 @@ def test_a_long_text_loses_its_beginning_and_keeps_its_ends(name, tmp_path):
     assert len(batch.input_ids[0]) == 12
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENDED)
 def test_what_was_taught_once_is_not_taught_again(name, tmp_path):
     _, once = saved(name, tmp_path / "once")
     assert ends_texts(once)  # so that training from there appends nothing
@@ -88,6 +89,14 @@ def test_of_rendered_texts_nothing_is_added(name, tmp_path):
     tokenizer, again = saved(name, tmp_path, rendered=True, append_eos=False)
     for text in TEXTS:
         assert again(text).input_ids == ids_of(tokenizer, text)
+
+
+def test_a_tokenizer_without_a_place_for_it_is_seen_to_end_nothing(tmp_path):
+    tokenizer, again = saved("ctrl", tmp_path)
+    assert not adds_eos(again)
+    for text in TEXTS:
+        assert again(text).input_ids == ids_of(tokenizer, text)
+    assert (again.truncation_side, again.model_max_length) == ("left", 12)
 
 
 def test_the_tokenizer_that_was_given_stays_as_it_was():

@@ -16,6 +16,8 @@ from transformers import (
 
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
+from rlhf_recipes.outputs import write_json
+from rlhf_recipes.report.reward_card import write_card
 from rlhf_recipes.reward_modeling.bias.string_path import StringPath
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
@@ -73,11 +75,13 @@ def base_of(name, folder, chat_template=None):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     if kind.model == "gpt2":
         sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    elif kind.model == "ctrl":
+        sizes = {"n_embd": 32, "dff": 64, "n_layer": 1, "n_head": 2, "n_positions": 64}
     elif kind.model == "distilbert":
         sizes = {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2}
     elif kind.model in ("llama", "qwen2", "gemma2"):
         sizes |= {"num_key_value_heads": 2, "head_dim": 16}
-    sizes |= {"max_position_embeddings": 64} if kind.model != "gpt2" else {}
+    sizes |= {"max_position_embeddings": 64} if kind.model not in ("gpt2", "ctrl") else {}
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
     specials = {name: getattr(tokenizer, name) for name in names}
     config = AutoConfig.for_model(kind.model, vocab_size=len(tokenizer), initializer_range=0.3, **sizes, **specials)
@@ -199,6 +203,22 @@ def test_training_again_from_the_folder_ends_texts_once(name, tmp_path):
     assert tokenizer.model_max_length == 30
     score = LearnedReward(second, calibrate=False)(["The film"], [" is good."])
     assert by_transformers(second, "The film is good.") == pytest.approx(score[0], abs=1e-5)
+
+
+def test_what_the_tokenizer_cannot_carry_is_on_the_first_screen(tmp_path):
+    folder = trained(tmp_path / "out", base_of("ctrl", tmp_path / "base"), "pairs")
+    assert RewardModelSettings.load(folder).append_eos
+    eos = AutoTokenizer.from_pretrained(folder).eos_token
+    expected = LearnedReward(folder)(PROMPTS, COMPLETIONS)
+    texts = [prompt + completion + eos for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert [by_transformers(folder, text) for text in texts] == pytest.approx(expected, abs=1e-5)
+    write_json(folder / "metrics.json", {"pairwise_accuracy": 0.8, "pairs": 10})
+    page = write_card(folder, heat_maps=0).read_text()
+    first, _ = (folder / "README.md").read_text().split("\n## ", 1)
+    assert 'reward_funcs = [LearnedReward("' in first
+    assert "text += tokenizer.eos_token" in first
+    assert "score(text, truncation=True)" in first
+    assert page.index("text += tokenizer.eos_token") < page.index('id="figures"')
 
 
 def test_an_adapter_finds_its_base_from_any_folder(tmp_path, monkeypatch):
