@@ -74,7 +74,7 @@ def caveats(where: str, settings: RewardModelSettings, steps: bool = False) -> l
         "python",
         f'score = pipeline("text-classification", model={quoted(where)})\nscore(text, truncation=True)',
         f"The tokenizer knows that {settings.max_length} tokens are read, the last ones, but a pipeline cuts only "
-        "when it is told to.",
+        "when it is told to. (CrossEncoder always does, and takes from the longer part of a pair.)",
     )
     end = Snippet(
         "The end of a text",
