@@ -31,7 +31,8 @@ from rlhf_recipes.modeling.loading import find_file
 VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
-# The names of a head, and who writes it. A `score` is foreign where the configuration says another number of outputs.
+# The names of a head, and who writes it. A `score` is foreign in a model that is no classifier by its configuration,
+# which then does not say that there is one output.
 HEADS = {"v_head.summary": "TRL", "value_head": "OpenRLHF", "score": "OpenRLHF"}
 TRL_APPENDS_EOS = (0, 24)
 
@@ -90,7 +91,9 @@ def _among_weights(source: str, path: Path) -> ForeignHead | None:
             place = path if name is None else find_file(source, name)
             found |= dict(_tensors(place, (f"{head}.",))) if place is not None else {}
         weight = found.get(f"{head}.weight")
-        return None if weight is None else ForeignHead(project, weight, found.get(f"{head}.bias"))
+        if weight is None or (head == "score" and len(weight) != 1):  # of several classes: transformers' own
+            return None
+        return ForeignHead(project, weight, found.get(f"{head}.bias"))
     return None
 
 

@@ -283,7 +283,9 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
 
 def name_base(model: Any, args: ModelArguments) -> None:
     """Let fresh adapters name their base so that they load from any folder, and of the Hub in the same revision."""
-    name = str(args.model_name_or_path)
+    if not args.model_name_or_path:  # a model that was made in memory
+        return
+    name = args.model_name_or_path
     for config in model.peft_config.values():
         if Path(name).is_dir():
             config.base_model_name_or_path = str(Path(name).resolve())

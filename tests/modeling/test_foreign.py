@@ -227,3 +227,15 @@ def test_nothing_of_a_pickle_is_run(tmp_path):
     LearnedReward(folder)
     assert not (folder / "ran").exists()
     assert AutoConfig.from_pretrained(folder).num_labels == 1
+
+
+def test_a_head_of_several_classes_is_left_to_transformers(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = tiny_classifier(tokenizer, "llama", num_labels=3)
+    folder = save_tiny(tmp_path, model, tokenizer)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    ids = tokenizer("The film is good.", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**ids).logits[0, 2].item()
+    assert LearnedReward(folder, label=2)(["The film"], [" is good."]) == pytest.approx([expected], abs=1e-5)
