@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of_steps = objective.step_token is not None
     model = load_reward_model(model_args, tokenizer, labels=objective.label_names, token_level=of_steps)
     freeze_lower_layers(model, training_args.num_frozen_layers)
-    settings = settings_for(tokenizer, model, training_args.max_length)
+    settings = settings_for(tokenizer, model, training_args.max_length, splits.train)
 
     # Trainer: TRL's RewardTrainer for plain pairs, FeedbackTrainer for all else.
     held_out = splits.validation or splits.test

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, find_file
+from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
+from rlhf_recipes.modeling.loading import find_file
 from rlhf_recipes.modeling.reading import model_outputs, pad_id_of
 
 POOLING_FILE = "1_Pooling/config.json"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from peft import (
     AutoPeftModelForCausalLM,
     AutoPeftModelForFeatureExtraction,
@@ -29,6 +27,7 @@ from transformers import (
 
 from rlhf_recipes.compat import loaded_whole
 from rlhf_recipes.imports import optional
+from rlhf_recipes.modeling.foreign import foreign_head, load_with_head
 from rlhf_recipes.modeling.loading import (
     NOT_IN_4_BIT,
     check_model_path,
@@ -226,17 +225,6 @@ def check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
 
 
-def find_file(source: str, filename: str) -> Path | None:
-    """A file of a model's folder or of a model id of the Hub; `None` where it has none of that name."""
-    if Path(source).is_dir():
-        path = Path(source) / filename
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(source, filename))
-    except EntryNotFoundError:
-        return None
-
-
 def _load_model(
     kind: Any, source: str, device: torch.device, dtype: str | torch.dtype | None, load_in_4bit: bool
 ) -> Any:
@@ -263,6 +251,10 @@ def _load_model(
 
 
 def _load_whole(kind: Any, source: str, kwargs: dict[str, Any]) -> Any:
+    head = foreign_head(source) if kind is AutoModelForSequenceClassification else None
+    if head is not None:
+        logger.info("%s is a reward model of %s, and is read with its head.", source, head.project)
+        return load_with_head(source, head, kwargs)
     if (Path(source) / "adapter_config.json").is_file():
         if kind in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
             kwargs = {**kwargs, "num_labels": labels_of_adapter(Path(source))}
@@ -271,17 +263,28 @@ def _load_whole(kind: Any, source: str, kwargs: dict[str, Any]) -> Any:
     # An encoder is read before its pooler, which many files leave out.
     missing = sorted(key for key in info["missing_keys"] if kind is not AutoModel or not key.startswith("pooler."))
     if missing:
+        unread = sorted(key for key in info["unexpected_keys"] if not key.startswith("lm_head."))
+        instead = f" They hold {_some(unread)}, which the model has no place for." if unread else ""
         raise ValueError(
-            f"The files of {source!r} lack {', '.join(missing)}, so these weights would be random, and so would be "
-            f"the reward. {ADVICE[kind]}"
+            f"The files of {source!r} lack {_some(missing)}, so these weights would be random, and so would be "
+            f"the reward.{instead} {ADVICE[kind]}"
         )
     return model
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 ADVICE = {
     AutoModel: "Give a trained encoder.",
     AutoModelForCausalLM: "Give a trained causal language model.",
-    AutoModelForSequenceClassification: "Give a trained sequence classifier; `recipes/reward.py` makes one.",
+    AutoModelForSequenceClassification: (
+        "Give a trained sequence classifier; `recipes/reward.py` makes one. Heads of LLaMA-Factory, of OpenRLHF and "
+        "of TRL's AutoModelForCausalLMWithValueHead are found where these projects put them. Any other head has to "
+        "stand in the files as score.weight."
+    ),
     AutoModelForTokenClassification: "Give a trained token classifier.",
 }
 

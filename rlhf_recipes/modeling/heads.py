@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from rlhf_recipes.modeling.frozen import find_file
+from rlhf_recipes.modeling.loading import find_file
 
 GATE_OF = "gate of "
 
@@ -278,8 +278,9 @@ class RewardModelSettings:
         calibration ([`LogisticCalibration`], [`LinearCalibration`] or [`OrdinalCalibration`], *optional*):
             The map from logits to ratings. `None` leaves logits as they are.
         append_eos (`bool`, *optional*, defaults to `False`):
-            Whether each plain text ends with the tokenizer's end-of-sequence token, as TRL's `RewardTrainer` trains.
-            (A chat template ends its turns itself.)
+            Whether the tokenizer's end-of-sequence token is written behind each plain text, as TRL's `RewardTrainer`
+            does. `False` where the tokenizer puts it there by itself, as that beside our models does. (A chat
+            template ends its turns itself.)
         max_length (`int`, *optional*):
             Tokens the model was trained to read. `None` means as many as it can.
         labels (`dict`, *optional*):

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
 from transformers import (
@@ -104,6 +106,17 @@ def check_model_path(name_or_path: str) -> str:
             "id of the Hugging Face Hub. The folders under starter/ are made by `python -m rlhf_recipes.data.starter`."
         )
     return name_or_path
+
+
+def find_file(source: str, filename: str) -> Path | None:
+    """A file of a model's folder or of a model id of the Hub; `None` where it has none of that name."""
+    if Path(source).is_dir():
+        path = Path(source) / filename
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, filename))
+    except EntryNotFoundError:
+        return None
 
 
 def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -270,7 +283,21 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
                 f"give a number from 1 to {layers}, or leave it out to adapt them all."
             )
         config.layers_to_transform = list(range(layers - args.lora_num_layers, layers))
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    name_base(adapted, args)
+    return adapted
+
+
+def name_base(model: Any, args: ModelArguments) -> None:
+    """Let fresh adapters name their base so that they load from any folder, and of the Hub in the same revision."""
+    if not args.model_name_or_path:  # a model that was made in memory
+        return
+    name = args.model_name_or_path
+    for config in model.peft_config.values():
+        if Path(name).is_dir():
+            config.base_model_name_or_path = str(Path(name).resolve())
+        else:
+            config.base_model_name_or_path, config.revision = name, args.model_revision
 
 
 def _required(name: str | None) -> str:

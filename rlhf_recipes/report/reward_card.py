@@ -26,7 +26,7 @@ from rlhf_recipes.report.html import Plot
 from rlhf_recipes.report.markdown import clean_config, clean_text, finite, short_name, shortened
 from rlhf_recipes.report.reward_figures import as_svg
 from rlhf_recipes.report.reward_sections import Table, build_plots, build_tables, figure_rows, headline, tiles
-from rlhf_recipes.report.reward_usage import Snippet, snippets
+from rlhf_recipes.report.reward_usage import Snippet, caveats, snippets
 from rlhf_recipes.reward_modeling.explain import attribute
 from rlhf_recipes.rewards.learned import LearnedReward
 
@@ -184,6 +184,7 @@ def _write_page(root: Path, facts: CardFacts, heat: tuple[list[HeatMap], str]) -
         title=facts.title,
         style=Markup(style),
         headline=headline(facts.evaluation, facts.metrics),
+        caveats=caveats_of(facts),
         tiles=tiles(facts.metrics),
         data=data_tables(facts.data),
         loss=facts.data.get("loss"),
@@ -210,6 +211,11 @@ def use(facts: CardFacts) -> list[Snippet]:
     options = facts.config.get("loss_args") or {}
     token = facts.settings.step_token or str(options.get("step_token", "\n"))
     return snippets(facts.where, facts.settings, facts.is_process, token, facts.string_path)
+
+
+def caveats_of(facts: CardFacts) -> list[Snippet]:
+    """What other code cannot know of the model, for the first screen."""
+    return caveats(facts.where, facts.settings, facts.is_process) if facts.has_model else []
 
 
 def data_tables(data: Report) -> list[Table]:

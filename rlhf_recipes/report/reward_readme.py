@@ -21,7 +21,7 @@ from rlhf_recipes.report.markdown import (
     short_name,
 )
 from rlhf_recipes.report.policy_card import library_versions
-from rlhf_recipes.report.reward_card import CardFacts, cases, data_tables, use
+from rlhf_recipes.report.reward_card import CardFacts, cases, caveats_of, data_tables, use
 from rlhf_recipes.report.reward_figures import bucket_name
 from rlhf_recipes.report.reward_sections import FIGURES, Table, build_tables, figure_rows, headline
 from rlhf_recipes.report.words import visible
@@ -96,7 +96,10 @@ def _what_it_is(facts: CardFacts) -> str:
     made += f" with the loss {as_code(str(loss))}" if made and loss else ""
     sentence = plain_line(headline(facts.evaluation, facts.metrics))
     page = "`report.html` in this repository shows all of this with pictures."
-    return f"# {plain_line(facts.title)}\n\n{what}{made}{'.' if made else ''}\n\n**{sentence}** {page}"
+    parts = [f"# {plain_line(facts.title)}", f"{what}{made}{'.' if made else ''}", f"**{sentence}** {page}"]
+    for caveat in caveats_of(facts):
+        parts += [f"**{caveat.title}:** {_note(caveat.note)}", fenced(visible(caveat.code, None), caveat.language)]
+    return "\n\n".join(parts)
 
 
 def _how_to_use(facts: CardFacts) -> str:

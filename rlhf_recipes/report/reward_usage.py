@@ -9,7 +9,7 @@ from rlhf_recipes.report.markdown import quoted
 
 GRPO_NOTE = (
     "reward_funcs also takes the folder as a string. TRL then loads and reads the model itself: it tokenizes prompt "
-    "and completion without the tokenizer's special tokens and without an end-of-sequence token, does not cut long "
+    "and completion without the tokenizer's special tokens, the end-of-sequence token among them, does not cut long "
     "texts, takes the first logit, and knows no calibration. Its scores are then others than those measured here. "
     "Give the object, as above."
 )
@@ -50,7 +50,60 @@ def snippets(
         "Its tokenizer is its own: any policy can be trained with it.",
     )
     grpo = Snippet("TRL's GRPO and RLOO", "python", _grpo(where), GRPO_NOTE + _measured(string_path))
-    return [yaml, grpo, Snippet("transformers alone", "python", plain_code(where, settings), _plain_note(settings))]
+    plain = Snippet("transformers alone", "python", plain_code(where, settings), _plain_note(settings))
+    return [yaml, grpo, plain, *_elsewhere(where, settings)]
+
+
+def caveats(where: str, settings: RewardModelSettings, steps: bool = False) -> list[Snippet]:
+    """What the files of a model cannot tell other code, each with the lines that do it; for the first screen.
+
+    Args:
+        where, settings, steps: As in [`snippets`].
+    """
+    if steps:
+        return []
+    by_name = Snippet(
+        "By name in TRL",
+        "python",
+        f"from rlhf_recipes.rewards import LearnedReward\nreward_funcs = [LearnedReward({quoted(where)})]",
+        f"`reward_funcs={quoted(where)}` would give other scores: TRL then adds no special tokens to plain text and "
+        "cuts nothing. Hand over the object, in GRPO and in RLOO.",
+    )
+    long = Snippet(
+        "Long texts",
+        "python",
+        f'score = pipeline("text-classification", model={quoted(where)})\nscore(text, truncation=True)',
+        f"The tokenizer knows that {settings.max_length} tokens are read, the last ones, but a pipeline cuts only "
+        "when it is told to. (CrossEncoder always does, and takes from the longer part of a pair.)",
+    )
+    end = Snippet(
+        "The end of a text",
+        "python",
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted(where)})\ntext += tokenizer.eos_token",
+        "The tokenizer cannot add the end-of-sequence token by itself, and the score is read there. Outside of this "
+        "project write it behind each plain text.",
+    )
+    return [by_name, *([long] if settings.max_length is not None else []), *([end] if settings.append_eos else [])]
+
+
+def _elsewhere(where: str, settings: RewardModelSettings) -> list[Snippet]:
+    """Programs that take the folder as it is."""
+    end = " + score.tokenizer.eos_token" if settings.append_eos else ""
+    pipe = (
+        f'from transformers import pipeline\n\nscore = pipeline("text-classification", model={quoted(where)})\n'
+        f'print(score("The film is a delight."{end}, truncation=True, top_k=None))'
+    )
+    if settings.labels is not None:
+        return [Snippet("A pipeline", "python", pipe, "It gives the outputs one by one.")]
+    if settings.append_eos:
+        return [Snippet("A pipeline", "python", pipe)]
+    pair = (
+        "from sentence_transformers import CrossEncoder\n\n"
+        f'print(CrossEncoder({quoted(where)}).predict([("The film is", " a delight.")]))'
+    )
+    unit = " before it becomes a rating" if settings.calibration is not None else ""
+    note = f"Both give the score{unit}. A pair is read as one text. vLLM (`--runner pooling`) reads texts alike."
+    return [Snippet("A pipeline", "python", pipe), Snippet("CrossEncoder", "python", pair, note)]
 
 
 def _yaml(where: str) -> str:
@@ -137,7 +190,7 @@ def _score_lines(settings: RewardModelSettings) -> list[str]:
 
 
 def _plain_note(settings: RewardModelSettings) -> str:
-    note = "Messages become text through the tokenizer's chat template (and then without further special tokens). "
+    note = "Messages become text through the tokenizer's chat template (and then `add_special_tokens=False`). "
     what = "rating" if settings.calibration is not None else "score"
     return note + f"`{what}` is what `LearnedReward` returns."
 

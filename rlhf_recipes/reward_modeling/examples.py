@@ -25,11 +25,12 @@ from rlhf_recipes.data.preprocessing import normalize_text
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import readable_tokens
 from rlhf_recipes.modeling.reading import dialogue_text, joined, say_plain_reading
+from rlhf_recipes.modeling.text_ends import adds_eos, ended, ends_texts
 from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.process import cut_beginning, encode_steps, own_mark
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, is_conversational
 
 logger = logging.getLogger(__name__)
 PAIRS = ("chosen", "rejected")
@@ -103,17 +104,31 @@ def in_share(text: str, low: float, high: float) -> bool:
 
 
 def settings_for(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int | None
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int | None, rows: Dataset | None = None
 ) -> RewardModelSettings:
     """Settings that fit a model: an end-of-sequence token where the tokenizer sets none itself, and its limit.
 
     A decoder's head reads the last token, and an end-of-sequence token is the one that has seen the text end. An
-    encoder's tokenizer closes each text itself.
+    encoder's tokenizer closes each text itself, and so does a chat template.
+
+    Args:
+        tokenizer, model, max_length: The model with its tokenizer, and how much of a text it is to read.
+        rows ([`~datasets.Dataset`], *optional*): The training rows, which may be conversations. Default: plain text.
     """
     limits = [limit for limit in (max_length, readable_tokens(model)) if limit is not None]
-    closes_itself = tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]
-    append_eos = tokenizer.eos_token is not None and not closes_itself
+    rendered = rows is not None and rendered_by_template(rows, tokenizer)
+    append_eos = tokenizer.eos_token is not None and not rendered and not ends_texts(tokenizer)
     return RewardModelSettings(append_eos=append_eos, max_length=min(limits, default=None))
+
+
+def rendered_by_template(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the texts of rows are messages, of which the tokenizer's chat template makes text with its own ends."""
+    if tokenizer.chat_template is None or not len(rows):
+        return False
+    columns = [name for name in ("prompt", "chosen", "completion", "completions") if name in rows.column_names]
+    values = [rows[0][name] for name in columns]
+    values += [value[0] for value in values if isinstance(value, list) and value]  # the first of several completions
+    return any(bool(value) and is_conversational(value) for value in values)
 
 
 def tokenize(
@@ -133,10 +148,11 @@ def tokenize(
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.truncation_side = "left"
+    adds_it = adds_eos(tokenizer)
     ids = []
     truncated = 0
     for prompt, completion in zip(texts.prompts, texts.completions, strict=True):
-        text, special = _render(prompt, completion, tokenizer, settings.append_eos)
+        text, special = _render(prompt, completion, tokenizer, settings.append_eos, adds_it)
         of_text = tokenizer(text, add_special_tokens=special, verbose=False).input_ids
         if settings.max_length is not None and len(of_text) > settings.max_length:
             truncated += 1
@@ -151,7 +167,9 @@ def tokenize(
     return ids
 
 
-def _render(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> tuple[str, bool]:
+def _render(
+    prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, append_eos: bool, adds_it: bool
+) -> tuple[str, bool]:
     """One text, and whether the tokenizer has yet to add special tokens to it."""
     if isinstance(prompt, str) and isinstance(completion, str):
         text = prompt + completion
@@ -162,7 +180,7 @@ def _render(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, 
             return str(tokenizer.apply_chat_template([*before, *after], tokenize=False)), False
         say_plain_reading(f"The tokenizer {tokenizer.name_or_path!r}")
         text = dialogue_text([*before, *after])
-    return (text + tokenizer.eos_token if append_eos and not text.endswith(tokenizer.eos_token) else text), True
+    return ended(text, tokenizer.eos_token, append_eos, adds_it), True
 
 
 def pair_rows(

@@ -1,17 +1,20 @@
 """Writing a reward model so that others can load it: model, head and tokenizer, with adapters merged and apart."""
 
 import dataclasses
+import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel, TaskType
-from transformers import PreTrainedModel, Trainer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, Trainer
 
 from rlhf_recipes.hub import OF_REWARD_MODEL, push_run
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
+from rlhf_recipes.modeling.text_ends import adds_eos, ending_tokenizer
+from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.losses.base import Objective
 
@@ -75,6 +78,10 @@ def push_reward_model(folder: Path, args: RewardConfig) -> None:
 def save_settings(folder: Path, settings: RewardModelSettings, objective: Objective, plain: bool = False) -> None:
     """Write beside the model how its outputs become one score, and the score a rating, as far as the loss says it.
 
+    The tokenizer that lies there learns to end texts as training did, if it has not yet, and the configuration says
+    that outputs are scores: `pipeline`, `CrossEncoder` and vLLM then give them as they are. Where the tokenizer cannot
+    learn it, `append_eos` stays in the settings.
+
     Args:
         folder (`Path`): That of the model.
         settings ([`~rlhf_recipes.modeling.heads.RewardModelSettings`]): What it was trained to see.
@@ -89,6 +96,35 @@ def save_settings(folder: Path, settings: RewardModelSettings, objective: Object
             probabilities=objective.score_probabilities,
             step_token=objective.step_token,
         )
-    settings.save(folder)
-    if (folder / ADAPTER_FOLDER).is_dir():
-        settings.save(folder / ADAPTER_FOLDER)
+    for place in (folder, folder / ADAPTER_FOLDER):
+        if place.is_dir():
+            _carried(place, folder, settings).save(place)
+    if settings.step_token is None:
+        _say_what_outputs_are(folder / "config.json", settings)
+
+
+def _carried(place: Path, folder: Path, settings: RewardModelSettings) -> RewardModelSettings:
+    """The settings that are left to say once the tokenizer in a folder ends texts by itself."""
+    whole = (folder / "config.json").is_file() and (place / "tokenizer_config.json").is_file()
+    if settings.step_token is not None or not whole:
+        return settings
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(place))
+    lacks_end = settings.append_eos and not adds_eos(tokenizer)
+    if lacks_end or tokenizer.truncation_side != "left":
+        config = AutoConfig.from_pretrained(str(folder))
+        tokenizer = ending_tokenizer(tokenizer, config, settings.max_length, append_eos=lacks_end)
+        tokenizer.save_pretrained(str(place))
+    return dataclasses.replace(settings, append_eos=settings.append_eos and not adds_eos(tokenizer))
+
+
+def _say_what_outputs_are(path: Path, settings: RewardModelSettings) -> None:
+    """Keep other code from squashing a score: by itself it takes one output for the logit of a probability."""
+    if not path.is_file():  # an adapter alone
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if settings.probabilities:
+        config["problem_type"] = "single_label_classification"
+    else:
+        config["problem_type"] = "regression"
+        config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    write_json(path, config)

@@ -29,10 +29,11 @@ from trl import RewardTrainer
 from rlhf_recipes.data.collators import FeedbackCollator, PairCollator
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import disable_dropout
+from rlhf_recipes.modeling.text_ends import ending_tokenizer
 from rlhf_recipes.modeling.threads import best_thread_count
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.debias import group_penalty, residual_scores
-from rlhf_recipes.reward_modeling.examples import example_rows, pair_rows
+from rlhf_recipes.reward_modeling.examples import example_rows, pair_rows, rendered_by_template
 from rlhf_recipes.reward_modeling.losses import make_objective
 from rlhf_recipes.reward_modeling.losses.base import WEIGHT, Batch, Objective
 
@@ -292,6 +293,12 @@ def make_trainer(
     """
     held_out = held_out if args.eval_strategy != "no" else None
     common = {"model": model, "args": args, "processing_class": tokenizer}
+    if objective.step_token is None:
+        # What is saved, with each checkpoint too, reads texts by itself as they are read here.
+        common["processing_class"] = ending_tokenizer(
+            *(tokenizer, model.config, settings.max_length, settings.append_eos),
+            rendered=rendered_by_template(train, tokenizer),
+        )
     if is_plain_pairs(loss, train, args):
         pairing: dict[str, Any] = {"min_gap": args.min_gap, "seed": args.seed}
         return RewardTrainer(

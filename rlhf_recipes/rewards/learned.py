@@ -6,6 +6,8 @@ end-of-sequence token, a length) and how its logits become ratings stands in `re
 A reward model that shares the policy's tokenizer, and so reads the policy's own tokens.
 """
 
+import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from rlhf_recipes.data.prompts import tokenize_prompts
 from rlhf_recipes.modeling.critics import ValueModel
+from rlhf_recipes.modeling.foreign import foreign_scale, trl_appended_eos
 from rlhf_recipes.modeling.frozen import (
     check_batch_size,
     check_vocabulary,
@@ -25,8 +28,8 @@ from rlhf_recipes.modeling.frozen import (
     read_limit,
     warn_of_truncation,
 )
-from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
-from rlhf_recipes.modeling.loading import check_model_path
+from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, LinearCalibration, RewardModelSettings
+from rlhf_recipes.modeling.loading import check_model_path, find_file
 from rlhf_recipes.modeling.reading import (
     as_messages,
     check_finite,
@@ -35,7 +38,10 @@ from rlhf_recipes.modeling.reading import (
     model_outputs,
     say_plain_reading,
 )
+from rlhf_recipes.modeling.text_ends import adds_eos, ended
 from rlhf_recipes.texts import Text
+
+logger = logging.getLogger(__name__)
 
 
 class LearnedReward:
@@ -85,6 +91,10 @@ class LearnedReward:
             Whether logits become probabilities before they are weighed: the softmax over all labels of the model, or
             of each logit the sigmoid, where the model has one label or was trained for several at once
             (`problem_type` is `multi_label_classification`).
+        append_eos (`bool`, *optional*):
+            Whether a plain text ends with the end-of-sequence token (once, where the tokenizer adds it too). Default:
+            as `reward_config.json` says; where there is none, `True` for a model that TRL's `RewardTrainer` trained,
+            which is said, else as the tokenizer does by itself.
 
     Raises:
         `FileNotFoundError`: if there is no model where a path points.
@@ -116,11 +126,12 @@ class LearnedReward:
         load_in_4bit: bool = False,
         labels: Mapping[int | str, float] | None = None,
         probabilities: bool = False,
+        append_eos: bool | None = None,
     ) -> None:
         check_batch_size(batch_size)
         self._arguments = (
             model, processing_class, batch_size, max_length, label, name, calibrate, device, dtype, settings,
-            load_in_4bit, labels, probabilities,
+            load_in_4bit, labels, probabilities, append_eos,
         )  # fmt: skip
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
         self.tokenizer = own_tokenizer(processing_class, source)
@@ -128,7 +139,8 @@ class LearnedReward:
         check_vocabulary(self.model, self.tokenizer)
         # A decoder's head reads the last token that is not this one.
         self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        self.settings = settings or (RewardModelSettings() if source is None else RewardModelSettings.load(source))
+        self.adds_eos = adds_eos(self.tokenizer)
+        self.settings = self._settings(settings, source, append_eos)
         self.calibration = self.settings.calibration if calibrate else None
         names = list(self.settings.labels or ())
         if isinstance(self.model, PeftModel) and len(names) == self.model.config.num_labels:
@@ -143,7 +155,9 @@ class LearnedReward:
         self.truncated = 0  # texts so far that were longer than max_length
         self.__name__ = name or (Path(source).name if source is not None else type(self).__name__)
         if self.settings.append_eos and self.tokenizer.eos_token is None:
-            raise ValueError(f"{SETTINGS_FILE} says append_eos, but the tokenizer has no end-of-sequence token.")
+            raise ValueError(
+                f"{SETTINGS_FILE} or an argument says append_eos, but the tokenizer has no end-of-sequence token."
+            )
         if self.calibration is not None and (labels is not None or probabilities):
             raise ValueError(
                 f"{SETTINGS_FILE} holds a calibration, which makes ratings of one logit, but labels or probabilities "
@@ -172,6 +186,26 @@ class LearnedReward:
             scores[rows] = self.head(output.logits)
         return scores
 
+    def _settings(
+        self, given: RewardModelSettings | None, source: str | None, append_eos: bool | None
+    ) -> RewardModelSettings:
+        """Those that are given, those of the folder, or what is known of the project that trained the model."""
+        known = given is not None or source is None or find_file(source, SETTINGS_FILE) is not None
+        if known or source is None:
+            settings = given or (RewardModelSettings() if source is None else RewardModelSettings.load(source))
+        else:
+            settings = RewardModelSettings(calibration=_foreign_calibration(source))
+            if append_eos is None and self.tokenizer.eos_token is not None and trl_appended_eos(source):
+                logger.warning(
+                    "%s has no %s, and was trained by TRL's RewardTrainer, which ends each plain text with %r: so "
+                    "does this reward. The argument append_eos says it or something else, without this line.",
+                    *(source, SETTINGS_FILE, self.tokenizer.eos_token),
+                )
+                # TRL writes it also where the tokenizer adds one more, and that is what was learned.
+                return dataclasses.replace(settings, append_eos=True)
+        wanted = settings.append_eos if append_eos is None else append_eos
+        return dataclasses.replace(settings, append_eos=wanted and not self.adds_eos)
+
     def __repr__(self) -> str:
         return f"LearnedReward(name={self.__name__!r}, max_length={self.max_length}, calibration={self.calibration})"
 
@@ -185,9 +219,7 @@ class LearnedReward:
                 return str(self.tokenizer.apply_chat_template(messages, tokenize=False)), False
             say_plain_reading(f"The tokenizer of the reward model {self.__name__!r}")
             text = dialogue_text(messages)
-        if self.settings.append_eos and not text.endswith(self.tokenizer.eos_token):
-            text += self.tokenizer.eos_token
-        return text, True
+        return ended(text, self.tokenizer.eos_token, self.settings.append_eos, self.adds_eos), True
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids
@@ -197,6 +229,11 @@ class LearnedReward:
                 text, add_special_tokens=add_special_tokens, truncation=True, max_length=self.max_length
             ).input_ids
         return ids or [first_special(self.tokenizer)]
+
+
+def _foreign_calibration(source: str) -> LinearCalibration | None:
+    scale = foreign_scale(source)
+    return None if scale is None else LinearCalibration(1 / scale[1], -scale[0] / scale[1])
 
 
 class SharedTokenizerReward:

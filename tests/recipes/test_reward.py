@@ -94,17 +94,17 @@ def test_what_is_saved_gives_the_scores_that_were_measured(main, models, ratings
     tokenizer = AutoTokenizer.from_pretrained(out)
     predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [row["split"] for row in predictions] == ["validation"] * 24 + ["test"] * 24
-    end = tokenizer.eos_token if kind == "llama" else ""
+    end = tokenizer.eos_token_id if kind == "llama" else tokenizer.sep_token_id
     with torch.no_grad():
-        logits = [
-            model(**tokenizer(row["text"] + end, return_tensors="pt")).logits.item() for row in predictions[20:28]
-        ]
+        inputs = [tokenizer(row["text"], return_tensors="pt") for row in predictions[20:28]]
+        logits = [model(**of_text).logits.item() for of_text in inputs]
+    assert [of_text.input_ids[0].tolist().count(end) for of_text in inputs] == [1] * 8
     assert logits == pytest.approx([row["logit"] for row in predictions[20:28]], abs=1e-5)
     assert max(logits) - min(logits) > 1e-3
 
     # Through the reward, calibrated.
     settings = read(out, "reward_config.json")
-    assert settings["append_eos"] == (kind == "llama")
+    assert not settings["append_eos"]  # the tokenizer does it
     scores = LearnedReward(out)([""] * 8, [row["text"] for row in predictions[20:28]])
     assert scores == pytest.approx([row["score"] for row in predictions[20:28]], abs=1e-5)
 

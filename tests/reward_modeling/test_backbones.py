@@ -209,7 +209,7 @@ def check_whole_model(run: Run, logits: Tensor, **tolerance: float) -> None:
     """The folder, through plain transformers with its own tokenizer, and as a reward."""
     model = AutoModelForSequenceClassification.from_pretrained(run.folder)
     tokenizer = AutoTokenizer.from_pretrained(run.folder)
-    ids = encode(tokenizer, TEXTS, run.settings.append_eos)
+    ids = encode(tokenizer, TEXTS)  # it ends them by itself
     assert ids == run.ids
     assert model.config.pad_token_id == tokenizer.pad_token_id == run.pad_id
     torch.testing.assert_close(logits_of(model, ids, run.pad_id), logits, **tolerance)

@@ -227,7 +227,7 @@ class _Base:
         work = place.with_name(f".{place.name}")
         args = dataclasses.replace(self.training_args, seed=seed, output_dir=str(work), push_to_hub=False)
         model, objective = self.fresh(seed), self.objective()
-        settings = settings_for(self.tokenizer, cast(Any, model), args.max_length)
+        settings = settings_for(self.tokenizer, cast(Any, model), args.max_length, rows)
         held_out = (self.splits.validation or self.splits.test) if args.eval_strategy != "no" else None
         trainer = make_trainer(model, self.loss, objective, rows, held_out, self.tokenizer, settings, args)
         if not self.threads_chosen:
