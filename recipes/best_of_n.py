@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     judges = load_rewards(args.judge_funcs) if args.judge_funcs else None
-    name, options = model_args.model_name_or_path, {"padding_side": "left", "revision": model_args.model_revision}
-    tokenizer = None if name is None else load_tokenizer(name, **options)
+    name, options = model_args.model_name_or_path, {"of_policy": True, "revision": model_args.model_revision}
+    tokenizer = None if name is None else load_tokenizer(name, "left", **options)
 
     # Candidates.
     if args.completions_column is not None:
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        policy = load_policy(model_args, is_trainable=False).to(device).eval()
+        policy = load_policy(model_args, is_trainable=False, tokenizer=tokenizer).to(device).eval()
         lengths = (args.max_prompt_length, args.max_completion_length)
         options = {"temperature": args.temperature, "batch_size": args.batch_size, "seed": args.seed}
         found = candidates.generate_candidates(policy, tokenizer, prompts, args.num_candidates, *lengths, **options)

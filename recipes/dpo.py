@@ -31,6 +31,7 @@ from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.tokenizers import fit_reference, require_end
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
@@ -67,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Model, with adapters or in 4 bits where asked for, and a tokenizer whose pad token is not the end of a text.
     torch.manual_seed(training_args.seed)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
-    model = load_policy(model_args)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, of_policy=True, revision=model_args.model_revision)
+    require_end(tokenizer)
+    model = load_policy(model_args, tokenizer=tokenizer)
     if model_args.model_revision != "main":  # TRL loads the reference by its name, and else the newest revision
         training_args.model_init_kwargs = {"revision": model_args.model_revision}
 
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = trl.DPOTrainer(
         model=model, args=training_args, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer
     )
+    fit_reference(trainer, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Save and push.

@@ -78,13 +78,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
 
     # Models.
-    policy = load_policy(model_args, is_trainable=False)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, "left", of_policy=True, revision=model_args.model_revision
+    )
+    policy = load_policy(model_args, is_trainable=False, tokenizer=tokenizer)
     if args.ref_model_name_or_path is None:
         roles = ActorCritic(policy, reference_is_base=True, critic=False)
     else:
         ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
-        roles = ActorCritic(policy, load_policy(ref_args, is_trainable=False), critic=False)
+        roles = ActorCritic(policy, load_policy(ref_args, False, tokenizer), critic=False)
     move_to_best_device(roles).eval()
     reward = load_rewards(args.reward_funcs, args.reward_weights)
 

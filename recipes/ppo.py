@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Models.
     set_seed(training_args.seed)
-    policy = load_policy(model_args)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, "left", of_policy=True, revision=model_args.model_revision
+    )
+    policy = load_policy(model_args, tokenizer=tokenizer)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
 
     # Trainer.

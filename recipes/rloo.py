@@ -30,6 +30,7 @@ from rlhf_recipes.cli import run
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.tokenizers import fit_reference, require_end
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 from rlhf_recipes.rewards.loading import RewardArguments
 
@@ -71,13 +72,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Models.
     torch.manual_seed(training_args.seed)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, "left", of_policy=True, revision=model_args.model_revision
+    )
+    require_end(tokenizer)
     rewards, training_args.reward_weights = reward_args.load_for_trl()
     if model_args.model_revision != "main":  # TRL loads the reference by its name, and else the newest revision
         training_args.model_init_kwargs = {"revision": model_args.model_revision}
 
     # Train.
-    trainer = trl.RLOOTrainer(load_policy(model_args), rewards, training_args, train, held_out, tokenizer)
+    policy = load_policy(model_args, tokenizer=tokenizer)
+    trainer = trl.RLOOTrainer(policy, rewards, training_args, train, held_out, tokenizer)
+    fit_reference(trainer, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Save and push.

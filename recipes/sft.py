@@ -29,6 +29,7 @@ from rlhf_recipes.cli import run
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.tokenizers import require_end
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
@@ -71,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Model, with adapters or in 4 bits where asked for, and a tokenizer whose pad token is not the end of a text.
     torch.manual_seed(training_args.seed)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
-    model = load_policy(model_args)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, of_policy=True, revision=model_args.model_revision)
+    require_end(tokenizer)
+    model = load_policy(model_args, tokenizer=tokenizer)
 
     # Trainer.
     trainer = trl.SFTTrainer(

@@ -12,7 +12,7 @@ Leaving the lower part of a model as it is.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-logger = logging.getLogger(__name__)
+from rlhf_recipes.modeling.tokenizers import add_pad_token, fit_model, leave_open, name_end, saved_ends, spare_token
 
-# Tokens that tokenizers already carry for padding, or for nothing else, most fitting first.
-PAD_CANDIDATES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
+logger = logging.getLogger(__name__)
 
 # Names (patterns) of what stands between a backbone and a score. It is often new and then trained whole, which 4 bit
 # cannot be. By itself transformers keeps out the last weight alone, and puts the head of every encoder in 4 bit.
@@ -60,29 +59,28 @@ class ModelArguments(ModelConfig):
     )
 
 
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give the tokenizer a pad token that is not its end-of-sequence token.
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> PreTrainedTokenizerBase:
+    """Give the tokenizer a pad token that does not end a text.
 
-    A pad token of its own is kept. Otherwise the first token of `PAD_CANDIDATES` that the vocabulary holds is taken,
-    and the choice is logged.
+    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see
+    [`~rlhf_recipes.modeling.tokenizers.spare_token`]), or one is added; a model may then need another row in its
+    embedding ([`~rlhf_recipes.modeling.tokenizers.fit_model`]). The choice is logged.
 
-    Raises:
-        `ValueError`: if the vocabulary holds no such token.
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): It is changed, and returned.
+        ends (`Collection[int]`): Ids that end a text besides the tokenizer's own, as a model's configuration has them.
     """
-    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+    before = tokenizer.pad_token
+    if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
         return tokenizer
-    vocabulary = tokenizer.get_vocab()
-    for candidate in PAD_CANDIDATES:
-        if candidate in vocabulary and candidate not in (tokenizer.eos_token, tokenizer.bos_token):
-            logger.info("Pad token of %s: %r instead of %r.", tokenizer.name_or_path, candidate, tokenizer.pad_token)
-            tokenizer.pad_token = candidate
-            return tokenizer
-    raise ValueError(
-        f"The tokenizer of {tokenizer.name_or_path!r} pads with {tokenizer.pad_token!r}, and its end-of-sequence "
-        f"token is {tokenizer.eos_token!r}: padding must be another token, or the end of a text cannot be seen. None "
-        f"of {', '.join(PAD_CANDIDATES)} is free in its vocabulary. Add one with "
-        "`tokenizer.add_special_tokens({'pad_token': '<pad>'})`, resize the model's embeddings, and save both."
-    )
+    spare = spare_token(tokenizer, ends)
+    if spare is None:
+        chosen, where = add_pad_token(tokenizer), "added to its vocabulary"
+    else:
+        tokenizer.pad_token, chosen, where = spare, spare, "spare in its vocabulary"
+    why = "has no pad token" if before is None else f"pads with {before!r}, which ends texts too"
+    logger.info("The tokenizer of %s %s: %r pads now, %s.", tokenizer.name_or_path, why, chosen, where)
+    return tokenizer
 
 
 def check_model_path(name_or_path: str) -> str:
@@ -104,10 +102,27 @@ def check_model_path(name_or_path: str) -> str:
     return name_or_path
 
 
-def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load a tokenizer whose pad token is not its end-of-sequence token (see `ensure_pad_token`)."""
+def load_tokenizer(
+    name_or_path: str, padding_side: str = "right", of_policy: bool = False, **kwargs: Any
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer whose pad token does not end a text (see [`ensure_pad_token`]).
+
+    Args:
+        name_or_path (`str`): A folder or a model id of the Hub.
+        padding_side (`str`): On which side it pads.
+        of_policy (`bool`):
+            Whether it is that of a model that writes: an end-of-sequence token is then named where the model's
+            configuration has one, a tokenizer that closes each text is kept from it, and padding is none of the
+            tokens at which the model stops.
+    """
     name = check_model_path(name_or_path)
-    return ensure_pad_token(AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs))
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs)
+    if not of_policy:
+        return ensure_pad_token(tokenizer)
+    ends = saved_ends(name, revision=kwargs.get("revision") or "main")
+    name_end(tokenizer, ends)
+    leave_open(tokenizer)
+    return ensure_pad_token(tokenizer, ends)
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -142,7 +157,9 @@ def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedModel | PeftModel:
+def load_policy(
+    args: ModelArguments, is_trainable: bool = True, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel | PeftModel:
     """Load a causal language model, quantized and with adapters where asked for.
 
     Args:
@@ -150,6 +167,8 @@ def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedMo
             `model_name_or_path` is a model, or a folder with saved LoRA adapters, which are loaded on their base.
         is_trainable (`bool`):
             Whether to prepare it for training: new adapters where `use_peft` says so, and saved ones unfrozen.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The model's, as [`load_tokenizer`] gives it: the model learns which token pads, and gets room for it.
     """
     name = check_model_path(_required(args.model_name_or_path))
     kwargs = _loading_arguments(args)
@@ -157,8 +176,10 @@ def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedMo
         model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=is_trainable, **kwargs)
     else:
         model = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, **kwargs)
-        if args.use_peft and is_trainable:
-            model = add_adapters(model, args)
+    if tokenizer is not None:
+        fit_model(model, tokenizer)
+    if args.use_peft and is_trainable and not _is_adapter(name):
+        model = add_adapters(model, args)
     disable_dropout(model)
     keep_gradients_of_4bit(model)
     return model
@@ -173,7 +194,7 @@ def load_reward_model(
 ) -> PreTrainedModel | PeftModel:
     """Load an encoder or a decoder with a head; a new head where the model has none, or one of another size.
 
-    The pad token is copied from the tokenizer, because a decoder's head reads the last token that is not padding.
+    The pad token is that of the tokenizer, because a decoder's head reads the last token that is not padding.
 
     Args:
         args ([`ModelArguments`]): Which model, and how.
@@ -184,7 +205,6 @@ def load_reward_model(
     """
     name = check_model_path(_required(args.model_name_or_path))
     config = AutoConfig.from_pretrained(name, num_labels=len(labels), revision=args.model_revision)
-    config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if tuple(labels) != ("reward",) or token_level:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
@@ -201,6 +221,7 @@ def load_reward_model(
     new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if new:
         logger.info("New weights, drawn at random and to be trained: %s.", ", ".join(new))
+    fit_model(model, tokenizer)
     if args.use_peft and is_trainable:
         task = "TOKEN_CLS" if token_level else "SEQ_CLS"
         # PEFT itself trains and saves score and classifier, and would leave a pooler that is new as it was drawn.

@@ -28,6 +28,7 @@ from rlhf_recipes.modeling.frozen import (
 from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path
 from rlhf_recipes.modeling.reading import as_messages, check_finite, first_special, model_outputs
+from rlhf_recipes.modeling.tokenizers import fit_model
 from rlhf_recipes.texts import Text
 
 
@@ -117,9 +118,8 @@ class LearnedReward:
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
         self.tokenizer = own_tokenizer(processing_class, source)
         self.model: Any = place_model(AutoModelForSequenceClassification, model, device, dtype, load_in_4bit)
+        fit_model(self.model, self.tokenizer)  # a decoder's head reads the last token that does not pad
         check_vocabulary(self.model, self.tokenizer)
-        # A decoder's head reads the last token that is not this one.
-        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.settings = settings or (RewardModelSettings() if source is None else RewardModelSettings.load(source))
         self.calibration = self.settings.calibration if calibrate else None
         names = list(self.settings.labels or ())
