@@ -102,24 +102,21 @@ def check_model_path(name_or_path: str) -> str:
     return name_or_path
 
 
-def load_tokenizer(
-    name_or_path: str, padding_side: str = "right", of_policy: bool = False, **kwargs: Any
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer whose pad token does not end a text (see [`ensure_pad_token`]).
-
-    Args:
-        name_or_path (`str`): A folder or a model id of the Hub.
-        padding_side (`str`): On which side it pads.
-        of_policy (`bool`):
-            Whether it is that of a model that writes: an end-of-sequence token is then named where the model's
-            configuration has one, a tokenizer that closes each text is kept from it, and padding is none of the
-            tokens at which the model stops.
-    """
+def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer whose pad token is not its end-of-sequence token (see [`ensure_pad_token`])."""
     name = check_model_path(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs)
-    if not of_policy:
-        return ensure_pad_token(tokenizer)
-    ends = saved_ends(name, revision=kwargs.get("revision") or "main")
+    return ensure_pad_token(AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs))
+
+
+def load_policy_tokenizer(args: ModelArguments, padding_side: str = "right") -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model that writes.
+
+    Where it names no end-of-sequence token, the one of the model's configuration is taken. One that closes each text
+    is kept from it, because a prompt is to be continued. Padding is none of the tokens at which the model stops.
+    """
+    name = check_model_path(_required(args.model_name_or_path))
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side=padding_side, revision=args.model_revision)
+    ends = saved_ends(name, revision=args.model_revision)
     name_end(tokenizer, ends)
     leave_open(tokenizer)
     return ensure_pad_token(tokenizer, ends)

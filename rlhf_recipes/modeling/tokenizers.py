@@ -207,8 +207,8 @@ def fit_reference(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     ):
         raise ValueError(
             f"{tokenizer.name_or_path!r} has no embedding for a pad token, and the reference is divided among "
-            "processes already. Save a model that has one first: `tokenizer = load_tokenizer(name); model = "
-            "load_policy(ModelArguments(name), tokenizer=tokenizer)` of rlhf_recipes.modeling.loading, then "
-            "`save_pretrained` of both into one folder, and name that folder."
+            "processes already. Save a model that has one first (rlhf_recipes.modeling.loading): `args = "
+            "ModelArguments(name); tokenizer = load_policy_tokenizer(args); model = load_policy(args, "
+            "tokenizer=tokenizer)`, then `save_pretrained` of both into one folder, and name that folder."
         )
     fit_model(reference, tokenizer)

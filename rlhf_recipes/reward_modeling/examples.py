@@ -9,12 +9,13 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import kwargs_of, once, render, whole
 from rlhf_recipes.data.columns import detect_format
 from rlhf_recipes.data.feedback.formats import Check, FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
@@ -103,7 +104,10 @@ def in_share(text: str, low: float, high: float) -> bool:
 
 
 def settings_for(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    max_length: int | None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> RewardModelSettings:
     """Settings that fit a model: an end-of-sequence token where the tokenizer sets none itself, and its limit.
 
@@ -113,7 +117,9 @@ def settings_for(
     limits = [limit for limit in (max_length, readable_tokens(model)) if limit is not None]
     closes_itself = tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]
     append_eos = tokenizer.eos_token is not None and not closes_itself
-    return RewardModelSettings(append_eos=append_eos, max_length=min(limits, default=None))
+    return RewardModelSettings(
+        append_eos=append_eos, max_length=min(limits, default=None), chat_template_kwargs=template_kwargs
+    )
 
 
 def tokenize(
@@ -137,9 +143,10 @@ def tokenize(
     tokenizer.truncation_side = "left"
     ids = []
     truncated = 0
-    for prompt, completion in zip(texts.prompts, texts.completions, strict=True):
-        text, special = _render(prompt, completion, tokenizer, settings.append_eos)
-        of_text = tokenizer(text, add_special_tokens=special, verbose=False).input_ids
+    kwargs = texts.template_kwargs or [{}] * len(texts.prompts)
+    for row in zip(texts.prompts, texts.completions, kwargs, strict=True):
+        text, special = _render(*row, tokenizer, settings)
+        of_text = once(tokenizer(text, add_special_tokens=special, verbose=False).input_ids, tokenizer)
         if settings.max_length is not None and len(of_text) > settings.max_length:
             truncated += 1
             limit = settings.max_length
@@ -153,19 +160,25 @@ def tokenize(
     return ids
 
 
-def _render(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, append_eos: bool) -> tuple[str, bool]:
+def _render(
+    prompt: Text,
+    completion: Text,
+    template_kwargs: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+) -> tuple[str, bool]:
     """One text, and whether the tokenizer has yet to add special tokens to it."""
     if isinstance(prompt, str) and isinstance(completion, str):
         text = prompt + completion
-        return (text + tokenizer.eos_token if append_eos and not text.endswith(tokenizer.eos_token) else text), True
+        closes = settings.append_eos and not text.endswith(tokenizer.eos_token)
+        return (text + tokenizer.eos_token if closes else text), True
     if tokenizer.chat_template is None:
         raise ValueError(
             f"The rows are conversations, but the tokenizer {tokenizer.name_or_path!r} has no chat template to make "
             "text of them. Take a chat model, set `chat_template` in its tokenizer_config.json, or use plain text."
         )
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-    return str(tokenizer.apply_chat_template([*before, *after], tokenize=False)), False
+    options = {**(settings.chat_template_kwargs or {}), **template_kwargs}
+    return render(tokenizer, whole(prompt, completion), options), False
 
 
 def pair_rows(
@@ -242,12 +255,16 @@ def example_rows(
                 "Name one that it has in loss_args, such as {step_token: "
                 f"{(tokenizer.sep_token or tokenizer.eos_token)!r}}}."
             )
-        encoded = [_encode_solution(steps, mark, tokenizer, settings.max_length) for steps in items]
+        encoded = [
+            _encode_solution(steps, mark, tokenizer, settings, own)
+            for steps, own in zip(items, kwargs_of(dataset), strict=True)
+        ]
         ids = [[of_text] for of_text, _ in encoded]
         targets["ends"] = [[float(place) for place in places] for _, places in encoded]
     else:
         flat = [item for of_row in items for item in of_row]
-        flat_ids = iter(tokenize(Texts([p for p, _ in flat], [c for _, c in flat]), tokenizer, settings))
+        kwargs = [own for of_row, own in zip(items, kwargs_of(dataset), strict=True) for _ in of_row]
+        flat_ids = iter(tokenize(Texts([p for p, _ in flat], [c for _, c in flat], kwargs), tokenizer, settings))
         ids = [[next(flat_ids) for _ in of_row] for of_row in items]
     columns: dict[str, list[Any]] = {"input_ids": ids, **targets}
     if debias:
@@ -261,9 +278,15 @@ def example_rows(
 
 
 def _encode_solution(
-    steps: Sequence[Item], mark: Sequence[int], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    steps: Sequence[Item],
+    mark: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+    template_kwargs: Mapping[str, Any],
 ) -> tuple[list[int], list[int]]:
-    start, _, special = joined(steps[0][0], "", tokenizer)
+    options = {**(settings.chat_template_kwargs or {}), **template_kwargs}
+    start, _, special = joined(steps[0][0], "", tokenizer, options)
+    limit = settings.max_length
     ids, places = encode_steps(start, [as_text(step) for _, step in steps], special, mark, tokenizer)
     if limit is None or len(ids) <= limit:
         return ids, places

@@ -12,12 +12,14 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from rlhf_recipes.data.chat import KWARGS, kwargs_of
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.modeling.reading import check_finite, model_outputs
@@ -195,10 +197,11 @@ def _scores_of(
 
 @dataclass(frozen=True)
 class Texts:
-    """Prompts and completions, side by side, as a reward takes them."""
+    """Prompts and completions, side by side, as a reward takes them, and what chat templates are given for each."""
 
     prompts: list[Text]
     completions: list[Text]
+    template_kwargs: list[dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, column: str) -> "Texts":
@@ -206,7 +209,8 @@ class Texts:
         completions = list(dataset[column])
         nothing: Text = [] if completions and is_conversational(completions[0]) else ""
         prompts = list(dataset["prompt"]) if "prompt" in dataset.column_names else [nothing] * len(completions)
-        return cls([nothing if prompt is None else prompt for prompt in prompts], completions)
+        kwargs = kwargs_of(dataset) if KWARGS in dataset.column_names else None
+        return cls([nothing if prompt is None else prompt for prompt in prompts], completions, kwargs)
 
     def plain(self) -> list[str]:
         """Prompt and completion as one plain text, for whatever does not read messages."""

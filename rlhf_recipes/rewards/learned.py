@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import KWARGS, once, read_kwargs, render, whole
 from rlhf_recipes.data.prompts import tokenize_prompts
 from rlhf_recipes.modeling.critics import ValueModel
 from rlhf_recipes.modeling.frozen import (
@@ -27,7 +28,7 @@ from rlhf_recipes.modeling.frozen import (
 )
 from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path
-from rlhf_recipes.modeling.reading import as_messages, check_finite, first_special, model_outputs
+from rlhf_recipes.modeling.reading import check_finite, first_special, model_outputs
 from rlhf_recipes.modeling.tokenizers import fit_model
 from rlhf_recipes.texts import Text
 
@@ -148,7 +149,8 @@ class LearnedReward:
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
-        texts = [self._render(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        own = kwargs.get(KWARGS) or [None] * len(prompts)
+        texts = [self._render(*row) for row in zip(prompts, completions, own, strict=True)]
         truncated_before = self.truncated
         token_ids = [self._encode(text, special) for text, special in texts]
         if truncated_before == 0 and self.truncated:
@@ -167,7 +169,7 @@ class LearnedReward:
     def __repr__(self) -> str:
         return f"LearnedReward(name={self.__name__!r}, max_length={self.max_length}, calibration={self.calibration})"
 
-    def _render(self, prompt: Text, completion: Text) -> tuple[str, bool]:
+    def _render(self, prompt: Text, completion: Text, template_kwargs: Any = None) -> tuple[str, bool]:
         """One text, and whether the tokenizer has yet to add special tokens to it."""
         if isinstance(prompt, str) and isinstance(completion, str):
             text = prompt + completion
@@ -180,11 +182,13 @@ class LearnedReward:
                 "template to make text of them. Set `chat_template` on the tokenizer and give it as processing_class, "
                 "or score plain text."
             )
-        messages = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False)), False
+        options = {**(self.settings.chat_template_kwargs or {}), **read_kwargs(template_kwargs)}
+        return render(self.tokenizer, whole(prompt, completion), options), False
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids
+        ids = once(
+            self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids, self.tokenizer
+        )
         if self.max_length is not None and len(ids) > self.max_length:
             self.truncated += 1
             ids = self.tokenizer(

@@ -18,7 +18,7 @@ from rlhf_recipes.modeling.loading import (
     ensure_pad_token,
     keep_gradients_of_4bit,
     load_policy,
-    load_tokenizer,
+    load_policy_tokenizer,
 )
 from rlhf_recipes.modeling.tokenizers import ends_of
 from rlhf_recipes.ppo.config import PPOConfig
@@ -127,7 +127,7 @@ def resolve_tokenizer(processing_class: Any, model: Any) -> PreTrainedTokenizerB
             raise ValueError(
                 "No tokenizer was given, and the model does not say where it came from: give processing_class."
             )
-        return load_tokenizer(str(name), padding_side="left", of_policy=True)
+        return load_policy_tokenizer(ModelArguments(model_name_or_path=str(name)), padding_side="left")
     tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
     ends = {tokenizer.eos_token_id, *ends_of(getattr(model, "generation_config", None))}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
