@@ -21,7 +21,11 @@ from rlhf_recipes.texts import is_conversational
 
 KWARGS = "chat_template_kwargs"  # the column, by TRL's name
 OPENING = "answer_opening"  # the column that tells rewards what the template has written of the answer
+TAG_AT_THE_START = re.compile(r"\s*<([A-Za-z_][\w-]*)>")
 TAG_AT_THE_END = re.compile(r"<[A-Za-z_][\w-]*>\s*\Z")
+
+# What a template does with messages that it was not made for.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 Messages = list[dict[str, Any]]
 Kwargs = Mapping[str, Any]
 
@@ -112,10 +116,13 @@ def render(
     if is_open and plain[-1]["role"] == "assistant":
         return _continued(tokenizer, plain, kwargs or {})
     text = _applied(tokenizer, plain, {"add_generation_prompt": is_open, **(kwargs or {})})
-    if is_open and plain[-1]["role"] == "user" and plain[-1]["content"].strip() not in text:
+    last = plain[-1]
+    if (
+        last["role"] != "assistant" and last.get("content", "").strip() not in text
+    ):  # thoughts are taken out of answers
         raise ChatError(
-            f"the chat template of {tokenizer.name_or_path!r} leaves out the text of the last message. Look at the "
-            "template, or give the tokenizer another chat_template"
+            f"the chat template of {tokenizer.name_or_path!r} leaves out the text of the last message, whose role is "
+            f"{last['role']!r}. Name a role that it knows, mostly 'user', or give the tokenizer another chat_template"
         )
     return text
 
@@ -123,8 +130,9 @@ def render(
 def _continued(tokenizer: PreTrainedTokenizerBase, messages: Messages, kwargs: Kwargs) -> str:
     """The text of a conversation whose last message goes on.
 
-    Some templates change what an assistant has said (they take its thoughts out). Where the text would not end with
-    the message, it is put behind the opening of an answer, less what this opening has of it already.
+    Some templates change what an assistant has said: they take its thoughts out, or put empty ones before it. Where
+    the text would not end with the message, or think twice, the message is put behind the opening of an answer, less
+    what this opening has of it already.
     """
     answer = messages[-1].get("content", "")
     try:
@@ -133,7 +141,10 @@ def _continued(tokenizer: PreTrainedTokenizerBase, messages: Messages, kwargs: K
         if len(messages) == 1:
             raise
         text = ""
-    if text and text.rstrip().endswith(answer.strip()):
+    written, tag = text.rstrip(), TAG_AT_THE_START.match(answer)
+    is_there = bool(text) and written.endswith(answer.strip())
+    thinks_twice = tag is not None and written.removesuffix(answer.strip()).rstrip().endswith(f"</{tag[1]}>")
+    if is_there and not thinks_twice:
         return text
     header = _applied(tokenizer, messages[:-1], {"add_generation_prompt": True, **kwargs})
     for begun in (header, header.rstrip()):
@@ -145,23 +156,43 @@ def _continued(tokenizer: PreTrainedTokenizerBase, messages: Messages, kwargs: K
 
 def _applied(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Kwargs) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    # What a template does with messages that it was not made for is any of these.
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        given = _as_blocks(messages) if _reads_blocks(tokenizer) else messages
+        return str(tokenizer.apply_chat_template(given, tokenize=False, **options))
+    except TEMPLATE_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         roles = ", ".join(message["role"] for message in messages)
         raise ChatError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses it: {str(error).splitlines()[0]} The roles are "
-            f"{roles or 'none'}. Change the row (the text of a system turn can stand in front of the first user turn; "
-            "user and assistant take turns in most templates), leave it out, or give the tokenizer another "
-            "chat_template"
+            f"the chat template of {tokenizer.name_or_path!r} refuses it: {reason}. The roles are {roles or 'none'}. "
+            "Change the row (the text of a system turn can stand in front of the first user turn; user and assistant "
+            "take turns in most templates), leave it out, or give the tokenizer another chat_template"
         ) from None
 
 
-def opening_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], kwargs: Kwargs) -> str:
-    """What the template itself writes of the answer, such as `"<think>\\n"`; mostly nothing."""
-    if messages[-1].get("role") == "assistant":
-        return ""
-    found = TAG_AT_THE_END.search(render(tokenizer, messages, kwargs, is_open=True))
+def _reads_blocks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template drops content that is text and reads blocks of text, as some of models that see do."""
+    if "type" not in str(tokenizer.chat_template):
+        return False
+    probe = [{"role": "user", "content": "probe"}]
+
+    def shows(messages: Messages) -> bool:
+        try:
+            return "probe" in str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except TEMPLATE_ERRORS:
+            return False
+
+    return not shows(probe) and shows(_as_blocks(probe))
+
+
+def _as_blocks(messages: Messages) -> Messages:
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]} if "content" in message else message
+        for message in messages
+    ]
+
+
+def opening_of(messages: Sequence[Mapping[str, Any]], text: str) -> str:
+    """What the template itself has written of the answer at the end of a prompt: `"<think>\\n"`; mostly nothing."""
+    found = None if messages[-1].get("role") == "assistant" else TAG_AT_THE_END.search(text)
     return found[0] if found else ""
 
 

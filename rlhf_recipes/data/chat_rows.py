@@ -58,18 +58,23 @@ class Origin:
     data: DataArguments
     split: str
 
-    def row_of(self, value: Any) -> int | None:
-        """The first row of the file that has the value in a column, if there is one."""
+    def row_of(self, values: Sequence[Any]) -> int | None:
+        """The first row of the file that has the values in its columns, if there is one."""
         rows = load_rows(self.data.dataset_name, self.split, self.data.dataset_config)
-        return next((number for number, row in enumerate(rows) if value in row.values()), None)
+        return next((n for n, row in enumerate(rows) if all(value in row.values() for value in values)), None)
 
-    def error(self, number: int, value: Any, column: str, error: ChatError) -> ValueError:
-        """The error of one row, with its place in the file."""
-        found = self.row_of(value)
-        place = f"row {number if found is None else found}" + ("" if found is not None else " of those that are read")
+    def error(self, number: int, values: Sequence[Any], column: str, error: ChatError) -> ValueError:
+        """The error of one row, with its place in the file.
+
+        Args:
+            number (`int`): Its place among the rows that are left, where the file has it no longer as it is.
+            values (`Sequence`): Of its columns; the first is shown.
+        """
+        found = self.row_of(values)
+        place = f"row {number} of those that are read" if found is None else f"row {found}"
         return ValueError(
             f"{self.data.dataset_name} (split {self.split!r}), {place}, column {column!r}: {error}. The row has "
-            f"{_short(value)}."
+            f"{_short(values[0])}."
         )
 
 
@@ -93,8 +98,7 @@ def ready_prompts(
             openings.append("")
             return row
         messages = plain_messages(row["prompt"])
-        openings.append(opening_of(tokenizer, messages, row.get(KWARGS) or {}))
-        render(tokenizer, messages, row.get(KWARGS), is_open=True)
+        openings.append(opening_of(messages, render(tokenizer, messages, row.get(KWARGS), is_open=True)))
         return {**row, "prompt": messages}
 
     rows = _each(rows, ready, ["prompt"], origin)
@@ -129,9 +133,11 @@ def ready_texts(
     rows = _with_kwargs(rows, args, columns[0], origin)
 
     def ready(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = row.get("prompt", [])
+        prompt = row.get("prompt", "")
         if prompt is None:
             raise ChatError("the prompt is None: fill it in, or leave the row out")
+        if prompt == []:
+            plain_messages(prompt)  # is refused, where TRL would look at its first message
         made = dict(row)
         for column in columns:
             if not is_conversational(row[column]):
@@ -166,8 +172,8 @@ def check_items(
         try:
             render(tokenizer, whole(prompt, completion), template_kwargs[row])
         except ChatError as error:
-            column, value = ("completion", completion) if origin.row_of(completion) is not None else ("prompt", prompt)
-            raise origin.error(row, value, column, error) from None
+            values, column = ([prompt, completion], "prompt") if prompt else ([completion], "completion")
+            raise origin.error(row, values, column, error) from None
 
 
 def for_trl(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -192,7 +198,7 @@ def for_trl(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         prompt.removeprefix(str(tokenizer.bos_token)) if sets_it and starts_itself(prompt, tokenizer) else prompt
         for prompt in prompts
     ]
-    return rows.remove_columns("prompt").add_column("prompt", texts)
+    return _with_column(rows, "prompt", texts)
 
 
 def as_rewards_see(batch: dict[str, Any]) -> dict[str, Any]:
@@ -219,10 +225,8 @@ def _with_kwargs(rows: Dataset, args: TemplateArguments, column: str, origin: Or
         try:
             merged.append({**(option or {}), **read_kwargs(value)})
         except ChatError as error:
-            raise origin.error(number, value, KWARGS, error) from None
-    if KWARGS in rows.column_names:
-        rows = rows.remove_columns(KWARGS)
-    return rows.add_column(KWARGS, merged)
+            raise origin.error(number, [value], KWARGS, error) from None
+    return _with_column(rows, KWARGS, merged)
 
 
 def _each(
@@ -234,13 +238,21 @@ def _each(
         try:
             new = ready(row)
         except ChatError as error:
-            raise origin.error(number, row[columns[0]], columns[0], error) from None
+            raise origin.error(number, [row[name] for name in columns], columns[0], error) from None
         for column in columns:
             made[column].append(new[column])
     for column in columns:
         if made[column] != list(rows[column]):
-            rows = rows.remove_columns(column).add_column(column, made[column])
+            rows = _with_column(rows, column, made[column])
     return rows
+
+
+def _with_column(rows: Dataset, name: str, values: list[Any]) -> Dataset:
+    """The rows with one column added, or put in the place of that of the name."""
+    if rows.column_names == [name]:  # without any column there would be no rows left
+        return Dataset.from_dict({name: values})
+    rows = rows.remove_columns(name) if name in rows.column_names else rows
+    return rows.add_column(name, values)
 
 
 def _short(value: Any, limit: int = 160) -> str:

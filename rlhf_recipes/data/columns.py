@@ -141,14 +141,12 @@ def drop_blank(dataset: Dataset, columns: Sequence[str], name: str | None = None
     if not dropped:
         return dataset, 0
     where = ", ".join(f"{count} in {column!r}" for column, count in blank_in.items())
-    of = f" of {name}" if name else ""
+    where += f" of {name}" if name else ""
     if not kept:
-        raise ValueError(
-            f"All {dropped} rows{of} are empty or blank ({where}). Look at the data, or name another column."
-        )
+        raise ValueError(f"All {dropped} rows are empty or blank ({where}). Look at the data, or name another column.")
     logger.warning(
-        "Left out %d of %d rows%s, empty or blank: %s; the first is row %d. Fill them in to have them read.",
-        *(dropped, len(dataset), of, where, first_blank),
+        "Left out %d of %d rows, empty or blank: %s; the first is row %d. Fill them in to have them read.",
+        *(dropped, len(dataset), where, first_blank),
     )
     return dataset.select(kept), dropped
 

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 # An opening must leave at least this many words to be continued.
 MIN_REST = 3
 
+# Tokens at the end of a prompt among which a tag is looked for.
+LONGEST_OPENING = 32
+
 # What every reward is given under these names besides the dataset's columns.
 TAKEN = ("prompts", "completions", "completion_ids", "prompt_ids", "trainer_state", "log_metric", "log_extra")
 
@@ -193,9 +196,9 @@ def encode_prompts(
                 "left out. Take the column 'prompt' away to have the token ids count."
             )
             dataset = dataset.remove_columns("input_ids")
-        kwargs, prompts = kwargs_of(dataset), list(dataset.with_format(None)["prompt"])
-        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs)
-        dataset = with_openings(dataset, prompts, kwargs, tokenizer)
+        prompts = list(dataset.with_format(None)["prompt"])
+        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs_of(dataset))
+        dataset = with_openings(dataset, ids, tokenizer)
     elif "input_ids" in dataset.column_names:
         ids = _without_padding(dataset, tokenizer.pad_token_id)
         dataset = dataset.remove_columns(
@@ -214,16 +217,19 @@ def encode_prompts(
     return Prompts(*_fitting(dataset, ids, max_prompt_length, overlong))
 
 
-def with_openings(
-    dataset: Dataset,
-    prompts: Sequence[Any],
-    template_kwargs: Sequence[Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Dataset:
-    """Rows with the column `answer_opening`, for rewards, where the template begins the answer itself (`<think>`)."""
+def with_openings(dataset: Dataset, ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Rows with the column `answer_opening`, for rewards, where the template begins the answer itself (`<think>`).
+
+    Args:
+        dataset (`Dataset`): Rows with a column `prompt`.
+        ids (`Sequence[Sequence[int]]`): Token ids of each prompt.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's.
+    """
+    prompts = dataset.with_format(None)["prompt"]
     if OPENING in dataset.column_names or not is_conversational(prompts[0]):
         return dataset
-    openings = [opening_of(tokenizer, prompt, own) for prompt, own in zip(prompts, template_kwargs, strict=True)]
+    ends = tokenizer.batch_decode([list(row[-LONGEST_OPENING:]) for row in ids])
+    openings = [opening_of(messages, end) for messages, end in zip(prompts, ends, strict=True)]
     return dataset.add_column(OPENING, openings) if any(openings) else dataset
 
 

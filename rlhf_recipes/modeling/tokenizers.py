@@ -89,7 +89,7 @@ def saved_ends(name: str, **kwargs: Any) -> set[int]:
     configs: list[Any] = []
     for kind in (AutoConfig, GenerationConfig):
         try:
-            config = kind.from_pretrained(name, **kwargs)
+            config: Any = kind.from_pretrained(name, **kwargs)
         except (OSError, ValueError):  # an adapter's folder, or a tokenizer on its own
             continue
         configs.append(config.get_text_config() if kind is AutoConfig else config)
@@ -122,9 +122,9 @@ def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:
     if end is None or tokenizer.cls_token_id is not None or tokenizer("a").input_ids[-1] != end:
         return
     if getattr(tokenizer, "add_eos_token", False):
-        tokenizer.add_eos_token = False  # type: ignore[attr-defined]
+        tokenizer.add_eos_token = False
     if tokenizer("a").input_ids[-1] == end and tokenizer.is_fast:
-        backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend: Any = tokenizer.backend_tokenizer
         processor = _without(json.loads(backend.to_str())["post_processor"], str(tokenizer.eos_token))
         shell = json.loads(Tokenizer(models.BPE()).to_str()) | {"post_processor": processor}
         backend.post_processor = Tokenizer.from_str(json.dumps(shell)).post_processor

@@ -20,6 +20,7 @@ from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.debias import balance_pairs
 from rlhf_recipes.reward_modeling.examples import read_feedback
 from rlhf_recipes.reward_modeling.losses.base import Objective
+from rlhf_recipes.reward_modeling.scored import Texts
 
 logger = logging.getLogger(__name__)
 IMAGES = {f"{side}image{s}" for side in ("", "chosen_", "rejected_") for s in ("", "s")}
@@ -152,7 +153,12 @@ def check_conversations(
         if rows is None:
             continue
         kwargs = [{**(args.chat_template_kwargs or {}), **own} for own in kwargs_of(rows)]
-        items = [(row, *item) for row, of_row in enumerate(objective.texts(rows)) for item in of_row]
+        if "completion" in rows.column_names:  # ratings, also where pairs will be drawn of them
+            texts = Texts.of(rows, "completion")
+            of_rows = [[item] for item in zip(texts.prompts, texts.completions, strict=True)]
+        else:
+            of_rows = objective.texts(rows)
+        items = [(row, *item) for row, of_row in enumerate(of_rows) for item in of_row]
         check_items(items, tokenizer, kwargs, Origin(data, str(name)))
 
 

@@ -152,9 +152,8 @@ def write_completions(
     Raises:
         `ValueError`: if a prompt has no token, or does not fit into the policy's context with its completion.
     """
-    kwargs = kwargs_of(dataset)
-    prompt_ids = tokenize_prompts(dataset["prompt"], tokenizer, max_prompt_length, kwargs)
-    dataset = with_openings(dataset, dataset["prompt"], kwargs, tokenizer)
+    prompt_ids = tokenize_prompts(dataset["prompt"], tokenizer, max_prompt_length, kwargs_of(dataset))
+    dataset = with_openings(dataset, prompt_ids, tokenizer)
     if roles.ref_model is roles.policy:
         logger.info("KL is 0: with neither adapters nor ref_model_name_or_path the policy is its own reference.")
     check_prompts(prompt_ids, roles.policy, max_completion_length)

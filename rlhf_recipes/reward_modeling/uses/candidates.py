@@ -83,9 +83,8 @@ def generate_candidates(
     if count < 1:
         raise ValueError(f"The number of candidates is {count}; give 1 or more.")
     prompts = list(dataset["prompt"])
-    kwargs = kwargs_of(dataset)
-    prompt_ids = tokenize_prompts(prompts, tokenizer, max_prompt_length, kwargs)
-    dataset = with_openings(dataset, prompts, kwargs, tokenizer)
+    prompt_ids = tokenize_prompts(prompts, tokenizer, max_prompt_length, kwargs_of(dataset))
+    dataset = with_openings(dataset, prompt_ids, tokenizer)
     check_prompts(prompt_ids, policy, max_completion_length)
     config = sampling_config(tokenizer, policy, max_completion_length, temperature)
     generator = LocalGenerator(policy)
