@@ -100,7 +100,7 @@ def base_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """The tokenizer of one of `BASES`, with some 300 tokens."""
     base = BASES[kind]
     specials = list(dict.fromkeys([*base.names.values(), *base.added]))
-    backend = _bytes_in_text(specials) if base.sentencepiece else _byte_level(specials)
+    backend = _bytes_in_text(specials) if base.sentencepiece else byte_level(specials)
     first, last = base.names.get("bos_token"), base.names.get("eos_token")
     if base.starts:
         single = [f"{first}:0", "$A:0", *([f"{last}:0"] if base.closes else [])]
@@ -126,7 +126,8 @@ def save_base(folder: Path, kind: str, **config: object) -> Path:
     return save_tiny(folder, base_model(kind, tokenizer, **config), tokenizer)
 
 
-def _byte_level(specials: list[str]) -> Tokenizer:
+def byte_level(specials: list[str]) -> Tokenizer:
+    """A byte-level BPE of 300 tokens, trained on a few sentences, and these special ones."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

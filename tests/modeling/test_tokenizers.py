@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from tokenizers import processors
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_recipes.modeling.loading import ModelArguments, ensure_pad_token, load_policy, load_policy_tokenizer
 from rlhf_recipes.modeling.tokenizers import ends_of, fit_model, leave_open, name_end, require_end, spare_token
 from rlhf_recipes.ppo.run.inputs import resolve_tokenizer
 from rlhf_recipes.rewards import LearnedReward
-from tests.base_tokenizers import BASES, base_model, base_tokenizer, save_base
+from tests.base_tokenizers import BASES, base_model, base_tokenizer, byte_level, save_base
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 
@@ -51,18 +51,14 @@ def test_each_base_is_loaded_and_saved_so_that_other_code_pads_alike(kind, tmp_p
     ],
 )
 def test_a_token_is_spare_that_says_pad_or_stands_for_nothing(names, added, spare):
-    tokenizer = tiny_tokenizer("bert")
-    tokenizer.add_special_tokens({**{name: None for name in ("pad_token", "unk_token")}, **names})
-    tokenizer.add_tokens(added, special_tokens=True)
-    tokenizer.add_special_tokens({"cls_token": "[PAD]"})  # of this vocabulary: taken, so that it is not found
-    assert spare_token(tokenizer) == spare
+    backend = byte_level([*dict.fromkeys(names.values()), *added])
+    assert spare_token(PreTrainedTokenizerFast(tokenizer_object=backend, **names)) == spare
 
 
 def test_an_unknown_token_that_occurs_in_texts_does_not_pad():
-    tokenizer = base_tokenizer("llama2")
-    assert spare_token(tokenizer) == "<unk>"  # what is not known is written in bytes
-    backend = tokenizer.backend_tokenizer.model
-    backend.byte_fallback = False
+    assert spare_token(base_tokenizer("llama2")) == "<unk>"  # what is not known is written in bytes
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "film": 2}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
     assert spare_token(tokenizer) is None
 
 
