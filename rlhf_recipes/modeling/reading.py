@@ -9,14 +9,14 @@ Which characters of a completion each of the policy's tokens stands for.
 import contextlib
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import render, starts_itself
+from rlhf_recipes.data.chat import read_kwargs, render, starts_itself
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.texts import Text, as_text
 
@@ -65,7 +65,7 @@ def joined(
     prompt: Text,
     completion: Text,
     tokenizer: PreTrainedTokenizerBase,
-    template_kwargs: Mapping[str, Any] | None = None,
+    template_kwargs: Any = None,
 ) -> tuple[str, str, bool]:
     """The text that a model reads, in two parts, and whether the tokenizer has yet to add special tokens to it.
 
@@ -78,7 +78,7 @@ def joined(
         return prompt, text, not starts_itself(prompt, tokenizer)
     if tokenizer.chat_template is None:
         return f"{as_text(prompt)}\n", text, True
-    return render(tokenizer, prompt, template_kwargs, is_open=True), text, False
+    return render(tokenizer, prompt, read_kwargs(template_kwargs), is_open=True), text, False
 
 
 def first_special(tokenizer: PreTrainedTokenizerBase) -> int:
