@@ -153,18 +153,20 @@ class TokenPlaces:
         tokenizer (`PreTrainedTokenizerBase`): the policy's.
         ids (`Sequence[int]`): the policy's tokens.
         text (`str`):
-            the completion as the trainer decoded it, without special tokens. What the prompt had begun of it may stand
-            before; its characters count for the first token.
+            the completion as the trainer decoded it, without special tokens.
+        may_be_begun (`bool`):
+            whether what the prompt had begun of the answer may stand before, as in messages; its characters count for
+            the first token.
 
     Raises:
         `ValueError`: if the tokens are not those of the text, as with a tokenizer that is not the policy's.
     """
 
-    def __init__(self, tokenizer: Any, ids: Sequence[int], text: str) -> None:
+    def __init__(self, tokenizer: Any, ids: Sequence[int], text: str, may_be_begun: bool = False) -> None:
         pieces = token_pieces(tokenizer, ids)
         written = "".join(pieces)
         begun = len(text) - len(written)
-        if not text.endswith(written) or (begun and not written):
+        if not text.endswith(written) or (begun and not (may_be_begun and written)):
             raise ValueError(
                 f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(written)} of completion_ids, "
                 f"but the completion is {_shortened(text)}. Give the policy's own tokenizer as policy_tokenizer."

@@ -111,7 +111,7 @@ def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Sc
                 places[key] = len(asked)
                 asked.append((prompt, text, kwargs))
         index.append([places[key] for key in keys])
-    values, outputs = _scores_of(reward, *([item[place] for item in asked] for place in range(3)))
+    values, outputs = _scores_of(reward, [item[:2] for item in asked], [kwargs for *_, kwargs in asked])
     kept = [row for row, own in enumerate(index) if all(values[place] is not None for place in own)]
     if not kept:
         raise ValueError(f"The reward says nothing (None) of all {len(index)} rows of {kind}, so nothing is measured.")
@@ -180,9 +180,10 @@ def _prompts(dataset: Dataset, lists: Sequence[Sequence[Text]]) -> list[Text]:
 
 
 def _scores_of(
-    reward: Scorer, prompts: list[Text], completions: list[Text], template_kwargs: list[dict[str, Any]]
+    reward: Scorer, asked: Sequence[tuple[Text, Text]], template_kwargs: Sequence[dict[str, Any]]
 ) -> tuple[Sequence[float | None], dict[str, list[float]]]:
-    """The scores, and each output of a model that has several, out of the same pass."""
+    """The scores of prompts and completions, and each output of a model that has several, out of the same pass."""
+    prompts, completions = [prompt for prompt, _ in asked], [text for _, text in asked]
     if not isinstance(reward, LearnedReward) or reward.model.config.num_labels == 1 or reward.calibration is not None:
         given: dict[str, Any] = {KWARGS: template_kwargs} if any(template_kwargs) else {}
         return reward(prompts, completions, **given), {}

@@ -7,8 +7,8 @@ A reward is any callable
 with one number for each row. So every reward here also works in TRL's `GRPOTrainer` and `RLOOTrainer`, and every
 synchronous reward written for them works here.
 
-- `prompts`, `completions`: B texts each. Conversational rows give lists of messages (`{"role", "content"}`) instead; an
-  answer that the prompt had begun is whole in the completion, and `completion_ids` are those that were written.
+- `prompts`, `completions`: B texts each. Conversational rows give lists of messages (`{"role", "content"}`) instead.
+  An answer that the prompt had begun is whole in the completion; `completion_ids` are those that were written.
 - `completion_ids`: B lists of token ids, without padding, the end-of-sequence token kept.
 - `kwargs`: every other column of the dataset as a list of B values, and, where the trainer has them, `trainer_state`,
   `log_extra(column, values)` and `log_metric(name, value)`. Write `**kwargs` to let through what is not needed. Where

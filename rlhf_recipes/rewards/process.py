@@ -119,7 +119,8 @@ class TokenClassifierReward:
             scores = self.head(output.logits)  # (b, L)
             for own_scores, index in zip(scores.tolist(), batch, strict=True):
                 row = judged[index]
-                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], parts[row][1])
+                is_chat = not isinstance(completions[row], str)
+                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], parts[row][1], is_chat)
                 # Padding stands behind the text, and `ends` is as long as the text.
                 placed = [(end, score) for end, score in zip(ends[row], own_scores, strict=False) if end > 0]
                 result[row] = _paid_at(places, placed, len(completion_ids[row]))
@@ -429,7 +430,8 @@ class StepReward:
         result: TokenSeries = [None] * len(texts)
         for row, own in enumerate(scores):
             if own:
-                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], texts[row])
+                is_chat = not isinstance(completions[row], str)
+                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], texts[row], is_chat)
                 placed = [(end, s) for (_, end), s in zip(spans[row], own, strict=True) if s is not None]
                 result[row] = _paid_at(places, placed, len(completion_ids[row]))
         return result
