@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -155,10 +155,10 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     the probability, V tokens being known (by Jensen's inequality), where a row of zeros could get nearly all of it.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    pad = tokenizer.pad_token_id
-    if pad is None or not isinstance(base, PreTrainedModel):
+    pad, config = tokenizer.pad_token_id, cast(Any, getattr(base, "config", None))
+    if pad is None or not hasattr(config, "get_text_config"):
         return
-    rows = _rows(base)
+    rows = _rows(base) if isinstance(base, PreTrainedModel) else None
     others = (id for id in tokenizer.get_vocab().values() if id != pad)
     if rows is not None and pad >= rows and max(others) < rows:
         _add_row(base, int(pad) + 1)
@@ -166,9 +166,9 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             "The embedding of %s has %d rows and now %d, for the pad token %r.",
             getattr(base, "name_or_path", "") or type(base).__name__, rows, pad + 1, tokenizer.pad_token,
         )  # fmt: skip
-    for config in (base.config, base.config.get_text_config(), getattr(base, "generation_config", None)):
-        if config is not None:
-            config.pad_token_id = pad
+    for kept in (config, config.get_text_config(), getattr(base, "generation_config", None)):
+        if kept is not None:
+            kept.pad_token_id = pad
 
 
 def _rows(model: PreTrainedModel) -> int | None:
