@@ -31,8 +31,7 @@ from rlhf_recipes.data.chat_rows import TemplateArguments, ready_texts
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
-from rlhf_recipes.modeling.tokenizers import fit_reference, require_end
+from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
@@ -57,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
 
     # A tokenizer whose pad token is not the end of a text.
-    tokenizer = load_policy_tokenizer(model_args)
-    require_end(tokenizer)
+    tokenizer = load_policy_tokenizer(model_args, must_end=True)
 
     # Data. The texts of ratings without prompts share nothing, so they are compared as wholes: their prompt is empty.
     def pairs(split: str, count: int | None):

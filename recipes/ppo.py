@@ -46,10 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint, required=[STATE_FILE])
     save_config(output_dir / "config.yaml", training_args, reward_args, *others)
-
-    # Data, and the policy's tokenizer, whose chat template must be able to read it.
     tokenizer = load_policy_tokenizer(model_args, padding_side="left")
 
+    # Data, which the policy's chat template must be able to read.
     def prompts(split: str, count: int | None):
         rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
         rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), count)

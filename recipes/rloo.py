@@ -30,8 +30,7 @@ from rlhf_recipes.cli import run
 from rlhf_recipes.data.chat_rows import TemplateArguments, for_trl, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
-from rlhf_recipes.modeling.tokenizers import fit_reference, require_end
+from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 from rlhf_recipes.rewards.loading import RewardArguments
 
@@ -61,11 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = prepare_output_dir(training_args.output_dir, "rloo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args.asked, reward_args, *others)
+    tokenizer = load_policy_tokenizer(model_args, padding_side="left", must_end=True)
 
-    # Data, and the policy's tokenizer, whose chat template must be able to read it.
-    tokenizer = load_policy_tokenizer(model_args, padding_side="left")
-    require_end(tokenizer)
-
+    # Data, which the policy's chat template must be able to read.
     def prompts(split: str, count: int | None):
         rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
         rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), count)

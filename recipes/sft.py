@@ -30,7 +30,6 @@ from rlhf_recipes.data.chat_rows import TemplateArguments, ready_texts
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
-from rlhf_recipes.modeling.tokenizers import require_end
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
@@ -55,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
 
     # A tokenizer whose pad token is not the end of a text.
-    tokenizer = load_policy_tokenizer(model_args)
-    require_end(tokenizer)
+    tokenizer = load_policy_tokenizer(model_args, must_end=True)
 
     # Data. Ratings are texts too: their column completion is learned, where there are no prompts.
     def texts(split: str, count: int | None):

@@ -32,7 +32,16 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlhf_recipes.modeling.tokenizers import add_pad_token, fit_model, leave_open, name_end, saved_ends, spare_token
+from rlhf_recipes.modeling.tokenizers import (
+    add_pad_token,
+    embedding_rows,
+    fit_model,
+    leave_open,
+    name_end,
+    require_end,
+    saved_ends,
+    spare_token,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +117,23 @@ def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any
     return ensure_pad_token(AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs))
 
 
-def load_policy_tokenizer(args: ModelArguments, padding_side: str = "right") -> PreTrainedTokenizerBase:
+def load_policy_tokenizer(
+    args: ModelArguments, padding_side: str = "right", must_end: bool = False
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model that writes.
 
     Where it names no end-of-sequence token, the one of the model's configuration is taken. One that closes each text
     is kept from it, because a prompt is to be continued. Padding is none of the tokens at which the model stops.
+
+    Raises:
+        `ValueError`: with `must_end`, if neither tokenizer nor model names an end-of-sequence token.
     """
     name = check_model_path(_required(args.model_name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side=padding_side, revision=args.model_revision)
     ends = saved_ends(name, revision=args.model_revision)
     name_end(tokenizer, ends)
+    if must_end:
+        require_end(tokenizer)
     leave_open(tokenizer)
     return ensure_pad_token(tokenizer, ends)
 
@@ -180,6 +196,28 @@ def load_policy(
     disable_dropout(model)
     keep_gradients_of_4bit(model)
     return model
+
+
+def fit_reference(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """[`fit_model`] for the reference that a trainer of TRL has loaded by the policy's name.
+
+    Raises:
+        `ValueError`: if it lacks the pad token, and DeepSpeed or FSDP has divided it.
+    """
+    reference = getattr(trainer, "ref_model", None)
+    if reference is None:
+        return
+    reference = trainer.accelerator.unwrap_model(reference)
+    if (embedding_rows(reference) or 0) <= (tokenizer.pad_token_id or 0) and (
+        trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    ):
+        raise ValueError(
+            f"{tokenizer.name_or_path!r} has no embedding for a pad token, and the reference is divided among "
+            "processes already. Save a model that has one first : `args = "
+            "ModelArguments(name); tokenizer = load_policy_tokenizer(args); model = load_policy(args, "
+            "tokenizer=tokenizer)`, then `save_pretrained` of both into one folder, and name that folder."
+        )
+    fit_model(reference, tokenizer)
 
 
 def load_reward_model(

@@ -158,7 +158,7 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     pad, config = tokenizer.pad_token_id, cast(Any, getattr(base, "config", None))
     if pad is None or not hasattr(config, "get_text_config"):
         return
-    rows = _rows(base) if isinstance(base, PreTrainedModel) else None
+    rows = embedding_rows(base) if isinstance(base, PreTrainedModel) else None
     others = (id for id in tokenizer.get_vocab().values() if id != pad)
     if rows is not None and pad >= rows and max(others) < rows:
         _add_row(base, int(pad) + 1)
@@ -171,7 +171,7 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             kept.pad_token_id = pad
 
 
-def _rows(model: PreTrainedModel) -> int | None:
+def embedding_rows(model: PreTrainedModel) -> int | None:
     """Rows of the embedding. ZeRO-3 divides weights, and their shape is then no longer told by the weight."""
     embedding: Any = model.get_input_embeddings()
     weight = getattr(embedding, "weight", None)
@@ -182,7 +182,7 @@ def _rows(model: PreTrainedModel) -> int | None:
 
 @torch.no_grad()
 def _add_row(model: PreTrainedModel, rows: int) -> None:
-    before = _rows(model)
+    before = embedding_rows(model)
     model.resize_token_embeddings(rows, mean_resizing=False)
     layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
     parameters = [getattr(layer, name, None) for layer in layers for name in ("weight", "bias")]
@@ -190,25 +190,3 @@ def _add_row(model: PreTrainedModel, rows: int) -> None:
         with gathered([parameter]):
             if parameter.shape[0] == rows:
                 parameter[before:] = parameter[:before].float().mean(dim=0).to(parameter.dtype)
-
-
-def fit_reference(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """[`fit_model`] for the reference that a trainer of TRL has loaded by the policy's name.
-
-    Raises:
-        `ValueError`: if it lacks the pad token, and DeepSpeed or FSDP has divided it.
-    """
-    reference = getattr(trainer, "ref_model", None)
-    if reference is None:
-        return
-    reference = trainer.accelerator.unwrap_model(reference)
-    if (_rows(reference) or 0) <= (tokenizer.pad_token_id or 0) and (
-        trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    ):
-        raise ValueError(
-            f"{tokenizer.name_or_path!r} has no embedding for a pad token, and the reference is divided among "
-            "processes already. Save a model that has one first (rlhf_recipes.modeling.loading): `args = "
-            "ModelArguments(name); tokenizer = load_policy_tokenizer(args); model = load_policy(args, "
-            "tokenizer=tokenizer)`, then `save_pretrained` of both into one folder, and name that folder."
-        )
-    fit_model(reference, tokenizer)
