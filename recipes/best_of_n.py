@@ -25,9 +25,10 @@ import torch
 
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
 from rlhf_recipes.reward_modeling.uses import best_of_n, candidates
 from rlhf_recipes.rewards import load_rewards
@@ -69,28 +70,28 @@ class BestOfNArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((BestOfNArguments, RewardArguments, DataArguments, PromptArguments, ModelArguments), __doc__)
-    args, reward_args, data_args, prompt_args, model_args = parser.parse(argv)
+    arguments = (BestOfNArguments, RewardArguments, DataArguments, PromptArguments, TemplateArguments, ModelArguments)
+    args, reward_args, data_args, prompt_args, template_args, model_args = RecipeParser(arguments, __doc__).parse(argv)
     if model_args.model_name_or_path is None and args.completions_column is None:
         raise ValueError("Give model_name_or_path to sample candidates, or completions_column for given ones.")
     output_dir = prepare_output_dir(args.output_dir, "best_of_n", args.overwrite_output_dir)
-    save_config(output_dir / "config.yaml", args, reward_args, data_args, prompt_args, model_args)
+    save_config(output_dir / "config.yaml", args, reward_args, data_args, prompt_args, template_args, model_args)
 
     # Data and models.
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     judges = load_rewards(args.judge_funcs) if args.judge_funcs else None
-    name, options = model_args.model_name_or_path, {"padding_side": "left", "revision": model_args.model_revision}
-    tokenizer = None if name is None else load_tokenizer(name, **options)
+    tokenizer = load_policy_tokenizer(model_args, "left") if model_args.model_name_or_path else None
 
     # Candidates.
     if args.completions_column is not None:
         rows, columns = sample_rows(rows, data_args.max_eval_samples), (prompt_args.prompt_column, args.gold_column)
         found = candidates.given_candidates(rows, args.completions_column, *columns, tokenizer)
     else:
-        prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
+        rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), data_args.max_eval_samples)
+        prompts = ready_prompts(rows, tokenizer, template_args, data_args, data_args.dataset_test_split)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        policy = load_policy(model_args, is_trainable=False).to(device).eval()
+        policy = load_policy(model_args, is_trainable=False, tokenizer=tokenizer).to(device).eval()
         lengths = (args.max_prompt_length, args.max_completion_length)
         options = {"temperature": args.temperature, "batch_size": args.batch_size, "seed": args.seed}
         found = candidates.generate_candidates(policy, tokenizer, prompts, args.num_candidates, *lengths, **options)

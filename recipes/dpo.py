@@ -27,11 +27,12 @@ from datasets import Dataset
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments, ready_texts
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.feedback.dialogues import own_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
@@ -49,27 +50,32 @@ class DPOConfig(trl.DPOConfig):
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((DPOConfig, ModelArguments, DataArguments), __doc__)
-    training_args, model_args, data_args = parser.parse(argv)
+    parser = RecipeParser((DPOConfig, ModelArguments, DataArguments, TemplateArguments), __doc__)
+    training_args, model_args, data_args, template_args = parser.parse(argv)
     output_dir = prepare_output_dir(training_args.output_dir, "dpo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
-    save_config(output_dir / "config.yaml", training_args, model_args, data_args)
+    save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
+
+    # A tokenizer whose pad token is not the end of a text.
+    tokenizer = load_policy_tokenizer(model_args, must_end=True)
 
     # Data. The texts of ratings without prompts share nothing, so they are compared as wholes: their prompt is empty.
     def pairs(split: str, count: int | None):
         rows, _ = own_columns(load_rows(data_args.dataset_name, split, data_args.dataset_config))
         columns = require_columns(rows, [("chosen", "rejected"), ("completion", "score")], "DPO")
-        rows = sample_rows(drop_blank(rows, [name for name in columns if name != "score"])[0], count)
-        return Dataset.from_dict(preferences(rows[:], min_gap=training_args.min_gap)) if "score" in columns else rows
+        rows, _ = drop_blank(rows, [name for name in columns if name != "score"], data_args.dataset_name)
+        rows = sample_rows(rows, count)
+        if "score" in columns:
+            rows = Dataset.from_dict(preferences(rows[:], min_gap=training_args.min_gap))
+        return ready_texts(rows, ["chosen", "rejected"], tokenizer, template_args, data_args, split)
 
     train = pairs(data_args.dataset_train_split, data_args.max_train_samples)
     evaluates = training_args.eval_strategy != "no"
     held_out = pairs(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
 
-    # Model, with adapters or in 4 bits where asked for, and a tokenizer whose pad token is not the end of a text.
+    # Model, with adapters or in 4 bits where asked for.
     torch.manual_seed(training_args.seed)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
-    model = load_policy(model_args)
+    model = load_policy(model_args, tokenizer=tokenizer)
     if model_args.model_revision != "main":  # TRL loads the reference by its name, and else the newest revision
         training_args.model_init_kwargs = {"revision": model_args.model_revision}
 
@@ -77,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = trl.DPOTrainer(
         model=model, args=training_args, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer
     )
+    fit_reference(trainer, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Save and push.

@@ -23,9 +23,10 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
 from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
@@ -68,23 +69,24 @@ class EvaluationArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((EvaluationArguments, DataArguments, PromptArguments, ModelArguments), __doc__)
-    args, data_args, prompt_args, model_args = parser.parse(argv)
+    arguments = (EvaluationArguments, DataArguments, PromptArguments, TemplateArguments, ModelArguments)
+    args, data_args, prompt_args, template_args, model_args = RecipeParser(arguments, __doc__).parse(argv)
     output_dir = prepare_output_dir(args.output_dir, "evaluate", args.overwrite_output_dir)
-    save_config(output_dir / "config.yaml", args, data_args, prompt_args, model_args)
+    save_config(output_dir / "config.yaml", args, data_args, prompt_args, template_args, model_args)
 
-    # Data.
+    # Data, and the policy's tokenizer, whose chat template must be able to read it.
+    tokenizer = load_policy_tokenizer(model_args, padding_side="left")
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
-    prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
+    prompts = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), data_args.max_eval_samples)
+    prompts = ready_prompts(prompts, tokenizer, template_args, data_args, data_args.dataset_test_split)
 
     # Models.
-    policy = load_policy(model_args, is_trainable=False)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
+    policy = load_policy(model_args, is_trainable=False, tokenizer=tokenizer)
     if args.ref_model_name_or_path is None:
         roles = ActorCritic(policy, reference_is_base=True, critic=False)
     else:
         ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
-        roles = ActorCritic(policy, load_policy(ref_args, is_trainable=False), critic=False)
+        roles = ActorCritic(policy, load_policy(ref_args, False, tokenizer), critic=False)
     move_to_best_device(roles).eval()
     reward = load_rewards(args.reward_funcs, args.reward_weights)
 

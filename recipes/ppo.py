@@ -26,9 +26,10 @@ from transformers import set_seed
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.ppo import PPOConfig, PPOTrainer
 from rlhf_recipes.ppo.run.checkpoint import STATE_FILE
@@ -38,17 +39,20 @@ from rlhf_recipes.rewards.loading import RewardArguments
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((PPOConfig, RewardArguments, ModelArguments, DataArguments, PromptArguments), __doc__)
-    training_args, reward_args, model_args, data_args, prompt_args = parser.parse(argv)
+    arguments = (RewardArguments, ModelArguments, DataArguments, PromptArguments, TemplateArguments)
+    training_args, reward_args, *others = RecipeParser((PPOConfig, *arguments), __doc__).parse(argv)
+    model_args, data_args, prompt_args, template_args = others
     with training_args.main_process_first(local=False):
         output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint, required=[STATE_FILE])
-    save_config(output_dir / "config.yaml", training_args, reward_args, model_args, data_args, prompt_args)
+    save_config(output_dir / "config.yaml", training_args, reward_args, *others)
+    tokenizer = load_policy_tokenizer(model_args, padding_side="left")
 
-    # Data.
+    # Data, which the policy's chat template must be able to read.
     def prompts(split: str, count: int | None):
         rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-        return sample_rows(prepare_prompts(rows, prompt_args), count)
+        rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), count)
+        return ready_prompts(rows, tokenizer, template_args, data_args, split)
 
     train = prompts(data_args.dataset_train_split, data_args.max_train_samples)
     evaluates = training_args.eval_strategy != "no"
@@ -56,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Models.
     set_seed(training_args.seed)
-    policy = load_policy(model_args)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
+    policy = load_policy(model_args, tokenizer=tokenizer)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
 
     # Trainer.

@@ -27,6 +27,7 @@ from trl import RewardTrainer
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.cleaning.steps import CleaningArguments
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
@@ -38,17 +39,18 @@ from rlhf_recipes.reward_modeling.evaluation.reporting import write_report
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.losses import choose_loss
 from rlhf_recipes.reward_modeling.saving import push_reward_model, save_reward_model, save_settings
-from rlhf_recipes.reward_modeling.splits import load_splits
+from rlhf_recipes.reward_modeling.splits import check_conversations, load_splits
 from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    arguments = (DataArguments, FeedbackArguments, CleaningArguments, RewardConfig, ModelArguments)
-    data_args, feedback_args, cleaning_args, training_args, model_args = RecipeParser(arguments, __doc__).parse(argv)
+    arguments = (DataArguments, FeedbackArguments, CleaningArguments, TemplateArguments, RewardConfig, ModelArguments)
+    data_args, *others = RecipeParser(arguments, __doc__).parse(argv)
+    feedback_args, cleaning_args, template_args, training_args, model_args = others
     output_dir = prepare_output_dir(training_args.output_dir, "reward", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
-    save_config(output_dir / "config.yaml", data_args, feedback_args, cleaning_args, training_args, model_args)
+    save_config(output_dir / "config.yaml", data_args, *others)
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
     # Data, and the loss that reads it.
@@ -61,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(training_args.seed)
     training_args = fit_precision(training_args, model_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
+    check_conversations(splits, objective, tokenizer, template_args, data_args, training_args.validation_split)
     of_steps = objective.step_token is not None
     model = load_reward_model(model_args, tokenizer, labels=objective.label_names, token_level=of_steps)
     freeze_lower_layers(model, training_args.num_frozen_layers)
-    settings = settings_for(tokenizer, model, training_args.max_length, splits.train)
+    settings = settings_for(
+        tokenizer, model, training_args.max_length, splits.train, template_args.chat_template_kwargs
+    )
 
     # Trainer: TRL's RewardTrainer for plain pairs, FeedbackTrainer for all else.
     held_out = splits.validation or splits.test

@@ -27,9 +27,10 @@ import trl
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments, for_trl, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 from rlhf_recipes.rewards.loading import RewardArguments
 
@@ -40,6 +41,7 @@ class RLOOConfig(trl.RLOOConfig):
 
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
     reward_weights: list[float] | None = field(default=None, init=False)  # they come with the rewards
+    chat_template_kwargs: dict | None = field(default=None, init=False)  # they come with the rows
     remove_unused_columns: bool = field(default=False, init=False)  # rewards are given all columns of the dataset
 
     def __post_init__(self) -> None:
@@ -52,16 +54,19 @@ class RLOOConfig(trl.RLOOConfig):
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((RLOOConfig, RewardArguments, ModelArguments, DataArguments, PromptArguments), __doc__)
-    training_args, reward_args, model_args, data_args, prompt_args = parser.parse(argv)
+    arguments = (RewardArguments, ModelArguments, DataArguments, PromptArguments, TemplateArguments)
+    training_args, reward_args, *others = RecipeParser((RLOOConfig, *arguments), __doc__).parse(argv)
+    model_args, data_args, prompt_args, template_args = others
     output_dir = prepare_output_dir(training_args.output_dir, "rloo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
-    save_config(output_dir / "config.yaml", training_args.asked, reward_args, model_args, data_args, prompt_args)
+    save_config(output_dir / "config.yaml", training_args.asked, reward_args, *others)
+    tokenizer = load_policy_tokenizer(model_args, padding_side="left", must_end=True)
 
-    # Data.
+    # Data, which the policy's chat template must be able to read.
     def prompts(split: str, count: int | None):
         rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-        return sample_rows(prepare_prompts(rows, prompt_args), count)
+        rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), count)
+        return for_trl(ready_prompts(rows, tokenizer, template_args, data_args, split), tokenizer)
 
     train = prompts(data_args.dataset_train_split, data_args.max_train_samples)
     evaluates = training_args.eval_strategy != "no"
@@ -71,13 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Models.
     torch.manual_seed(training_args.seed)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     rewards, training_args.reward_weights = reward_args.load_for_trl()
     if model_args.model_revision != "main":  # TRL loads the reference by its name, and else the newest revision
         training_args.model_init_kwargs = {"revision": model_args.model_revision}
 
     # Train.
-    trainer = trl.RLOOTrainer(load_policy(model_args), rewards, training_args, train, held_out, tokenizer)
+    policy = load_policy(model_args, tokenizer=tokenizer)
+    trainer = trl.RLOOTrainer(policy, rewards, training_args, train, held_out, tokenizer)
+    fit_reference(trainer, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Save and push.

@@ -26,9 +26,10 @@ import trl
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments, ready_texts
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
@@ -46,11 +47,14 @@ class SFTConfig(trl.SFTConfig):
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((SFTConfig, ModelArguments, DataArguments), __doc__)
-    training_args, model_args, data_args = parser.parse(argv)
+    parser = RecipeParser((SFTConfig, ModelArguments, DataArguments, TemplateArguments), __doc__)
+    training_args, model_args, data_args, template_args = parser.parse(argv)
     output_dir = prepare_output_dir(training_args.output_dir, "sft", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
-    save_config(output_dir / "config.yaml", training_args, model_args, data_args)
+    save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
+
+    # A tokenizer whose pad token is not the end of a text.
+    tokenizer = load_policy_tokenizer(model_args, must_end=True)
 
     # Data. Ratings are texts too: their column completion is learned, where there are no prompts.
     def texts(split: str, count: int | None):
@@ -63,16 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         columns = require_columns(rows, formats, "SFT")
         training_args.dataset_text_field = columns[-1]
         unused = {"prompt"}.intersection(rows.column_names) - set(columns)  # TRL would look for a completion of it
-        return sample_rows(drop_blank(rows.remove_columns(sorted(unused)), columns[-1:])[0], count)
+        rows, _ = drop_blank(rows.remove_columns(sorted(unused)), columns[-1:], data_args.dataset_name)
+        return ready_texts(sample_rows(rows, count), columns[-1:], tokenizer, template_args, data_args, split)
 
     train = texts(data_args.dataset_train_split, data_args.max_train_samples)
     evaluates = training_args.eval_strategy != "no"
     held_out = texts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
 
-    # Model, with adapters or in 4 bits where asked for, and a tokenizer whose pad token is not the end of a text.
+    # Model, with adapters or in 4 bits where asked for.
     torch.manual_seed(training_args.seed)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
-    model = load_policy(model_args)
+    model = load_policy(model_args, tokenizer=tokenizer)
 
     # Trainer.
     trainer = trl.SFTTrainer(

@@ -108,7 +108,7 @@ def _nearest_column(column: str, present: Sequence[str]) -> str | None:
     return lowered[near[0]] if near else None
 
 
-def drop_blank(dataset: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
+def drop_blank(dataset: Dataset, columns: Sequence[str], name: str | None = None) -> tuple[Dataset, int]:
     """Leave out rows in which one of the columns says nothing, and log how many.
 
     Text is blank if it is `None` or has nothing but white space and zero-width characters. A conversation is blank if
@@ -118,6 +118,7 @@ def drop_blank(dataset: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     Args:
         dataset ([`~datasets.Dataset`]): The rows.
         columns (`Sequence[str]`): The columns that must say something.
+        name (`str`, *optional*): What the log and errors call the dataset.
 
     Returns:
         `tuple[Dataset, int]`: The other rows in their order, and how many were left out.
@@ -140,10 +141,12 @@ def drop_blank(dataset: Dataset, columns: Sequence[str]) -> tuple[Dataset, int]:
     if not dropped:
         return dataset, 0
     where = ", ".join(f"{count} in {column!r}" for column, count in blank_in.items())
+    where += f" of {name}" if name else ""
     if not kept:
         raise ValueError(f"All {dropped} rows are empty or blank ({where}). Look at the data, or name another column.")
     logger.warning(
-        "Left out %d of %d rows, empty or blank: %s; the first is row %d.", dropped, len(dataset), where, first_blank
+        "Left out %d of %d rows, empty or blank: %s; the first is row %d. Fill them in to have them read.",
+        *(dropped, len(dataset), where, first_blank),
     )
     return dataset.select(kept), dropped
 

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import OPENING, ChatError, kwargs_of, once, open_ids, opening_of, render
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.texts import is_conversational
 
@@ -15,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 # An opening must leave at least this many words to be continued.
 MIN_REST = 3
+
+# Tokens at the end of a prompt among which a tag is looked for.
+LONGEST_OPENING = 32
 
 # What every reward is given under these names besides the dataset's columns.
 TAKEN = ("prompts", "completions", "completion_ids", "prompt_ids", "trainer_state", "log_metric", "log_extra")
@@ -49,14 +53,18 @@ class PromptArguments:
             )
 
 
-def prepare_prompts(dataset: Dataset, args: PromptArguments) -> Dataset:
+def prepare_prompts(dataset: Dataset, args: PromptArguments, name: str | None = None) -> Dataset:
     """A dataset with a column `prompt`, blank ones left out, and all other columns as they were.
+
+    Args:
+        dataset (`Dataset`), args ([`PromptArguments`]): The rows, and where their prompts are.
+        name (`str`, *optional*): What the log calls the dataset.
 
     Raises:
         `ValueError`: if the column is missing (saying which exist), or no prompt is left.
     """
     require_columns(dataset, [args.prompt_column], "A list of prompts")
-    dataset, _ = drop_blank(dataset, [args.prompt_column])
+    dataset, _ = drop_blank(dataset, [args.prompt_column], name)
     if args.prompt_column != "prompt":
         if "prompt" in dataset.column_names:
             logger.warning(
@@ -93,26 +101,49 @@ def openings(dataset: Dataset, words: int) -> Dataset:
 
 
 def tokenize_prompts(
-    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
+    prompts: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int | None = None,
+    template_kwargs: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[list[int]]:
-    """Token ids of each prompt; messages go through the chat template. A longer prompt loses its beginning."""
-    ids: Any
+    """Token ids of each prompt, open at its end; messages go through the chat template.
+
+    A longer prompt loses its beginning. The beginning-of-sequence token is there once, also where the text has it and
+    the tokenizer sets it, and an end that the tokenizer sets is taken off.
+
+    Args:
+        prompts (`Sequence`): Text, or messages; the last one of the assistant is continued.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's.
+        max_prompt_length (`int`, *optional*): Tokens of a prompt.
+        template_kwargs (`Sequence[Mapping]`, *optional*): What the template is given for each row besides.
+
+    Raises:
+        `ValueError`: for a prompt that is missing, or that the template cannot render, with its row.
+    """
+    texts: list[str] = []
+    for row, prompt in enumerate(prompts):
+        try:
+            if prompt is None:
+                raise ChatError("it is None: fill it in, or leave the row out")
+            own = template_kwargs[row] if template_kwargs is not None else None
+            is_chat = is_conversational(prompt)
+            texts.append(render(tokenizer, prompt, own, is_open=True) if is_chat else prompt)
+        except ChatError as error:
+            raise ValueError(f"The prompt of row {row} cannot be read: {error}. It is {str(prompt)[:160]}.") from None
     if is_conversational(prompts[0]):
-        ids = [
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            for messages in prompts
-        ]
+        rendered: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = [once(row, tokenizer) for row in rendered]
     else:
-        ids = tokenizer(list(prompts))["input_ids"]
+        ids = open_ids(texts, tokenizer)
     if max_prompt_length is None:
-        return [list(row) for row in ids]
+        return ids
     too_long = sum(len(row) > max_prompt_length for row in ids)
     if too_long:
         logger.warning(
             "%d of %d prompts are longer than max_prompt_length %d tokens and lose their beginning.",
             too_long, len(ids), max_prompt_length,
         )  # fmt: skip
-    return [list(row[-max_prompt_length:]) for row in ids]
+    return [row[-max_prompt_length:] for row in ids]
 
 
 @dataclass(frozen=True)
@@ -159,7 +190,15 @@ def encode_prompts(
     if "tools" in dataset.column_names:
         logger.warning("The dataset's column 'tools' is given to the rewards; the chat template does not get it.")
     if "prompt" in dataset.column_names:
-        ids = tokenize_prompts(dataset["prompt"], tokenizer)
+        if "input_ids" in dataset.column_names:
+            logger.warning(
+                "The dataset has both 'prompt' and 'input_ids': the prompts are those of 'prompt', and 'input_ids' is "
+                "left out. Take the column 'prompt' away to have the token ids count."
+            )
+            dataset = dataset.remove_columns("input_ids")
+        prompts = list(dataset.with_format(None)["prompt"])
+        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs_of(dataset))
+        dataset = with_openings(dataset, ids, tokenizer)
     elif "input_ids" in dataset.column_names:
         ids = _without_padding(dataset, tokenizer.pad_token_id)
         dataset = dataset.remove_columns(
@@ -176,6 +215,22 @@ def encode_prompts(
         pad = tokenizer.pad_token_id
         ids = [_collated(row, row_ids, data_collator, pad) for row, row_ids in zip(dataset, ids, strict=True)]
     return Prompts(*_fitting(dataset, ids, max_prompt_length, overlong))
+
+
+def with_openings(dataset: Dataset, ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Rows with the column `answer_opening`, for rewards, where the template begins the answer itself (`<think>`).
+
+    Args:
+        dataset (`Dataset`): Rows with a column `prompt`.
+        ids (`Sequence[Sequence[int]]`): Token ids of each prompt.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's.
+    """
+    prompts = dataset.with_format(None)["prompt"]
+    if OPENING in dataset.column_names or not is_conversational(prompts[0]):
+        return dataset
+    ends = tokenizer.batch_decode([list(row[-LONGEST_OPENING:]) for row in ids])
+    openings = [opening_of(messages, end) for messages, end in zip(prompts, ends, strict=True)]
+    return dataset.add_column(OPENING, openings) if any(openings) else dataset
 
 
 def _fitting(

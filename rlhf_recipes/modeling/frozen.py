@@ -36,6 +36,7 @@ from rlhf_recipes.modeling.loading import (
     load_tokenizer,
     readable_tokens,
 )
+from rlhf_recipes.modeling.tokenizers import fit_model
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class FrozenModel:
                 "only fast tokenizers do. Give the model's fast tokenizer as processing_class."
             )
         self.model = place_model(kind, model, device, dtype, load_in_4bit)
+        fit_model(self.model, self.tokenizer)
         check_vocabulary(self.model, self.tokenizer)
         self.max_length = read_limit(self.model, self.tokenizer, max_length)
         self.truncated = 0

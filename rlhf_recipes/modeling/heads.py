@@ -289,6 +289,8 @@ class RewardModelSettings:
             Whether outputs become probabilities before they are weighed.
         step_token (`str`, *optional*):
             Of a process reward model: the mark behind each step.
+        chat_template_kwargs (`dict`, *optional*):
+            What the chat template is given besides the messages, as in training. A column of that name wins.
     """
 
     calibration: Calibration | None = None
@@ -297,6 +299,7 @@ class RewardModelSettings:
     labels: Mapping[int | str, float] | None = None
     probabilities: bool = False
     step_token: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write the settings into a model's folder, which is made if needed, and return the file's path."""
@@ -310,6 +313,8 @@ class RewardModelSettings:
             del data["step_token"]
         if self.labels is None and self.step_token is None:
             del data["probabilities"]
+        if self.chat_template_kwargs is None:
+            del data["chat_template_kwargs"]
         path = Path(folder) / SETTINGS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

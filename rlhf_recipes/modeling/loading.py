@@ -12,7 +12,7 @@ Leaving the lower part of a model as it is.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,18 @@ from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf_recipes.modeling.decoders import check_decoder_name
+from rlhf_recipes.modeling.tokenizers import (
+    add_pad_token,
+    embedding_rows,
+    fit_model,
+    leave_open,
+    name_end,
+    require_end,
+    saved_ends,
+    spare_token,
+)
 
 logger = logging.getLogger(__name__)
-
-# Tokens that tokenizers already carry for padding, or for nothing else, most fitting first.
-PAD_CANDIDATES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
 
 # Names (patterns) of what stands between a backbone and a score. It is often new and then trained whole, which 4 bit
 # cannot be. By itself transformers keeps out the last weight alone, and puts the head of every encoder in 4 bit.
@@ -64,29 +71,28 @@ class ModelArguments(ModelConfig):
     )
 
 
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give the tokenizer a pad token that is not its end-of-sequence token.
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> PreTrainedTokenizerBase:
+    """Give the tokenizer a pad token that does not end a text.
 
-    A pad token of its own is kept. Otherwise the first token of `PAD_CANDIDATES` that the vocabulary holds is taken,
-    and the choice is logged.
+    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see
+    [`~rlhf_recipes.modeling.tokenizers.spare_token`]), or one is added; a model may then need another row in its
+    embedding ([`~rlhf_recipes.modeling.tokenizers.fit_model`]). The choice is logged.
 
-    Raises:
-        `ValueError`: if the vocabulary holds no such token.
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): It is changed, and returned.
+        ends (`Collection[int]`): Ids that end a text besides the tokenizer's own, as a model's configuration has them.
     """
-    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+    before = tokenizer.pad_token
+    if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
         return tokenizer
-    vocabulary = tokenizer.get_vocab()
-    for candidate in PAD_CANDIDATES:
-        if candidate in vocabulary and candidate not in (tokenizer.eos_token, tokenizer.bos_token):
-            logger.info("Pad token of %s: %r instead of %r.", tokenizer.name_or_path, candidate, tokenizer.pad_token)
-            tokenizer.pad_token = candidate
-            return tokenizer
-    raise ValueError(
-        f"The tokenizer of {tokenizer.name_or_path!r} pads with {tokenizer.pad_token!r}, and its end-of-sequence "
-        f"token is {tokenizer.eos_token!r}: padding must be another token, or the end of a text cannot be seen. None "
-        f"of {', '.join(PAD_CANDIDATES)} is free in its vocabulary. Add one with "
-        "`tokenizer.add_special_tokens({'pad_token': '<pad>'})`, resize the model's embeddings, and save both."
-    )
+    spare = spare_token(tokenizer, ends)
+    if spare is None:
+        chosen, where = add_pad_token(tokenizer), "added to its vocabulary"
+    else:
+        tokenizer.pad_token, chosen, where = spare, spare, "spare in its vocabulary"
+    why = "has no pad token" if before is None else f"pads with {before!r}, which ends texts too"
+    logger.info("The tokenizer of %s %s: %r pads now, %s.", tokenizer.name_or_path, why, chosen, where)
+    return tokenizer
 
 
 def check_model_path(name_or_path: str) -> str:
@@ -120,9 +126,30 @@ def find_file(source: str, filename: str) -> Path | None:
 
 
 def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load a tokenizer whose pad token is not its end-of-sequence token (see `ensure_pad_token`)."""
+    """Load a tokenizer whose pad token is not its end-of-sequence token (see [`ensure_pad_token`])."""
     name = check_model_path(name_or_path)
     return ensure_pad_token(AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs))
+
+
+def load_policy_tokenizer(
+    args: ModelArguments, padding_side: str = "right", must_end: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model that writes.
+
+    Where it names no end-of-sequence token, the one of the model's configuration is taken. One that closes each text
+    is kept from it, because a prompt is to be continued. Padding is none of the tokens at which the model stops.
+
+    Raises:
+        `ValueError`: with `must_end`, if neither tokenizer nor model names an end-of-sequence token.
+    """
+    name = check_model_path(_required(args.model_name_or_path))
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side=padding_side, revision=args.model_revision)
+    ends = saved_ends(name, revision=args.model_revision)
+    name_end(tokenizer, ends)
+    if must_end:
+        require_end(tokenizer)
+    leave_open(tokenizer)
+    return ensure_pad_token(tokenizer, ends)
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -157,7 +184,9 @@ def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedModel | PeftModel:
+def load_policy(
+    args: ModelArguments, is_trainable: bool = True, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedModel | PeftModel:
     """Load a causal language model, quantized and with adapters where asked for.
 
     Args:
@@ -165,6 +194,8 @@ def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedMo
             `model_name_or_path` is a model, or a folder with saved LoRA adapters, which are loaded on their base.
         is_trainable (`bool`):
             Whether to prepare it for training: new adapters where `use_peft` says so, and saved ones unfrozen.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The model's, as [`load_tokenizer`] gives it: the model learns which token pads, and gets room for it.
 
     Raises:
         `ValueError`: if it is an encoder-decoder, or no language model at all.
@@ -177,11 +208,35 @@ def load_policy(args: ModelArguments, is_trainable: bool = True) -> PreTrainedMo
     else:
         check_decoder_name(name, revision=args.model_revision)
         model = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, **kwargs)
-        if args.use_peft and is_trainable:
-            model = add_adapters(model, args)
+    if tokenizer is not None:
+        fit_model(model, tokenizer)
+    if args.use_peft and is_trainable and not _is_adapter(name):
+        model = add_adapters(model, args)
     disable_dropout(model)
     keep_gradients_of_4bit(model)
     return model
+
+
+def fit_reference(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """[`fit_model`] for the reference that a trainer of TRL has loaded by the policy's name.
+
+    Raises:
+        `ValueError`: if it lacks the pad token, and DeepSpeed or FSDP has divided it.
+    """
+    reference = getattr(trainer, "ref_model", None)
+    if reference is None:
+        return
+    reference = trainer.accelerator.unwrap_model(reference)
+    if (embedding_rows(reference) or 0) <= (tokenizer.pad_token_id or 0) and (
+        trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    ):
+        raise ValueError(
+            f"{tokenizer.name_or_path!r} has no embedding for a pad token, and the reference is divided among "
+            "processes already. Save a model that has one first : `args = "
+            "ModelArguments(name); tokenizer = load_policy_tokenizer(args); model = load_policy(args, "
+            "tokenizer=tokenizer)`, then `save_pretrained` of both into one folder, and name that folder."
+        )
+    fit_model(reference, tokenizer)
 
 
 def load_reward_model(
@@ -193,7 +248,7 @@ def load_reward_model(
 ) -> PreTrainedModel | PeftModel:
     """Load an encoder or a decoder with a head; a new head where the model has none, or one of another size.
 
-    The pad token is copied from the tokenizer, because a decoder's head reads the last token that is not padding.
+    The pad token is that of the tokenizer, because a decoder's head reads the last token that is not padding.
 
     Args:
         args ([`ModelArguments`]): Which model, and how.
@@ -204,7 +259,6 @@ def load_reward_model(
     """
     name = check_model_path(_required(args.model_name_or_path))
     config = AutoConfig.from_pretrained(name, num_labels=len(labels), revision=args.model_revision)
-    config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if tuple(labels) != ("reward",) or token_level:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
@@ -221,6 +275,7 @@ def load_reward_model(
     new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if new:
         logger.info("New weights, drawn at random and to be trained: %s.", ", ".join(new))
+    fit_model(model, tokenizer)
     if args.use_peft and is_trainable:
         task = "TOKEN_CLS" if token_level else "SEQ_CLS"
         # PEFT itself trains and saves score and classifier, and would leave a pooler that is new as it was drawn.

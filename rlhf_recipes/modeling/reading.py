@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import read_kwargs, render, starts_itself
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.texts import Messages, Text, as_text
 
@@ -68,19 +69,24 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def joined(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
+def joined(
+    prompt: Text,
+    completion: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Any = None,
+) -> tuple[str, str, bool]:
     """The text that a model reads, in two parts, and whether the tokenizer has yet to add special tokens to it.
 
-    A plain completion goes on where its prompt ends. The messages of a conversation become text through the chat
-    template, up to where the answer begins; without a template their texts stand one below the other.
+    A plain completion goes on where its prompt ends; a prompt that a template has rendered has its special tokens. The
+    messages of a conversation become text through the chat template, up to where the answer begins, or goes on;
+    without a template their texts stand one below the other.
     """
     text = as_text(completion)
     if isinstance(prompt, str):
-        return prompt, text, True
+        return prompt, text, not starts_itself(prompt, tokenizer)
     if tokenizer.chat_template is None:
         return f"{as_text(prompt)}\n", text, True
-    rendered = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return str(rendered), text, False
+    return render(tokenizer, prompt, read_kwargs(template_kwargs), is_open=True), text, False
 
 
 def dialogue_text(messages: Messages) -> str:
@@ -180,21 +186,26 @@ class TokenPlaces:
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the policy's.
         ids (`Sequence[int]`): the policy's tokens.
-        text (`str`): the completion as the trainer decoded it, without special tokens.
+        text (`str`):
+            the completion as the trainer decoded it, without special tokens.
+        may_be_begun (`bool`):
+            whether what the prompt had begun of the answer may stand before, as in messages; its characters count for
+            the first token.
 
     Raises:
         `ValueError`: if the tokens are not those of the text, as with a tokenizer that is not the policy's.
     """
 
-    def __init__(self, tokenizer: Any, ids: Sequence[int], text: str) -> None:
+    def __init__(self, tokenizer: Any, ids: Sequence[int], text: str, may_be_begun: bool = False) -> None:
         pieces = token_pieces(tokenizer, ids)
-        if "".join(pieces) != text:
+        written = "".join(pieces)
+        begun = len(text) - len(written)
+        if not text.endswith(written) or (begun and not (may_be_begun and written)):
             raise ValueError(
-                f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(''.join(pieces))} of "
-                f"completion_ids, but the completion is {_shortened(text)}. Give the policy's own tokenizer as "
-                "policy_tokenizer."
+                f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(written)} of completion_ids, "
+                f"but the completion is {_shortened(text)}. Give the policy's own tokenizer as policy_tokenizer."
             )
-        self.ends = list(accumulate(len(piece) for piece in pieces))
+        self.ends = [begun + end for end in accumulate(len(piece) for piece in pieces)]
 
     def of(self, end: int) -> int:
         """The token in whose text the character before `end` stands, counted from 0."""
@@ -207,7 +218,3 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def _shortened(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
-
-
-def as_messages(value: Text, role: str) -> list[dict[str, Any]]:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value

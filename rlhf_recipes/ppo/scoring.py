@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from rlhf_recipes.data.chat import answered
 from rlhf_recipes.modeling.generation import Written, pad_right, token_lists
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists
 from rlhf_recipes.rewards.base import Parts, StartedRewards
 from rlhf_recipes.rewards.weighted_sum import progress_of
-from rlhf_recipes.texts import is_conversational
 
 
 class Scoring:
@@ -49,16 +49,14 @@ class Scoring:
 
         ids = token_lists(written)
         self.texts = self.trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
-        completions: list[Any] = self.texts
-        if is_conversational(self.prompts[0]):
-            completions = [[{"role": "assistant", "content": text}] for text in self.texts]
+        prompts, completions = answered(self.prompts, self.texts)
         from_trainer = {
             "trainer_state": self.trainer.state,
             "log_metric": log_metric,
             "log_extra": self.extra.__setitem__,
             "prompt_ids": prompt_lists(written),
         }
-        self.rewards = self.trainer.reward.begin(self.prompts, completions, ids, **self.columns, **from_trainer)
+        self.rewards = self.trainer.reward.begin(prompts, completions, ids, **self.columns, **from_trainer)
 
     def finish(self, rollout: Rollout) -> tuple[Rollout, list[dict[str, Any]]]:
         """Add the score of each completion: the weighted rewards, less the penalty for a missing end.

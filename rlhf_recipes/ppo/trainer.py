@@ -45,6 +45,7 @@ from rlhf_recipes.modeling.generation import (
     write,
 )
 from rlhf_recipes.modeling.roles import ActorCritic
+from rlhf_recipes.modeling.tokenizers import fit_model
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit
@@ -133,11 +134,14 @@ class PPOTrainer(PPOPlumbing):
         policy = resolve_policy(model, args, peft_config)
         ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
         reference: Any = load_model(ref_model, args) if isinstance(ref_model, str) else ref_model
+        for role in (policy, reference, reward_model, value_model):
+            fit_model(role, tokenizer)
         self.settings = args
         self.reward = resolve_reward(reward_model, reward_funcs, reward_weights, reward_processing_classes, tokenizer)
         check_siblings(self.reward, args.num_generations, evaluates=eval_dataset is not None)
         self._set_up_data(tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
         critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
+        fit_model(getattr(critic, "model", None), tokenizer)
         readers = {"ref_model": reference, "value_model": getattr(critic, "model", None), "reward_model": reward_model}
         check_same_vocabulary(readers, policy, tokenizer)
         self.credit = Credit(args, has_critic=critic is not None)

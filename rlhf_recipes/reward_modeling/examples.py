@@ -9,12 +9,13 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import kwargs_of, once, render, whole
 from rlhf_recipes.data.columns import detect_format
 from rlhf_recipes.data.feedback.formats import Check, FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
@@ -104,7 +105,11 @@ def in_share(text: str, low: float, high: float) -> bool:
 
 
 def settings_for(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int | None, rows: Dataset | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    max_length: int | None,
+    rows: Dataset | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> RewardModelSettings:
     """Settings that fit a model: an end-of-sequence token where the tokenizer sets none itself, and its limit.
 
@@ -114,11 +119,14 @@ def settings_for(
     Args:
         tokenizer, model, max_length: The model with its tokenizer, and how much of a text it is to read.
         rows ([`~datasets.Dataset`], *optional*): The training rows, which may be conversations. Default: plain text.
+        template_kwargs (`Mapping`, *optional*): What the chat template is told of each conversation.
     """
     limits = [limit for limit in (max_length, readable_tokens(model)) if limit is not None]
     rendered = rows is not None and rendered_by_template(rows, tokenizer)
     append_eos = tokenizer.eos_token is not None and not rendered and not ends_texts(tokenizer)
-    return RewardModelSettings(append_eos=append_eos, max_length=min(limits, default=None))
+    return RewardModelSettings(
+        append_eos=append_eos, max_length=min(limits, default=None), chat_template_kwargs=template_kwargs
+    )
 
 
 def rendered_by_template(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -151,9 +159,10 @@ def tokenize(
     adds_it = adds_eos(tokenizer)
     ids = []
     truncated = 0
-    for prompt, completion in zip(texts.prompts, texts.completions, strict=True):
-        text, special = _render(prompt, completion, tokenizer, settings.append_eos, adds_it)
-        of_text = tokenizer(text, add_special_tokens=special, verbose=False).input_ids
+    kwargs = texts.template_kwargs or [{}] * len(texts.prompts)
+    for row in zip(texts.prompts, texts.completions, kwargs, strict=True):
+        text, special = _render(*row, tokenizer, settings, adds_it)
+        of_text = once(tokenizer(text, add_special_tokens=special, verbose=False).input_ids, tokenizer)
         if settings.max_length is not None and len(of_text) > settings.max_length:
             truncated += 1
             limit = settings.max_length
@@ -168,19 +177,23 @@ def tokenize(
 
 
 def _render(
-    prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, append_eos: bool, adds_it: bool
+    prompt: Text,
+    completion: Text,
+    template_kwargs: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+    adds_it: bool,
 ) -> tuple[str, bool]:
     """One text, and whether the tokenizer has yet to add special tokens to it."""
     if isinstance(prompt, str) and isinstance(completion, str):
         text = prompt + completion
+    elif tokenizer.chat_template is not None:
+        options = {**(settings.chat_template_kwargs or {}), **template_kwargs}
+        return render(tokenizer, whole(prompt, completion), options), False
     else:
-        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        after = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        if tokenizer.chat_template is not None:
-            return str(tokenizer.apply_chat_template([*before, *after], tokenize=False)), False
         say_plain_reading(f"The tokenizer {tokenizer.name_or_path!r}")
-        text = dialogue_text([*before, *after])
-    return ended(text, tokenizer.eos_token, append_eos, adds_it), True
+        text = dialogue_text(whole(prompt, completion))
+    return ended(text, tokenizer.eos_token, settings.append_eos, adds_it), True
 
 
 def pair_rows(
@@ -258,12 +271,16 @@ def example_rows(
                 "Name one that it has in loss_args, such as {step_token: "
                 f"{(tokenizer.sep_token or tokenizer.eos_token)!r}}}."
             )
-        encoded = [_encode_solution(steps, mark, tokenizer, settings.max_length) for steps in items]
+        encoded = [
+            _encode_solution(steps, mark, tokenizer, settings, own)
+            for steps, own in zip(items, kwargs_of(dataset), strict=True)
+        ]
         ids = [[of_text] for of_text, _ in encoded]
         targets["ends"] = [[float(place) for place in places] for _, places in encoded]
     else:
         flat = [item for of_row in items for item in of_row]
-        flat_ids = iter(tokenize(Texts([p for p, _ in flat], [c for _, c in flat]), tokenizer, settings))
+        kwargs = [own for of_row, own in zip(items, kwargs_of(dataset), strict=True) for _ in of_row]
+        flat_ids = iter(tokenize(Texts([p for p, _ in flat], [c for _, c in flat], kwargs), tokenizer, settings))
         ids = [[next(flat_ids) for _ in of_row] for of_row in items]
     columns: dict[str, list[Any]] = {"input_ids": ids, **targets}
     if debias:
@@ -277,9 +294,15 @@ def example_rows(
 
 
 def _encode_solution(
-    steps: Sequence[Item], mark: Sequence[int], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    steps: Sequence[Item],
+    mark: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+    template_kwargs: Mapping[str, Any],
 ) -> tuple[list[int], list[int]]:
-    start, _, special = joined(steps[0][0], "", tokenizer)
+    options = {**(settings.chat_template_kwargs or {}), **template_kwargs}
+    start, _, special = joined(steps[0][0], "", tokenizer, options)
+    limit = settings.max_length
     ids, places = encode_steps(start, [as_text(step) for _, step in steps], special, mark, tokenizer)
     if limit is None or len(ids) <= limit:
         return ids, places

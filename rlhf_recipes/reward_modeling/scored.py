@@ -12,12 +12,14 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from rlhf_recipes.data.chat import KWARGS, kwargs_of
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.modeling.reading import check_finite, model_outputs
@@ -100,16 +102,16 @@ def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Sc
     lists = _completions(plain, kind)
     prompts = _prompts(plain, lists)
     places: dict[str, int] = {}
-    asked: list[tuple[Text, Text]] = []
+    asked: list[tuple[Text, Text, dict[str, Any]]] = []
     index: list[list[int]] = []
-    for prompt, own in zip(prompts, lists, strict=True):
-        keys = [json.dumps([prompt, text]) for text in own]
+    for prompt, own, kwargs in zip(prompts, lists, kwargs_of(plain), strict=True):
+        keys = [json.dumps([prompt, text, kwargs]) for text in own]
         for key, text in zip(keys, own, strict=True):
             if key not in places:
                 places[key] = len(asked)
-                asked.append((prompt, text))
+                asked.append((prompt, text, kwargs))
         index.append([places[key] for key in keys])
-    values, outputs = _scores_of(reward, [prompt for prompt, _ in asked], [text for _, text in asked])
+    values, outputs = _scores_of(reward, [item[:2] for item in asked], [kwargs for *_, kwargs in asked])
     kept = [row for row, own in enumerate(index) if all(values[place] is not None for place in own)]
     if not kept:
         raise ValueError(f"The reward says nothing (None) of all {len(index)} rows of {kind}, so nothing is measured.")
@@ -178,13 +180,16 @@ def _prompts(dataset: Dataset, lists: Sequence[Sequence[Text]]) -> list[Text]:
 
 
 def _scores_of(
-    reward: Scorer, prompts: list[Text], completions: list[Text]
+    reward: Scorer, asked: Sequence[tuple[Text, Text]], template_kwargs: Sequence[dict[str, Any]]
 ) -> tuple[Sequence[float | None], dict[str, list[float]]]:
-    """The scores, and each output of a model that has several, out of the same pass."""
+    """The scores of prompts and completions, and each output of a model that has several, out of the same pass."""
+    prompts, completions = [prompt for prompt, _ in asked], [text for _, text in asked]
     if not isinstance(reward, LearnedReward) or reward.model.config.num_labels == 1 or reward.calibration is not None:
-        return reward(prompts, completions), {}
+        given: dict[str, Any] = {KWARGS: template_kwargs} if any(template_kwargs) else {}
+        return reward(prompts, completions, **given), {}
     names = [str(reward.model.config.id2label[place]) for place in range(reward.model.config.num_labels)]
-    encoded = [reward._encode(*reward._render(p, c)) for p, c in zip(prompts, completions, strict=True)]
+    texts = [reward._render(*row) for row in zip(prompts, completions, template_kwargs, strict=True)]
+    encoded = [reward._encode(text, special) for text, special in texts]
     logits = torch.empty(len(encoded), len(names))
     for rows, output in model_outputs(reward.model, encoded, reward.batch_size, reward.tokenizer.pad_token_id):
         logits[rows] = output.logits.float().cpu()
@@ -195,10 +200,11 @@ def _scores_of(
 
 @dataclass(frozen=True)
 class Texts:
-    """Prompts and completions, side by side, as a reward takes them."""
+    """Prompts and completions, side by side, as a reward takes them, and what chat templates are given for each."""
 
     prompts: list[Text]
     completions: list[Text]
+    template_kwargs: list[dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, column: str) -> "Texts":
@@ -206,7 +212,8 @@ class Texts:
         completions = list(dataset[column])
         nothing: Text = [] if completions and is_conversational(completions[0]) else ""
         prompts = list(dataset["prompt"]) if "prompt" in dataset.column_names else [nothing] * len(completions)
-        return cls([nothing if prompt is None else prompt for prompt in prompts], completions)
+        kwargs = kwargs_of(dataset) if KWARGS in dataset.column_names else None
+        return cls([nothing if prompt is None else prompt for prompt in prompts], completions, kwargs)
 
     def plain(self) -> list[str]:
         """Prompt and completion as one plain text, for whatever does not read messages."""

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import kwargs_of
+from rlhf_recipes.data.chat_rows import Origin, TemplateArguments, check_items
 from rlhf_recipes.data.cleaning.steps import CleaningArguments, Table, run, steps_from
 from rlhf_recipes.data.feedback.files import in_split
 from rlhf_recipes.data.feedback.formats import COLUMNS, OPTIONAL, Check, FeedbackArguments, Kind
@@ -16,6 +19,8 @@ from rlhf_recipes.data.raters.agreement import agreement_metrics
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.debias import balance_pairs
 from rlhf_recipes.reward_modeling.examples import read_feedback
+from rlhf_recipes.reward_modeling.losses.base import Objective
+from rlhf_recipes.reward_modeling.scored import Texts
 
 logger = logging.getLogger(__name__)
 IMAGES = {f"{side}image{s}" for side in ("", "chosen_", "rejected_") for s in ("", "s")}
@@ -130,6 +135,31 @@ def load_splits(
     if args.group_column is not None and args.group_column not in train.column_names:
         raise ValueError(f"group_column is {args.group_column!r}; the columns are {', '.join(train.column_names)}.")
     return Splits(train, validation, test, kind, checks, table)
+
+
+def check_conversations(
+    splits: Splits,
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TemplateArguments,
+    data: DataArguments,
+    validation_split: str | None,
+) -> None:
+    """Raise `ValueError`, before a model is loaded, for a conversation that the chat template cannot render."""
+    if tokenizer.chat_template is None:
+        return
+    names = (data.dataset_train_split, validation_split, data.dataset_test_split)
+    for name, rows in zip(names, (splits.train, splits.validation, splits.test), strict=True):
+        if rows is None:
+            continue
+        kwargs = [{**(args.chat_template_kwargs or {}), **own} for own in kwargs_of(rows)]
+        if "completion" in rows.column_names:  # ratings, also where pairs will be drawn of them
+            texts = Texts.of(rows, "completion")
+            of_rows = [[item] for item in zip(texts.prompts, texts.completions, strict=True)]
+        else:
+            of_rows = objective.texts(rows)
+        items = [(row, *item) for row, of_row in enumerate(of_rows) for item in of_row]
+        check_items(items, tokenizer, kwargs, Origin(data, str(name)))
 
 
 def _of_format(rows: Dataset, kind: Kind, keep: set[Any]) -> Dataset:

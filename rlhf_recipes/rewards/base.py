@@ -8,9 +8,11 @@ with one number for each row. So every reward here also works in TRL's `GRPOTrai
 synchronous reward written for them works here.
 
 - `prompts`, `completions`: B texts each. Conversational rows give lists of messages (`{"role", "content"}`) instead.
+  An answer that the prompt had begun is whole in the completion; `completion_ids` are those that were written.
 - `completion_ids`: B lists of token ids, without padding, the end-of-sequence token kept.
 - `kwargs`: every other column of the dataset as a list of B values, and, where the trainer has them, `trainer_state`,
-  `log_extra(column, values)` and `log_metric(name, value)`. Write `**kwargs` to let through what is not needed.
+  `log_extra(column, values)` and `log_metric(name, value)`. Write `**kwargs` to let through what is not needed. Where
+  the chat template itself opens the answer, the column `answer_opening` says with what (`"<think>\\n"`).
 - `None` means "does not apply to this row": the other rewards are summed, and a row without any is an error.
 - A value depends on its own row, and where a reward says so on the other completions of the same prompt. Statistics
   over the batch belong to the trainer.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
 from rlhf_recipes.modeling.reading import check_finite, first_special, forward, joined, length_batches, pad_id_of
 from rlhf_recipes.texts import Text, as_text
@@ -223,7 +224,10 @@ class Fluency:
         **kwargs: Any,
     ) -> list[float | None]:
         """Mean log-probability of each completion. `(B,)`"""
-        logprobs = self._of_reference(ref_logprobs) if self.reader is None else self._of_model(prompts, completions)
+        if self.reader is None:
+            logprobs = self._of_reference(ref_logprobs)
+        else:
+            logprobs = self._of_model(prompts, completions, kwargs.get(KWARGS))
         values = [self._value(row, as_text(text)) for row, text in zip(logprobs, completions, strict=True)]
         check_finite(values, self.__name__, prompts, completions)
         return values
@@ -240,12 +244,16 @@ class Fluency:
             )
         return ref_logprobs
 
-    def _of_model(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[list[float]]:
+    def _of_model(
+        self, prompts: Sequence[Text], completions: Sequence[Text], template_kwargs: Sequence[Any] | None
+    ) -> list[list[float]]:
         reader = self.reader
         assert reader is not None
         parts = [
-            joined(prompt if self.on_prompt else "", completion, reader.tokenizer)
-            for prompt, completion in zip(prompts, completions, strict=True)
+            joined(prompt if self.on_prompt else "", completion, reader.tokenizer, own)
+            for prompt, completion, own in zip(
+                prompts, completions, template_kwargs or [None] * len(prompts), strict=True
+            )
         ]
         encoded = reader.encode_all([(start + end, special) for start, end, special in parts], self.__name__)
         rows = [

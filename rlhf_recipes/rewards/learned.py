@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import KWARGS, once, read_kwargs, render, whole
 from rlhf_recipes.data.prompts import tokenize_prompts
 from rlhf_recipes.modeling.critics import ValueModel
 from rlhf_recipes.modeling.foreign import foreign_scale, trl_appended_eos
@@ -31,7 +32,6 @@ from rlhf_recipes.modeling.frozen import (
 from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, LinearCalibration, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path, find_file
 from rlhf_recipes.modeling.reading import (
-    as_messages,
     check_finite,
     dialogue_text,
     first_special,
@@ -39,6 +39,7 @@ from rlhf_recipes.modeling.reading import (
     say_plain_reading,
 )
 from rlhf_recipes.modeling.text_ends import adds_eos, ended
+from rlhf_recipes.modeling.tokenizers import fit_model
 from rlhf_recipes.texts import Text
 
 logger = logging.getLogger(__name__)
@@ -136,9 +137,8 @@ class LearnedReward:
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
         self.tokenizer = own_tokenizer(processing_class, source)
         self.model: Any = place_model(AutoModelForSequenceClassification, model, device, dtype, load_in_4bit)
+        fit_model(self.model, self.tokenizer)  # a decoder's head reads the last token that does not pad
         check_vocabulary(self.model, self.tokenizer)
-        # A decoder's head reads the last token that is not this one.
-        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.adds_eos = adds_eos(self.tokenizer)
         self.settings = self._settings(settings, source, append_eos)
         self.calibration = self.settings.calibration if calibrate else None
@@ -170,7 +170,8 @@ class LearnedReward:
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
-        texts = [self._render(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        own = kwargs.get(KWARGS) or [None] * len(prompts)
+        texts = [self._render(*row) for row in zip(prompts, completions, own, strict=True)]
         truncated_before = self.truncated
         token_ids = [self._encode(text, special) for text, special in texts]
         if truncated_before == 0 and self.truncated:
@@ -209,20 +210,22 @@ class LearnedReward:
     def __repr__(self) -> str:
         return f"LearnedReward(name={self.__name__!r}, max_length={self.max_length}, calibration={self.calibration})"
 
-    def _render(self, prompt: Text, completion: Text) -> tuple[str, bool]:
+    def _render(self, prompt: Text, completion: Text, template_kwargs: Any = None) -> tuple[str, bool]:
         """One text, and whether the tokenizer has yet to add special tokens to it."""
         if isinstance(prompt, str) and isinstance(completion, str):
             text = prompt + completion
+        elif self.tokenizer.chat_template is not None:
+            options = {**(self.settings.chat_template_kwargs or {}), **read_kwargs(template_kwargs)}
+            return render(self.tokenizer, whole(prompt, completion), options), False
         else:
-            messages = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
-            if self.tokenizer.chat_template is not None:
-                return str(self.tokenizer.apply_chat_template(messages, tokenize=False)), False
             say_plain_reading(f"The tokenizer of the reward model {self.__name__!r}")
-            text = dialogue_text(messages)
+            text = dialogue_text(whole(prompt, completion))
         return ended(text, self.tokenizer.eos_token, self.settings.append_eos, self.adds_eos), True
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids
+        ids = once(
+            self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids, self.tokenizer
+        )
         if self.max_length is not None and len(ids) > self.max_length:
             self.truncated += 1
             ids = self.tokenizer(

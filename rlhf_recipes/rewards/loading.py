@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes.data.chat_rows import as_rewards_see
 from rlhf_recipes.imports import did_you_mean, function_in_file, function_in_module, names_a_file
 from rlhf_recipes.rewards.contract.checks import REWARD_ATTRIBUTES, Weight, checked_call, is_per_token, reward_name
 from rlhf_recipes.rewards.contract.concurrent import called, can_start, started
@@ -80,7 +81,7 @@ def _checked(
     func: Callable[..., Any], name: str, schedule: Callable[[float], float] | None = None
 ) -> Callable[..., Any]:
     def reward(**batch: Any) -> list[float | None]:
-        values = checked_call(func, name, batch)
+        values = checked_call(func, name, as_rewards_see(batch))
         weight = 1.0 if schedule is None else schedule(progress_of(batch.get("trainer_state")))
         return [None if value is None else weight * value for value in values]
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, warn_of_truncation
 from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
@@ -106,7 +107,8 @@ class TokenClassifierReward:
     ) -> TokenSeries:
         """One score for each of the policy's tokens. `(B, tokens of the row)`"""
         reader = self.reader
-        parts = [joined(p, c, reader.tokenizer) for p, c in zip(prompts, completions, strict=True)]
+        given = kwargs.get(KWARGS) or [None] * len(prompts)
+        parts = [joined(p, c, reader.tokenizer, own) for p, c, own in zip(prompts, completions, given, strict=True)]
         encoded = reader.encode_all([(start + end, special) for start, end, special in parts], self.__name__)
         result: TokenSeries = [None] * len(parts)
         # Where in the completion each token of the classifier ends; those of the prompt, and special ones, do not.
@@ -120,7 +122,8 @@ class TokenClassifierReward:
             scores = self.head(output.logits)  # (b, L)
             for own_scores, index in zip(scores.tolist(), batch, strict=True):
                 row = judged[index]
-                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], parts[row][1])
+                is_chat = not isinstance(completions[row], str)
+                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], parts[row][1], is_chat)
                 # Padding stands behind the text, and `ends` is as long as the text.
                 placed = [(end, score) for end, score in zip(ends[row], own_scores, strict=False) if end > 0]
                 result[row] = _paid_at(places, placed, len(completion_ids[row]))
@@ -198,8 +201,10 @@ class StepModel:
                 "label, labels and probabilities are for a token classifier, good_token and bad_token for a causal "
                 "language model. Give what belongs to one of them."
             )
+        self.template_kwargs: Mapping[str, Any] | None = None
         if isinstance(model, (str, Path)):
             settings = RewardModelSettings.load(model)
+            self.template_kwargs = settings.chat_template_kwargs
             step_token = settings.step_token if step_token is None else step_token
             max_length = settings.max_length if max_length is None else max_length
             if probabilities is None and settings.step_token is not None:
@@ -255,14 +260,14 @@ class StepModel:
 
     def _apart(self, prompt: Text, completion: Text, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
         """Token ids, and the last one of each mark; each part is encoded on its own."""
-        start, text, special = joined(prompt, completion, self.reader.tokenizer)
+        start, text, special = joined(prompt, completion, self.reader.tokenizer, self.template_kwargs)
         steps = [text[begin:end] for begin, end in spans]
         ids, places = encode_steps(start, steps, special, self.mark, self.reader.tokenizer)
         return self._cut(ids, places, self.reader.tokenizer.bos_token_id)
 
     def _whole(self, prompt: Text, completion: Text, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
         """Token ids, and the last one of each mark; the marks are written into the text, which is encoded whole."""
-        start, text, special = joined(prompt, completion, self.reader.tokenizer)
+        start, text, special = joined(prompt, completion, self.reader.tokenizer, self.template_kwargs)
         written, ends, last = start, [], 0
         for _, end in spans:
             written += text[last:end] + self.step_token
@@ -438,7 +443,8 @@ class StepReward:
         result: TokenSeries = [None] * len(texts)
         for row, own in enumerate(scores):
             if own:
-                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], texts[row])
+                is_chat = not isinstance(completions[row], str)
+                places = TokenPlaces(self.policy_tokenizer, completion_ids[row], texts[row], is_chat)
                 placed = [(end, s) for (_, end), s in zip(spans[row], own, strict=True) if s is not None]
                 result[row] = _paid_at(places, placed, len(completion_ids[row]))
         return result

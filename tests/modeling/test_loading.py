@@ -45,12 +45,13 @@ def test_a_pad_token_that_is_the_end_or_missing_is_replaced(pad):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
-def test_without_a_free_token_it_is_refused_with_what_to_do():
+def test_without_a_spare_token_one_is_added():
     tokenizer = tiny_tokenizer("bert")
+    known = len(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token = "[PAD]"
     tokenizer.bos_token = "[UNK]"
-    with pytest.raises(ValueError, match=r"pads with '\[PAD\]'.*add_special_tokens"):
-        ensure_pad_token(tokenizer)
+    assert ensure_pad_token(tokenizer).pad_token == "<pad>"
+    assert (tokenizer.pad_token_id, tokenizer.eos_token) == (known, "[PAD]")
 
 
 def test_load_tokenizer_settles_the_pad_token(tmp_path):

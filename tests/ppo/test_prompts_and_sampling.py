@@ -507,3 +507,61 @@ def test_a_kl_that_is_negative_by_chance_is_not_diagnosed(tmp_path, caplog):
     run.train()
     assert any(entry["objective/kl"] < 0 for entry in logged(run))
     assert "negative by more" not in caplog.text
+
+
+def test_text_counts_where_there_are_token_ids_too_and_it_is_said(caplog):
+    prompts = encode_prompts(Dataset.from_dict({"prompt": ["The film"], "input_ids": [[7, 8]]}), TOKENIZER, 99)
+    assert prompts.ids == [TOKENIZER("The film")["input_ids"]]
+    assert prompts.dataset.column_names == ["prompt"]
+    assert "both 'prompt' and 'input_ids': the prompts are those of 'prompt'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, [], [{"role": "user", "content": None}]], ids=["None", "empty", "no content"]
+)
+def test_a_prompt_that_cannot_be_read_is_named_with_its_row(tmp_path, prompt):
+    rows = [[{"role": "user", "content": "The film"}], prompt]
+    with pytest.raises(ValueError, match=r"The prompt of row 1 cannot be read: .*leave the row out"):
+        trainer(tmp_path, tokenizer=CHATTY, data=Dataset.from_dict({"prompt": rows}))
+
+
+def test_an_answer_that_the_prompt_begins_is_gone_on_with_and_rewards_see_all_of_it(tmp_path):
+    chats = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": f"Well, {n}"}]
+        for n, text in enumerate(OPENINGS)
+    ]
+    texts = [f"<|user|>{text}<|assistant|>Well, {n}" for n, text in enumerate(OPENINGS)]
+    seen, written = [], []
+
+    def of_messages(prompts, completions, completion_ids, **kwargs):
+        seen.extend(zip(prompts, completions, strict=True))
+        return many_short_tokens(completion_ids)
+
+    def of_text(completions, completion_ids, **kwargs):
+        written.extend(completions)
+        return many_short_tokens(completion_ids)
+
+    runs = [
+        trainer(tmp_path / name, tokenizer=CHATTY, data=Dataset.from_dict({"prompt": rows}), reward=reward, **ONE_STEP)
+        for name, rows, reward in (("messages", chats, of_messages), ("text", texts, of_text))
+    ]
+    assert runs[0].prompts["train"].ids == runs[1].prompts["train"].ids
+    for run in runs:
+        run.train()
+    assert largest_difference(*map(weights, runs)) == 0
+    assert {prompt[0]["content"] for prompt, _ in seen} <= set(OPENINGS)
+    for (prompt, completion), text in zip(seen, written, strict=True):
+        begun = f"Well, {OPENINGS.index(prompt[-1]['content'])}"
+        assert (len(prompt), completion) == (1, [{"role": "assistant", "content": begun + text}])
+
+
+def test_rewards_are_told_what_the_template_writes_of_the_answer():
+    tokenizer = tiny_tokenizer(chat_template=True)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ '<|assistant|>' }}{% endif %}",
+        "{{ '<|assistant|>' }}{% if enable_thinking %}{{ '<think>\n' }}{% endif %}{% endif %}")  # fmt: skip
+    chat = [{"role": "user", "content": "The film"}]
+    rows = {"prompt": [chat, chat], "chat_template_kwargs": [{"enable_thinking": True}, {"enable_thinking": False}]}
+    prompts = encode_prompts(Dataset.from_dict(rows), tokenizer, 99)
+    assert prompts.dataset["answer_opening"][:] == ["<think>\n", ""]
+    texts = [tokenizer.decode(ids) for ids in prompts.ids]
+    assert texts == ["<|user|>The film<|assistant|><think>\n", "<|user|>The film<|assistant|>"]

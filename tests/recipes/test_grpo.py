@@ -20,6 +20,7 @@ from tests.recipes.tiny_runs import (
     make_place,
     read,
     run_recipe,
+    write_rows,
 )
 
 
@@ -179,3 +180,27 @@ def test_a_user_sees_one_message_and_no_traceback(place, tmp_path):
     assert ended.returncode == 2
     assert "must be divisible by num_generations (3)" in ended.stderr
     assert "Traceback" not in ended.stderr + ended.stdout
+
+
+BEGUN = '''
+def whole(prompts, completions, chat_template_kwargs, **kwargs):
+    """Fails unless each answer is whole, and the options are those of the command line."""
+    for prompt, completion, options in zip(prompts, completions, chat_template_kwargs, strict=True):
+        assert [message["role"] for message in prompt + completion] == ["user", "assistant"]
+        assert completion[0]["content"].startswith("Well, ")
+        assert options == {"think": False}
+    return [float(len(completion[0]["content"])) for completion in completions]
+'''
+
+
+def test_an_answer_that_the_prompt_begins_is_gone_on_with(main, place, tmp_path):
+    rows = [
+        {"prompt": [{"role": "user", "content": f"Film {n}?"}, {"role": "assistant", "content": "Well, "}]}
+        for n in range(4)
+    ]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "whole.py").write_text(BEGUN)
+    more = {"reward_funcs": f"{tmp_path}/whole.py:whole", "reward_weights": None, "max_steps": 1}
+    options = ["--chat_template_kwargs", '{"think": false}']
+    main(command(place, tmp_path / "out", *options, dataset_name=data, **more))
+    assert yaml.safe_load((tmp_path / "out/config.yaml").read_text())["chat_template_kwargs"] == {"think": False}

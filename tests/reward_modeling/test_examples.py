@@ -24,7 +24,8 @@ from rlhf_recipes.reward_modeling.examples import (
 from rlhf_recipes.reward_modeling.losses.labels import Process
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.learned import LearnedReward
-from tests.tiny import tiny_classifier, tiny_tokenizer
+from tests.base_tokenizers import base_tokenizer
+from tests.tiny import CHAT_TEMPLATE, tiny_classifier, tiny_tokenizer
 
 MESSAGES = Texts(
     [[{"role": "user", "content": "Hello"}], "Is it good?", []],
@@ -75,6 +76,28 @@ def test_the_model_is_trained_on_what_the_reward_will_show_it(kind, max_length, 
     ids = tokenize(texts, tokenizer, settings)
     assert sorted(ids) == sorted(listener.heard)
     assert max(map(len, ids)) == max_length or max_length is None
+
+
+def test_rendered_text_begins_once_and_options_and_begun_answers_are_read_alike():
+    tokenizer = base_tokenizer("llama3")
+    tokenizer.pad_token = "<|reserved_special_token_0|>"
+    tokenizer.chat_template = "{{ bos_token }}{{ 'deep ' if think else 'quick ' }}" + CHAT_TEMPLATE
+    begun = [{"role": "user", "content": "Good?"}, {"role": "assistant", "content": "Well, "}]
+    answer = [{"role": "assistant", "content": "yes"}]
+    texts = Texts(
+        ["<|begin_of_text|>The film", begun, begun], [" is", answer, answer], [{}, {"think": True}, {"think": False}]
+    )
+    settings = RewardModelSettings(chat_template_kwargs={"think": False})
+    ids = tokenize(texts, tokenizer, settings)
+    assert [tokenizer.decode(of_text) for of_text in ids] == [
+        "<|begin_of_text|>The film is",
+        "<|begin_of_text|>deep <|user|>Good?<|assistant|>Well, yes<|end_of_text|>",
+        "<|begin_of_text|>quick <|user|>Good?<|assistant|>Well, yes<|end_of_text|>",
+    ]
+    listener = Listener(tiny_classifier(tokenizer, "llama"))
+    reward = LearnedReward(listener, tokenizer, settings=settings, batch_size=1)
+    reward(texts.prompts, texts.completions, chat_template_kwargs=texts.template_kwargs)
+    assert sorted(ids) == sorted(listener.heard)
 
 
 def test_long_texts_lose_their_beginning_and_are_counted(caplog):

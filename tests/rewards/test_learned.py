@@ -10,7 +10,8 @@ from transformers.utils import is_bitsandbytes_available
 
 from rlhf_recipes.modeling.reading import say_plain_reading
 from rlhf_recipes.rewards import LearnedReward, LogisticCalibration, RewardError, RewardModelSettings, WeightedSum
-from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
+from tests.base_tokenizers import BASES, base_tokenizer
+from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 KINDS = ("bert", "llama")
 PROMPTS = ["The film is", "A dull script", "It was bad, but", "What a"]
@@ -431,3 +432,45 @@ def test_it_survives_pickling_and_the_pickle_of_a_path_is_small(tmp_path):
 def test_a_batch_holds_at_least_one_text():
     with pytest.raises(ValueError, match="batch_size is 0; it must be 1 or more"):
         reward_of("bert", batch_size=0)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "llama2", "gemma"])
+def test_text_that_a_template_has_rendered_begins_once(kind):
+    tokenizer = base_tokenizer(kind)
+    tokenizer.pad_token = tokenizer.pad_token or BASES[kind].pads
+    model, seen = tiny_classifier(tokenizer, kind="llama"), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
+    talk = [{"role": "user", "content": "Good?"}]
+    rendered = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    reward = LearnedReward(model, processing_class=tokenizer)
+    of_text = reward(prompts=[rendered], completions=["yes" + tokenizer.eos_token])
+    of_messages = reward(prompts=[talk], completions=[[{"role": "assistant", "content": "yes"}]])
+    assert of_text == of_messages
+    assert all((ids == tokenizer.bos_token_id).sum() == 1 for ids in seen)
+
+
+def test_options_of_the_template_come_from_the_settings_and_from_each_row(tmp_path):
+    tokenizer = tiny_tokenizer("llama")
+    tokenizer.chat_template = "{{ 'deep ' if think else 'quick ' }}" + CHAT_TEMPLATE
+    model = tiny_classifier(tokenizer, kind="llama")
+    settings = RewardModelSettings(chat_template_kwargs={"think": True})
+    settings.save(tmp_path)
+    assert RewardModelSettings.load(tmp_path) == settings
+    reward = LearnedReward(model, processing_class=tokenizer, settings=settings)
+    asked, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    own = [{"think": False}, None, {"other": 1}]
+    texts = ["quick <|user|>a<|assistant|>b<eos>", *["deep <|user|>a<|assistant|>b<eos>"] * 2]
+    expected = [logit(model, tokenizer, text, add_special_tokens=False) for text in texts]
+    assert reward([asked] * 3, [answer] * 3, chat_template_kwargs=own) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-3
+
+
+def test_an_answer_that_the_prompt_begins_is_read_as_one_message():
+    tokenizer = tiny_tokenizer("llama", chat_template=True)
+    model = tiny_classifier(tokenizer, kind="llama")
+    reward = LearnedReward(model, processing_class=tokenizer)
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Well, "}]
+    expected = logit(model, tokenizer, "<|user|>a<|assistant|>Well, yes<eos>", add_special_tokens=False)
+    scores = reward(prompts=[prompt], completions=[[{"role": "assistant", "content": "yes"}]])
+    assert scores == pytest.approx([expected], abs=1e-5)

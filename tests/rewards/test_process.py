@@ -194,6 +194,15 @@ def test_a_conversation_is_scored_by_its_answer(classifier, tokenizer, policy):
     assert reward([prompt], [answer], [ids]) == [pytest.approx(plain[0], abs=1e-5)]
 
 
+def test_what_the_prompt_had_begun_of_an_answer_counts_for_its_first_token(classifier, tokenizer, policy):
+    reward = TokenClassifierReward(classifier, policy, processing_class=tokenizer)
+    prompt, ids = [{"role": "user", "content": "Was it good?"}], ids_of(policy, " good film")
+    whole = reward([prompt], [[{"role": "assistant", "content": "A very good film"}]], [ids])[0]
+    alone = reward([prompt], [[{"role": "assistant", "content": " good film"}]], [ids])[0]
+    assert len(whole) == len(alone) == len(ids)
+    assert whole[0] != pytest.approx(alone[0])
+
+
 def test_a_classifier_that_gives_nan_is_named(tokenizer, policy):
     model = token_classifier(tokenizer)
     torch.nn.init.constant_(model.classifier.bias, float("nan"))

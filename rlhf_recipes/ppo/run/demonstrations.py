@@ -1,12 +1,12 @@
 """Demonstrations for the imitation term: encoded once, padded for each micro-batch."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import KWARGS, read_kwargs, render, whole
 from rlhf_recipes.ppo.run.inputs import logger
 from rlhf_recipes.texts import is_conversational
 
@@ -26,14 +26,14 @@ def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, 
     rows = []
     for row in dataset:
         if {"prompt", "completion"} <= names and is_conversational(row["prompt"]):
-            rows.append(_of_messages(row["prompt"], row["completion"], tokenizer, max_length))
+            rows.append(_of_messages(row["prompt"], row["completion"], row, tokenizer, max_length))
         elif {"prompt", "completion"} <= names:
             prompt = tokenizer(row["prompt"])["input_ids"]
             # Encoded together, so that the tokens at the seam are those of the whole text.
             ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + end
             rows.append((ids[:max_length], max(len(prompt), 1)))
         elif "messages" in names:
-            rows.append(_of_messages(row["messages"][:-1], row["messages"][-1:], tokenizer, max_length))
+            rows.append(_of_messages(row["messages"][:-1], row["messages"][-1:], row, tokenizer, max_length))
         elif "text" in names:
             rows.append(((tokenizer(row["text"])["input_ids"] + end)[:max_length], 1))
         else:
@@ -52,9 +52,12 @@ def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, 
     return kept
 
 
-def _of_messages(before: list, imitated: list, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple:
-    ids: Any = tokenizer.apply_chat_template([*before, *imitated], return_dict=False)
-    prompt: Any = tokenizer.apply_chat_template(before, add_generation_prompt=True, return_dict=False)
+def _of_messages(
+    before: list, imitated: list, row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple:
+    kwargs = read_kwargs(row.get(KWARGS))
+    texts = render(tokenizer, whole(before, imitated), kwargs), render(tokenizer, before, kwargs, is_open=True)
+    ids, prompt = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     return list(ids)[:max_length], max(len(prompt), 1)
 
 

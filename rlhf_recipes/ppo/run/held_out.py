@@ -14,7 +14,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
+from rlhf_recipes.data.chat import answered, kwargs_of
+from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.decoders import check_ids
 from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists
 from rlhf_recipes.modeling.roles import ActorCritic
@@ -24,7 +25,6 @@ from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists, sam
 from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import WeightedSum
-from rlhf_recipes.texts import is_conversational
 from rlhf_recipes.words import distinct_n
 
 
@@ -153,7 +153,8 @@ def write_completions(
     Raises:
         `ValueError`: if a prompt has no token, or does not fit into the policy's context with its completion.
     """
-    prompt_ids = tokenize_prompts(dataset["prompt"], tokenizer, max_prompt_length)
+    prompt_ids = tokenize_prompts(dataset["prompt"], tokenizer, max_prompt_length, kwargs_of(dataset))
+    dataset = with_openings(dataset, prompt_ids, tokenizer)
     if roles.ref_model is roles.policy:
         logger.info("KL is 0: with neither adapters nor ref_model_name_or_path the policy is its own reference.")
     check_prompts(prompt_ids, roles.policy, max_completion_length)
@@ -176,11 +177,9 @@ def _scored_rows(
     prompts = columns.pop("prompt")
     completion_ids = token_lists(rollout)
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    completions: list[Any] = texts
-    if is_conversational(prompts[0]):
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
+    given, completions = answered(prompts, texts)
     columns |= {"prompt_ids": prompt_lists(rollout), "ref_logprobs": reference_lists(rollout)}
-    parts = reward.parts(prompts, completions, completion_ids, **columns)
+    parts = reward.parts(given, completions, completion_ids, **columns)
     scores, by_reward = reward.totals(parts, progress=1.0), reward.per_row(parts)
     kl = kl_per_token(rollout.logprobs, rollout.ref_logprobs).masked_fill(rollout.mask == 0, 0.0).sum(dim=1)
     for i, prompt in enumerate(prompts):

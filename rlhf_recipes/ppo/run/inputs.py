@@ -19,8 +19,9 @@ from rlhf_recipes.modeling.loading import (
     ensure_pad_token,
     keep_gradients_of_4bit,
     load_policy,
-    load_tokenizer,
+    load_policy_tokenizer,
 )
+from rlhf_recipes.modeling.tokenizers import ends_of
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.run.tables import FIGURES, TEXTS
 from rlhf_recipes.rewards import LearnedReward, WeightedSum, load_rewards
@@ -119,10 +120,10 @@ def load_model(name: str, args: PPOConfig) -> Any:
 
 
 def resolve_tokenizer(processing_class: Any, model: Any) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer, whose pad token is not its end; a copy where that had to be mended.
+    """The policy's tokenizer, whose pad token ends no text; a copy where that had to be mended.
 
     Raises:
-        `ValueError`: if there is none to be found, or no token is free for padding.
+        `ValueError`: if there is none to be found.
     """
     if processing_class is None:
         name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", None)
@@ -130,11 +131,12 @@ def resolve_tokenizer(processing_class: Any, model: Any) -> PreTrainedTokenizerB
             raise ValueError(
                 "No tokenizer was given, and the model does not say where it came from: give processing_class."
             )
-        return load_tokenizer(str(name), padding_side="left")
+        return load_policy_tokenizer(ModelArguments(model_name_or_path=str(name)), padding_side="left")
     tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    ends = {tokenizer.eos_token_id, *ends_of(getattr(model, "generation_config", None))}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         before = tokenizer.pad_token
-        tokenizer = ensure_pad_token(copy.deepcopy(tokenizer))
+        tokenizer = ensure_pad_token(copy.deepcopy(tokenizer), ends - {None})
         logger.warning(
             "The tokenizer pads with %r, so the end of a completion could not be told from padding. This run pads "
             "with %r instead; your tokenizer stays as it is.",

@@ -17,8 +17,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.data.chat import answered, kwargs_of
 from rlhf_recipes.data.columns import is_blank, require_columns
-from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts
+from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.decoders import check_ids
 from rlhf_recipes.modeling.generation import LocalGenerator, Written, sampling_config, stable_key, token_lists, write
 from rlhf_recipes.modeling.logprobs import completion_logprobs
@@ -82,7 +83,8 @@ def generate_candidates(
     if count < 1:
         raise ValueError(f"The number of candidates is {count}; give 1 or more.")
     prompts = list(dataset["prompt"])
-    prompt_ids = tokenize_prompts(prompts, tokenizer, max_prompt_length)
+    prompt_ids = tokenize_prompts(prompts, tokenizer, max_prompt_length, kwargs_of(dataset))
+    dataset = with_openings(dataset, prompt_ids, tokenizer)
     check_prompts(prompt_ids, policy, max_completion_length)
     check_ids(prompt_ids, policy, tokenizer, "prompts")
     config = sampling_config(tokenizer, policy, max_completion_length, temperature)
@@ -98,9 +100,9 @@ def generate_candidates(
             ids += token_lists(written)
             logprobs += _logprobs(policy, written, temperature)
             bar.update(len(part))
-    texts: list[Any] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    if is_conversational(prompts[0]):
-        texts = [[{"role": "assistant", "content": text}] for text in texts]
+    decoded = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    asked, texts = answered([prompts[row] for row, _ in order], decoded)
+    prompts = asked[::count]
     columns = {name: list(dataset[name]) for name in dataset.column_names if name != "prompt"}
     return Candidates(prompts, _by(count, texts), columns, _by(count, ids), _by(count, logprobs))
 

@@ -252,7 +252,8 @@ class ThinkAnswerFormat(Rule):
     """1 if the completion is `<think>...</think>` and then `<answer>...</answer>`, else 0.
 
     Each of the four tags must be there exactly once and in this order, with something other than white space in both
-    pairs, and nothing but white space around and between them. An empty completion gets 0. What is thought and
+    pairs, and nothing but white space around and between them. With `answer=None` the answer has no tags, as Qwen3
+    and DeepSeek-R1 write it: it is the text behind `</think>`. An empty completion gets 0. What is thought and
     answered is not judged, and may be of any script.
 
     Tags that are special tokens of the tokenizer are not in the text that a reward is given; use tags that are not.
@@ -260,28 +261,50 @@ class ThinkAnswerFormat(Rule):
     Args:
         think (`str`, *optional*, defaults to `"think"`), answer (`str`, *optional*, defaults to `"answer"`):
             Names of the two tags.
-        opened (`bool`, *optional*, defaults to `False`):
-            Whether the prompt ends with the opening `<think>`, as some chat templates have it. The completion must
-            not open it again then.
+        opened (`bool`, *optional*):
+            Whether the prompt ends with the opening `<think>`, so that the completion must not open it again. Default:
+            where it does. A text says so itself; of messages the trainers say it in the column `answer_opening`, if
+            the chat template writes the tag.
     """
 
     think: str = "think"
-    answer: str = "answer"
-    opened: bool = False
+    answer: str | None = "answer"
+    opened: bool | None = None
 
     def __post_init__(self) -> None:
-        for tag in (self.think, self.answer):
+        for tag in self._tags:
             if not re.fullmatch(r"[^\s<>/]+", tag):
                 raise ValueError(f"A tag is named without brackets, slash and spaces, as in 'think', not {tag!r}.")
         if self.think == self.answer:
             raise ValueError(f"ThinkAnswerFormat has two tags named {self.think!r}; they must differ.")
 
+    @property
+    def _tags(self) -> list[str]:
+        return [self.think] if self.answer is None else [self.think, self.answer]
+
+    def __call__(
+        self,
+        completions: Sequence[Text],
+        prompts: Sequence[Text] | None = None,
+        answer_opening: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        texts = [as_text(completion) for completion in completions]
+        if self.opened is not None or (prompts is None and answer_opening is None):
+            return [self.score(text) for text in texts]
+        ends = answer_opening or [prompt if isinstance(prompt, str) else "" for prompt in prompts or ()]
+        opened = [end.rstrip().endswith(f"<{self.think}>") for end in ends]
+        return [self._score(*row) for row in zip(texts, opened, strict=True)]
+
     def score(self, text: str) -> float:
-        if self.opened:
+        return self._score(text, bool(self.opened))
+
+    def _score(self, text: str, opened: bool) -> float:
+        if opened:
             text = f"<{self.think}>{text}"
-        tags = [f"<{slash}{name}>" for name in (self.think, self.answer) for slash in ("", "/")]
+        tags = [f"<{slash}{name}>" for name in self._tags for slash in ("", "/")]
         if any(text.count(tag) != 1 for tag in tags):
             return 0.0
-        opening, thought, closing, answer = map(re.escape, tags)
-        match = re.fullmatch(rf"\s*{opening}(.*){thought}\s*{closing}(.*){answer}\s*", text, re.DOTALL)
+        pattern = r"\s*{}(.*){}(.*)" if self.answer is None else r"\s*{}(.*){}\s*{}(.*){}\s*"
+        match = re.fullmatch(pattern.format(*map(re.escape, tags)), text, re.DOTALL)
         return 1.0 if match is not None and all(part.strip() for part in match.groups()) else 0.0

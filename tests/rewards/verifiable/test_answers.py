@@ -338,3 +338,30 @@ def test_money_keeps_its_sign(reference, right, wrong):
     rows = {"prompts": ["?", "?"], "completion_ids": [[1], [1]], "answer": [reference] * 2}
     assert NumberAnswer(column="answer")(completions=[right, wrong], **rows) == [1.0, 0.0]
     assert NumberAnswer(column="answer")(completions=[reference, f"It is {reference}."], **rows) == [1.0, 1.0]
+
+
+THOUGHT = "Let me see.</think>\n\nIt is 72."
+
+
+def test_an_answer_without_tags_is_what_stands_behind_the_thought():
+    """As Qwen3 and DeepSeek-R1 write."""
+    rule = ThinkAnswerFormat(answer=None)
+    assert score(rule, f"<think>{THOUGHT}", "<think>a</think>", "<think> </think>b", "It is 72.") == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
+    assert score(rule, f"<think>{THOUGHT}</think>", f"Well <think>{THOUGHT}") == [0.0, 0.0]
+    assert score(ThinkAnswerFormat(answer=None, opened=True), THOUGHT, f"<think>{THOUGHT}") == [1.0, 0.0]
+
+
+def test_a_thought_that_the_prompt_has_opened_is_noticed():
+    rule, texts = ThinkAnswerFormat(answer=None), [THOUGHT, THOUGHT]
+    assert rule(prompts=["6 * 12? <think>\n", "6 * 12?"], completions=texts) == [1.0, 0.0]
+    asked = [[{"role": "user", "content": "6 * 12?"}]] * 2
+    written = [[{"role": "assistant", "content": text}] for text in texts]
+    assert rule(prompts=asked, completions=written, answer_opening=["<think>\n", ""]) == [1.0, 0.0]
+    assert rule(prompts=asked, completions=written) == [0.0, 0.0]
+    never = ThinkAnswerFormat(answer=None, opened=False)  # what is said outright counts
+    assert never(prompts=asked, completions=written, answer_opening=["<think>\n", ""]) == [0.0, 0.0]
