@@ -10,6 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlhf_recipes.rewards.contract.checks import sentence
+from rlhf_recipes.rewards.loading import meant
+from rlhf_recipes.rewards.lookup import check_neighbours, make_neighbours_importable
+
 
 def optional(module: str, needed_by: str, package: str | None = None, extra: str = "rewards") -> Any:
     """Import a library of an extra.
@@ -62,6 +66,7 @@ def function_in_file(path: Path, attribute: str) -> Any:
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)
         sys.modules[name] = module  # dataclasses look their module up while it is being made
+        make_neighbours_importable(path.parent)
         try:
             specification.loader.exec_module(module)
         except Exception as error:
@@ -70,7 +75,9 @@ def function_in_file(path: Path, attribute: str) -> Any:
                 frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
             ]
             where = f"{path}, line {lines[-1]}" if lines else str(path)
-            raise ImportError(f"Cannot read the rewards in {where}: {type(error).__name__}: {error}.") from error
+            said = sentence(f"{type(error).__name__}: {error}")
+            raise ImportError(f"Cannot read the rewards in {where}: {said}") from error
+        check_neighbours(module, path.parent)
     return _member(module, attribute, str(path))
 
 
@@ -81,8 +88,8 @@ def function_in_module(module_name: str, attribute: str) -> Any:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise  # the module is there, and lacks something that it needs itself
         raise ValueError(
-            f"There is no module {module_name!r} to take the reward {attribute!r} from ({error}). Install it, or name "
-            "the file: path/to/file.py:name."
+            f"There is no module {module_name!r} to take the reward {attribute!r} from ({error})"
+            f"{meant(module_name, attribute)} Install it, or name the file: path/to/file.py:name."
         ) from error
     return _member(module, attribute, module_name)
 

@@ -37,6 +37,7 @@ from rlhf_recipes.modeling.loading import (
     load_tokenizer,
     readable_tokens,
 )
+from rlhf_recipes.rewards.contract.checks import is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -222,8 +223,8 @@ def read_limit(
 
 def check_batch_size(batch_size: int) -> None:
     """Raise `ValueError` where a batch could hold no text."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
+    if not is_finite(batch_size) or batch_size < 1 or batch_size != int(batch_size):
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more, and a whole number.")
 
 
 def find_file(source: str, filename: str) -> Path | None:

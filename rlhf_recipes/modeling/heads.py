@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rlhf_recipes.modeling.frozen import find_file
+from rlhf_recipes.rewards.contract.checks import is_finite
 
 GATE_OF = "gate of "
 
@@ -90,7 +91,7 @@ def _label_weights(config: Any, label: int | str | None, labels: Mapping[int | s
     if not labels:
         raise ValueError("labels is empty: give a weight to one label of the model at least, or leave it out.")
     for key, weight in labels.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        if not is_finite(weight):
             raise ValueError(f"The weight of label {key!r} is {weight!r}, but must be a finite number.")
         weights[_label_index(config, key)] += weight
     return weights

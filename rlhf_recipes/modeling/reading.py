@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.errors import RewardError
+from rlhf_recipes.rewards.contract.checks import RewardValueError, short
 from rlhf_recipes.texts import Text, as_text
 
 
@@ -94,9 +94,9 @@ def check_finite(values: Sequence[Any], name: str, prompts: Sequence[Text], comp
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         bad = next((number for number in numbers if not math.isfinite(number)), None)
         if bad is not None:
-            raise RewardError(
-                f"The model of reward {name!r} gave {bad}, for row {row} (prompt {_short(prompts[row])}, completion "
-                f"{_short(completions[row])}). Its weights are damaged, or its precision overflows: float16 does "
+            raise RewardValueError(
+                f"The model of reward {name!r} gave {bad}, for row {row} (prompt {short(prompts[row])}, completion "
+                f"{short(completions[row])}). Its weights are damaged, or its precision overflows: float16 does "
                 "where bfloat16 and float32 do not (`dtype`)."
             )
 
@@ -104,11 +104,6 @@ def check_finite(values: Sequence[Any], name: str, prompts: Sequence[Text], comp
 def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token to pad with. The mask hides it, so that any id would do that the model has."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
 
 
 # What decoders write for bytes that are no character, and for those of one that is not complete yet.

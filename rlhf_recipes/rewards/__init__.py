@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rlhf_recipes.reward_modeling.linear.reward import LinearReward
     from rlhf_recipes.reward_modeling.personal.reward import PersonalReward
     from rlhf_recipes.rewards.base import RewardFunction, compute_rewards
-    from rlhf_recipes.rewards.combine.compose import Clip, Discount, Gate, Map, Product, Relative, Scale
+    from rlhf_recipes.rewards.combine.compose import Clip, Discount, Gate, Map, Otherwise, Product, Relative, Scale
     from rlhf_recipes.rewards.combine.ensemble import EnsembleReward
     from rlhf_recipes.rewards.combine.shared_ensemble import SharedBaseEnsemble
     from rlhf_recipes.rewards.compute import ActiveParameters, Flops, TokenCount
-    from rlhf_recipes.rewards.contract.checks import reward_name
+    from rlhf_recipes.rewards.contract.checks import RewardValueError, reward_name
     from rlhf_recipes.rewards.diversity import DistinctN, NgramNovelty, SelfBLEU
     from rlhf_recipes.rewards.embeddings import EmbeddingDistance, EmbeddingSimilarity
     from rlhf_recipes.rewards.fluency import Fluency
@@ -59,6 +59,7 @@ _REWARDS_OF = {
         "Clip",
         "Gate",
         "Map",
+        "Otherwise",
         "Product",
         "Relative",
         "Scale",
@@ -135,6 +136,7 @@ _OTHERS_OF = {
     "calibration": ("LogisticCalibration",),
     "checks": (
         "RewardError",
+        "RewardValueError",
         "reward_name",
     ),
     "learned": ("RewardModelSettings",),
@@ -181,6 +183,7 @@ __all__ = [
     "NgramNovelty",
     "NumberAnswer",
     "OnText",
+    "Otherwise",
     "PersonalReward",
     "PlainProse",
     "PrefixScore",
@@ -193,6 +196,7 @@ __all__ = [
     "RewardError",
     "RewardFunction",
     "RewardModelSettings",
+    "RewardValueError",
     "Scale",
     "SelfBLEU",
     "SentimentClassifier",

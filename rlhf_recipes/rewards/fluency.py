@@ -136,7 +136,8 @@ class Fluency:
     `PPOTrainer` has computed for its KL penalty. They are the policy's tokens, the end-of-sequence token included, at
     the temperature of sampling, so the same text has another value than under the same model by its folder.
 
-    An empty completion, and one that has no token or with `normalize="word"` no word, gets `None`.
+    An empty completion, and one that has no token or with `normalize="word"` no word, gets `None`, since there is no
+    lowest value to give: it cannot stand alone. [`Otherwise`] gives such a completion a value of your choice.
 
     Args:
         model (`str`, `Path` or `torch.nn.Module`):
@@ -174,6 +175,8 @@ class Fluency:
     reward(prompts=["The cat sat"], completions=[" on the mat."])  # [-1.9], say
     ```
     """
+
+    may_not_apply = True
 
     def __init__(
         self,

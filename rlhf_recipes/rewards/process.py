@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerBase
 
-from rlhf_recipes.errors import RewardError
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, warn_of_truncation
 from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import load_tokenizer
 from rlhf_recipes.modeling.reading import TokenPlaces, check_finite, first_special, joined, model_outputs, pad_id_of
 from rlhf_recipes.rewards.base import Series, TokenSeries
+from rlhf_recipes.rewards.contract.checks import RewardValueError
 from rlhf_recipes.texts import Text, as_text
 
 Span: TypeAlias = tuple[int, int]  # first character, and the one after the last
@@ -61,6 +61,7 @@ class TokenClassifierReward:
     """
 
     per_token = True
+    may_not_apply = True
 
     def __init__(
         self,
@@ -376,6 +377,8 @@ class StepReward:
     [0.5]
     """
 
+    may_not_apply = True
+
     def __init__(
         self,
         score: Callable[[Any, list[str]], Sequence[float]] | str | Path | Mapping[str, Any] | StepModel,
@@ -457,7 +460,7 @@ class StepReward:
             values = self.score(prompts[row], steps)
             result[row] = list(values.tolist() if hasattr(values, "tolist") else values)
             if len(result[row]) != len(steps) or any(not _is_number(value) for value in result[row]):
-                raise RewardError(
+                raise RewardValueError(
                     f"The score of reward {self.__name__!r} must give one finite number for each of the "
                     f"{len(steps)} steps {steps!r:.200} of row {row}, but gave {result[row]!r:.200}."
                 )
@@ -482,7 +485,7 @@ class StepReward:
         for step in self.steps(text):
             begin = text.find(step, last)
             if begin < 0:
-                raise RewardError(
+                raise RewardValueError(
                     f"The function `steps` of reward {self.__name__!r} gave {step!r:.200}, which is not in the text "
                     f"of row {row} after the step before it. It must give parts of the completion, unchanged and in "
                     "order."

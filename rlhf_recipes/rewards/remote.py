@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.contract.checks import check_setting, is_finite
 from rlhf_recipes.rewards.contract.concurrent import run_in_background, wait_for
 from rlhf_recipes.texts import Text
 
@@ -95,9 +96,8 @@ class HTTPReward:
             optional(library, kind)
         _check_url(self.url, kind)
         for name, least in (("max_concurrent", 1), ("retries", 0), ("backoff", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} of {kind} is {getattr(self, name)}; it must be {least} or more.")
-        if not 0 < self.timeout < math.inf:
+            check_setting(kind, name, getattr(self, name), least, whole=name != "backoff")
+        if not is_finite(self.timeout) or self.timeout <= 0:
             raise ValueError(f"timeout of {kind} is {self.timeout}; it must be a number of seconds above 0.")
 
     @property
@@ -293,8 +293,7 @@ class RemoteReward(HTTPReward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size of RemoteReward is {self.batch_size}; it must be 1 or more.")
+        check_setting("RemoteReward", "batch_size", self.batch_size, least=1, whole=True)
         if isinstance(self.columns, str):
             raise ValueError(f"columns of RemoteReward is {self.columns!r}; give a list of names.")
         if self.columns is not None:
