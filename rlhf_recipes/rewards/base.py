@@ -145,7 +145,7 @@ def by_name(reward_funcs: Sequence[RewardFunction]) -> dict[str, RewardFunction]
         name = reward_name(func)
         if name in named:
             raise ValueError(
-                f"Two rewards are named {name!r}, so their logs would mix. Give each a name of its own: "
+                f"Two rewards are named {name!r}, so their logs would mix. Give them names of their own: "
                 "{func: ..., name: short} in a list of rewards, load_reward(func, name='short') in Python."
             )
         if is_potential(func) and not is_per_token(func):

@@ -52,7 +52,7 @@ class LanguageTool(HTTPReward):
             The categories that count, such as `["GRAMMAR", "TYPOS"]`, instead of all but the disabled.
         picky (`bool`, *optional*, defaults to `False`):
             Whether to apply the rules for formal text too.
-        max_concurrent, timeout, retries, backoff, token_env, name:
+        max_concurrent, timeout, retries, max_answer_mb, backoff, token_env, name:
             As for [`~rlhf_recipes.rewards.remote.HTTPReward`]. No token is sent unless `token_env` is given.
 
     Raises:

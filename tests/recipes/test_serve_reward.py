@@ -142,5 +142,5 @@ def test_rewards_that_cannot_be_served_are_refused(main, tmp_path):
         main(["--reward_funcs", f"{tmp_path}/my_rewards.py:PerToken", "--port", "0"])
     with pytest.raises(ValueError, match="There is no reward 'Vadr'"):
         main(["--reward_funcs", "Vadr", "--port", "0"])
-    with pytest.raises(ValueError, match="max_rows is 0"):
+    with pytest.raises(ValueError, match="max_rows of a reward server is 0"):
         main(["--reward_funcs", "Vader", "--port", "0", "--max_rows", "0"])

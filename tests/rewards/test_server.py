@@ -288,7 +288,9 @@ def test_what_the_protocol_does_not_carry_is_refused_at_the_start(attribute):
         make_app(WeightedSum([EndsWithSentence(), Special()]))
 
 
-@pytest.mark.parametrize(("settings", "said"), [({"max_rows": 0}, "max_rows is 0"), ({"max_body_mb": 0}, "above 0")])
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"max_rows": 0}, "max_rows of a reward server is 0"), ({"max_body_mb": 0}, "above 0")]
+)
 def test_limits_that_cannot_be_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         make_app(EndsWithSentence(), **settings)

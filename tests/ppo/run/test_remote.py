@@ -87,7 +87,7 @@ def test_a_server_that_stays_away_or_does_not_know_is_named(tmp_path, url, monke
 @pytest.mark.parametrize("rows", [None, [[5]], [[5], []], [[5], [6] * 9], [5, 6]])
 def test_an_answer_that_does_not_fit_is_refused(tmp_path, monkeypatch, rows):
     generator = HTTPGenerator("http://nowhere", tmp_path)
-    monkeypatch.setattr(generator, "_post", lambda name, body: {"completion_ids": rows})
+    monkeypatch.setattr(generator, "_post", lambda *asked: {"completion_ids": rows})
     config = GenerationConfig(max_new_tokens=8, pad_token_id=0)
     with pytest.raises(ValueError, match="asked for 2 completions of 1 to 8 tokens"):
         generator.generate(torch.ones(2, 3).long(), torch.ones(2, 3).long(), config, [1, 2])
