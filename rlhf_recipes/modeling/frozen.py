@@ -37,6 +37,7 @@ from rlhf_recipes.modeling.loading import (
     load_tokenizer,
     readable_tokens,
 )
+from rlhf_recipes.modeling.reading import part_to_read
 from rlhf_recipes.rewards.contract.checks import is_finite
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ class FrozenModel:
 
         A text that is longer than `max_length` loses what the tokenizer's truncation side says.
         """
+        part = part_to_read(text, self.tokenizer, self.max_length, self.tokenizer.truncation_side)
+        text, start = text[part], part.start
         said = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
         if self.max_length is not None and len(said.input_ids) > self.max_length:
             self.truncated += 1
@@ -124,7 +127,11 @@ class FrozenModel:
                 truncation=True,
                 max_length=self.max_length,
             )
-        return list(said.input_ids), [tuple(pair) for pair in said.offset_mapping]
+        special = said.sequence_ids()  # None for those that were added
+        return list(said.input_ids), [
+            (0, 0) if owner is None else (begin + start, end + start)
+            for owner, (begin, end) in zip(special, said.offset_mapping, strict=True)
+        ]
 
     def encode_all(
         self, texts: Sequence[tuple[str, bool]], name: str

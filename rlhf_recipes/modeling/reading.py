@@ -11,13 +11,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.rewards.contract.checks import RewardValueError, short
 from rlhf_recipes.texts import Text, as_text
+
+CHARACTERS = 16  # of a text for each token, at first; few texts have so many
+SEAM = 64  # tokens
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -73,6 +76,28 @@ def joined(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -
         return f"{as_text(prompt)}\n", text, True
     rendered = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     return str(rendered), text, False
+
+
+def part_to_read(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, cut: Literal["left", "right"] = "left"
+) -> slice:
+    """The characters of a text that hold every token which is left when it is cut to `max_length`, and some more.
+
+    To encode all of a very long text would take minutes for tokens that nobody reads. Where a text is cut, its tokens
+    may be others than in the whole, but only close to the cut: `SEAM` tokens more are kept, which go with the rest.
+
+    Args:
+        cut (`"left"` or `"right"`, *optional*, defaults to `"left"`): Which end of the text is lost.
+    """
+    if max_length is None:
+        return slice(0, len(text))
+    size = CHARACTERS * (max_length + SEAM)
+    while size < len(text):
+        part = slice(len(text) - size, len(text)) if cut == "left" else slice(0, size)
+        if len(tokenizer(text[part], add_special_tokens=False, verbose=False).input_ids) >= max_length + SEAM:
+            return part
+        size *= 4  # white space, say, of which many characters are one token or none
+    return slice(0, len(text))
 
 
 def first_special(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -11,7 +11,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
-from rlhf_recipes.modeling.reading import check_finite, first_special, forward, joined, length_batches, pad_id_of
+from rlhf_recipes.modeling.reading import (
+    check_finite,
+    first_special,
+    forward,
+    joined,
+    length_batches,
+    pad_id_of,
+    part_to_read,
+)
 from rlhf_recipes.texts import Text, as_text
 
 # Tokens whose logits are turned into float32 at once.
@@ -50,13 +58,14 @@ def token_logprobs(
     rows = []
     for prompt, completion in zip(prompts, completions, strict=True):
         start, end, special = joined(prompt, completion, tokenizer)
-        said = tokenizer(start + end, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        part = part_to_read(start + end, tokenizer, max_length)
+        said = tokenizer((start + end)[part], add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         ids, offsets = list(said.input_ids), list(said.offset_mapping)
         if max_length is not None and len(ids) > max_length:
             kept = 1 if offsets[0][1] == 0 and max_length > 1 else 0  # the beginning-of-sequence token stays
             ids = ids[:kept] + ids[kept - max_length :]
             offsets = offsets[:kept] + offsets[kept - max_length :]
-        rows.append(_continuation(ids, offsets, len(start), tokenizer, max_length))
+        rows.append(_continuation(ids, offsets, len(start) - part.start, tokenizer, max_length))
     return _logprobs(model, rows, batch_size, pad_id_of(tokenizer))
 
 

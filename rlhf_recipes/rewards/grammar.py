@@ -245,14 +245,15 @@ class Acceptability:
 
     def _tokens(self, prompt: Text, completion: Text) -> list[int]:
         """The completion's tokens, as `token_logprobs` scores them."""
-        from rlhf_recipes.modeling.reading import joined
+        from rlhf_recipes.modeling.reading import joined, part_to_read
 
         start, end, special = joined(prompt, completion, self.reader.tokenizer)
+        part = part_to_read(start + end, self.reader.tokenizer, self.reader.max_length)
         said = self.reader.tokenizer(
-            start + end, add_special_tokens=special, return_offsets_mapping=True, verbose=False
+            (start + end)[part], add_special_tokens=special, return_offsets_mapping=True, verbose=False
         )
         spans = zip(said.input_ids, said.offset_mapping, strict=True)
-        return [token for token, (_, stop) in spans if stop > len(start)]
+        return [token for token, (_, stop) in spans if stop > len(start) - part.start]
 
     def _unigrams(self, corpus: Sequence[str] | str | Path | None) -> list[float]:
         """`log P_u` of each token of the vocabulary. `(V,)`"""

@@ -27,7 +27,7 @@ from rlhf_recipes.modeling.frozen import (
 )
 from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path
-from rlhf_recipes.modeling.reading import as_messages, check_finite, first_special, model_outputs
+from rlhf_recipes.modeling.reading import as_messages, check_finite, first_special, model_outputs, part_to_read
 from rlhf_recipes.texts import Text
 
 
@@ -184,6 +184,7 @@ class LearnedReward:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False)), False
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        text = text[part_to_read(text, self.tokenizer, self.max_length)]
         ids = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids
         if self.max_length is not None and len(ids) > self.max_length:
             self.truncated += 1
