@@ -105,11 +105,12 @@ def _member(module: ModuleType, attribute: str, where: str) -> Any:
     asked = (
         f"There is no {attribute!r} in {where}{did_you_mean(attribute, there)}"
         if attribute
-        else f"{where} needs a name"
+        else f"{where} needs a name."
     )
-    raise ValueError(f"{asked}. It holds {', '.join(there) or 'no function or class'}. Write {where}:name.")
+    raise ValueError(f"{asked} It holds {', '.join(there) or 'no function or class'}. Write {where}:name.")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """How a sentence about an unknown word ends: with the known one that is nearest to it, if any is near."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rlhf_recipes.modeling.frozen import find_file
-from rlhf_recipes.rewards.contract.checks import is_finite
+from rlhf_recipes.rewards.contract.checks import is_finite, sentence
 
 GATE_OF = "gate of "
 
@@ -339,7 +339,7 @@ class RewardModelSettings:
             if not isinstance(settings.append_eos, bool):
                 raise ValueError(f"append_eos must be true or false, not {settings.append_eos!r}")
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"Cannot read the reward model's settings in {path}: {error}.") from error
+            raise ValueError(f"Cannot read the reward model's settings in {path}: {sentence(str(error))}") from error
         return settings
 
 

@@ -238,7 +238,7 @@ def _as_dictionary(spec: Any) -> dict[str, Any]:
     for key in spec:
         if key not in SPEC_KEYS:
             raise ValueError(
-                f"A reward has no key {key!r}{did_you_mean(key, SPEC_KEYS)}. Known: {', '.join(SPEC_KEYS)}. Its own "
+                f"A reward has no key {key!r}{did_you_mean(key, SPEC_KEYS)} Known: {', '.join(SPEC_KEYS)}. Its own "
                 "settings go under args."
             )
     if not spec.get("func"):
@@ -285,7 +285,7 @@ def _resolve(
     else:
         here = _rewards_here()
         raise ValueError(
-            f"There is no reward {func!r}{did_you_mean(func, here)}. A reward is a name of rlhf_recipes.rewards "
+            f"There is no reward {func!r}{did_you_mean(func, here)} A reward is a name of rlhf_recipes.rewards "
             f"({', '.join(here)}), path/to/file.py:name, package.module.name, or a model folder or model id."
         )
     _check_args(target, settings, inspect.isclass(target) or (is_reward and is_factory(target)))
@@ -318,7 +318,7 @@ def meant(module_name: str, attribute: str) -> str:
     if Path(file).is_file():
         return f"; did you mean '{file}:{attribute}'?"
     here = _rewards_here()
-    return did_you_mean(module_name, here) or did_you_mean(attribute, here) or "."
+    return next((hint for word in (module_name, attribute) if (hint := did_you_mean(word, here)) != "."), ".")
 
 
 def _check_args(target: Any, args: Mapping[str, Any], is_made: bool) -> None:
@@ -339,7 +339,7 @@ def _check_args(target: Any, args: Mapping[str, Any], is_made: bool) -> None:
     for name in args:
         if name not in named:
             raise ValueError(
-                f"Reward {reward_name(target)!r} has no argument {name!r}{did_you_mean(name, named)}. "
+                f"Reward {reward_name(target)!r} has no argument {name!r}{did_you_mean(name, named)} "
                 f"It takes {', '.join(named) or 'none'}."
             )
     missing = [

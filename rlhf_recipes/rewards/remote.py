@@ -31,7 +31,7 @@ from rlhf_recipes.errors import RewardError
 from rlhf_recipes.http import proxy_of, read_at_most, through
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.base import Series
-from rlhf_recipes.rewards.contract.checks import check_setting, is_finite
+from rlhf_recipes.rewards.contract.checks import check_setting, is_finite, sentence
 from rlhf_recipes.rewards.contract.concurrent import run_in_background, wait_for
 from rlhf_recipes.texts import Text
 
@@ -192,7 +192,7 @@ class HTTPReward:
                 tries = f" (attempt {made} of {self.retries + 1})" if failure.again else ""
                 raise RewardError(
                     f"Reward {self.__name__!r} got no values from {self._shown_url}{through(proxy_of(self.url))}: "
-                    f"{_without(_token_of(client), failure.problem)}{tries}. {failure.advice}"
+                    f"{sentence(_without(_token_of(client), failure.problem) + tries)} {failure.advice}"
                 ) from None
 
     async def _attempt(self, client: Any, request: Mapping[str, Any]) -> Any:

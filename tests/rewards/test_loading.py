@@ -108,14 +108,14 @@ def test_rewards_from_files_and_with_settings_survive_pickling(my_rewards):
     ("spec", "error", "words"),
     [
         ("nowhere.py:brevity", FileNotFoundError, "no file 'nowhere.py' with rewards (looked for /"),
-        ("FILE:brevty", ValueError, "no 'brevty' in FILE; did you mean 'brevity'?. It holds brevity, exact, Contains"),
+        ("FILE:brevty", ValueError, "no 'brevty' in FILE; did you mean 'brevity'? It holds brevity, exact, Contains"),
         ("FILE", ValueError, "FILE needs a name. It holds brevity, exact, Contains. Write FILE:name."),
         ("nowhere.rewards.brevity", ValueError, "no module 'nowhere.rewards' to take the reward 'brevity' from"),
         ("rlhf_recipes.rewards.rules.Regex", ValueError, "no 'Regex' in rlhf_recipes.rewards.rules; did you mean"),
         ("EndWithSentence", ValueError, "no reward 'EndWithSentence'; did you mean 'EndsWithSentence'?"),
         ("load_rewards", ValueError, "A reward is a name of rlhf_recipes.rewards (Acceptability, ActiveParameters"),
         ("./nowhere", FileNotFoundError, "No model at './nowhere'"),
-        ({"func": "Vader", "wieght": 1}, ValueError, "no key 'wieght'; did you mean 'weight'?. Known: func, name"),
+        ({"func": "Vader", "wieght": 1}, ValueError, "no key 'wieght'; did you mean 'weight'? Known: func, name"),
         ({"name": "x"}, ValueError, "says no func"),
         ({"func": "Vader", "args": [1]}, ValueError, "args of reward 'Vader' must map names to values, but are [1]"),
         (
