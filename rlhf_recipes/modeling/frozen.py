@@ -38,7 +38,6 @@ from rlhf_recipes.modeling.loading import (
     readable_tokens,
 )
 from rlhf_recipes.modeling.reading import part_to_read
-from rlhf_recipes.rewards.contract.checks import is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +229,7 @@ def read_limit(
 
 def check_batch_size(batch_size: int) -> None:
     """Raise `ValueError` where a batch could hold no text."""
-    if not is_finite(batch_size) or batch_size < 1 or batch_size != int(batch_size):
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more, and a whole number.")
 
 

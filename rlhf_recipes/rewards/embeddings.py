@@ -56,7 +56,8 @@ class EmbeddingSimilarity(_EmbeddingReward):
     and "the film is not good" are near.
 
     A row without a reference (`None`, an empty list, or nothing to see in it) gets `None`; a completion without a
-    visible sign gets -1 where there is one, since it is the worst answer. Languages are those of the encoder. Messages are read as their texts, one below the other.
+    visible sign gets -1 where there is one, since it is the worst answer. Languages are those of the encoder. Messages
+    are read as their texts, one below the other.
 
     Args:
         model (`str`, `Path` or `torch.nn.Module`):

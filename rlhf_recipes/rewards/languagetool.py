@@ -19,9 +19,9 @@ class LanguageTool(HTTPReward):
     (grammar, spelling, punctuation, style), and `words` those of [`~rlhf_recipes.words.words`] with a letter
     or a digit; each character is one where a script puts no spaces. LanguageTool knows some 30 languages.
 
-    A completion without words (empty, punctuation, emoji alone) gets `None`, and is not sent: it cannot stand alone. All others are sent as
-    they are, of any length and script, each in a request of its own. A text that the server refuses (longer than it is
-    set to take) or has not checked to its end stops the run, and the error says so.
+    A completion without words (empty, punctuation, emoji alone) gets `None`, and is not sent: this reward cannot stand
+    alone. All others are sent as they are, of any length and script, each in a request of its own. A text that the
+    server refuses (longer than it is set to take) or has not checked to its end stops the run, and the error says so.
 
     The server is a program in Java, under the LGPL. Download and unpack LanguageTool-stable.zip from
     languagetool.org/download, and in its folder run

@@ -10,8 +10,8 @@ reward_funcs:
 
 Nothing has to be registered or decorated. A class is called once with `args` and must give a callable, and so is a
 function that makes a reward, such as `make(limit)` or `trl.rewards.get_soft_overlong_punishment`. It is told by its
-parameters: a reward has `prompts`, `completions`, `completion_ids` or `**kwargs` among them, and what has none of these
-makes one. A reward gets `args` by keyword each time, before a column of the same name.
+parameters: a reward has `prompts`, `completions`, `completion_ids` or `**kwargs` among them, and what has none of
+these makes one. A reward gets `args` by keyword each time, before a column of the same name.
 
 Paths are looked for from the folder in which the command runs, and then beside the YAML file. A Python file may import
 the modules beside it.
@@ -73,7 +73,7 @@ class RewardArguments:
         These trainers log, weigh and, where asked to, normalize each reward. What a reward returns is checked here
         first: one that raises, or returns NaN, or a number that its weight makes too large, stops the run and is named
         with the row (`RewardError`). A reward that can be started becomes a coroutine, which these trainers run side
-        by side. A weight that changes is multiplied in before TRL sees the reward, because its own weights are numbers.
+        by side. A weight that changes is multiplied in before TRL sees the reward, whose own weights are numbers.
 
         Raises:
             `ValueError`: as [`load_rewards`], if a reward is per token, of which these trainers know nothing, or if

@@ -18,7 +18,7 @@ def is_factory(target: Any) -> bool:
     """Whether a function makes a reward instead of being one.
 
     A reward is called by keyword with prompts, completions, completion_ids and the dataset's columns, so that it has
-    one of these three as a parameter, or `**kwargs`. A function that has neither, such as `make(limit)`, cannot be one.
+    one of these three as a parameter, or `**kwargs`. A function without any, such as `make(limit)`, cannot be one.
     """
     parameters = parameters_of(target)
     if parameters is None or inspect.isclass(target):
@@ -53,8 +53,8 @@ def beside(value: Any, folder: Path | None, is_func: bool = True) -> Any:
         return [beside(part, folder, False) for part in value]
     if not isinstance(value, str) or "\n" in value:
         return value
-    path, dot_py, name = value.partition(".py:")
-    path = Path(f"{path}.py" if dot_py else path)
+    before, dot_py, name = value.partition(".py:")
+    path = Path(f"{before}.py" if dot_py else before)
     looks_like_one = is_func or "/" in value or path.suffix
     if not value or not looks_like_one or path.is_absolute() or path.exists() or not (folder / path).exists():
         return value

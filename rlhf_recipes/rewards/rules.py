@@ -316,8 +316,8 @@ class Language(Rule):
         threshold (`float`, *optional*):
             The probability from which on the reward is 1, and 0 below. Default: the reward is the probability.
         min_letters (`int`, *optional*, defaults to 20):
-            A completion with fewer letters gets `None`, and one with nothing to see 0, the worst. For Chinese and Japanese, which say
-            more with each letter, set it lower.
+            A completion with fewer letters gets `None`, and one with nothing to see 0, the worst. For Chinese and
+            Japanese, which say more with each letter, set it lower.
     """
 
     language: str = "en"

@@ -26,7 +26,7 @@ class Vader:
     without any feeling, punctuation alone, most texts of other languages. A text with nothing to see, such as an empty
     one, gets -1: it is the worst answer.
 
-    Its time grows with the length: 10,000 words, half of them praise, take 0.2 s.
+    10,000 words, half of them praise, take 0.1 s, and 0.6 s where there is a "but" in them (CPU time, measured).
 
     Args:
         completion_only (`bool`, *optional*, defaults to `False`):
@@ -196,7 +196,7 @@ def _analyzer() -> Any:
     class Analyzer(SentimentIntensityAnalyzer):
         def sentiment_valence(self, valence: float, sentitext: Any, item: str, i: int, sentiments: list) -> list:
             # Of the words around, VADER looks at three before and two after, but copies all of them for each word that
-            # it knows: a text of 10,000 words would take 17 s.
+            # it knows: a text of 10,000 words would take 7 s.
             first = max(0, i - 3)
             near = copy.copy(sentitext)
             near.words_and_emoticons = sentitext.words_and_emoticons[first : i + 3]

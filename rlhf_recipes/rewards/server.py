@@ -72,8 +72,8 @@ def make_app(
         max_body_mb (`float`, *optional*, defaults to 16):
             Size of one request, in units of 2^20 bytes.
         max_text_mb (`float`, *optional*, defaults to 1):
-            Length of one prompt or completion, in units of 2^20 characters. One that is longer is refused: a rule would
-            keep all other clients waiting while it reads it, and no model reads so much.
+            Length of one prompt or completion, in units of 2^20 characters. One that is longer is refused: a rule
+            would keep all other clients waiting while it reads it, and no model reads so much.
         max_seconds (`float`, *optional*, defaults to 60):
             How long the rewards may take for one request, once it is its turn.
 
@@ -154,21 +154,25 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self.replace()
+        self._jobs = _started_thread()
 
     def replace(self) -> None:
         """Leave the thread behind, which ends when its work is done, and start another."""
-        jobs: SimpleQueue[Any] = SimpleQueue()
-        if hasattr(self, "_jobs"):
-            self._jobs.put(None)
-        self._jobs = jobs
-        threading.Thread(target=_work, args=(jobs,), name="reward", daemon=True).start()
+        self._jobs.put(None)
+        self._jobs = _started_thread()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
         """Have the thread call a function when it is free."""
         future: Future[Any] = Future()
         self._jobs.put((future, functools.partial(function, *args)))
         return future
+
+
+def _started_thread() -> "SimpleQueue[Any]":
+    """A thread that works on what is put into the queue which is returned, until that is `None`."""
+    jobs: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_work, args=(jobs,), name="reward", daemon=True).start()
+    return jobs
 
 
 def _work(jobs: "SimpleQueue[Any]") -> None:

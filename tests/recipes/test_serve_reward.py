@@ -84,6 +84,16 @@ def test_sigterm_lets_a_request_under_way_be_answered(tmp_path):
         assert process.wait(60) == -signal.SIGTERM
 
 
+def test_sigterm_ends_it_while_a_reward_does_not_come_back(tmp_path):
+    (tmp_path / "my_rewards.py").write_text(WAITING)
+    with started(tmp_path, "--reward_funcs", "my_rewards.py:waiting") as (process, url):
+        RemoteReward(url, retries=0).start(**ROWS)
+        while not (tmp_path / "called").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+
+
 # ---- in process
 
 

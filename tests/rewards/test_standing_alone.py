@@ -1,7 +1,7 @@
-"""Which rewards have a value for whatever a policy may write, and how a run is told at its start of those that have not.
+"""Which rewards have a value for whatever a policy may write, and how a run is told at its start of those without.
 
-Over all rewards of the library and the texts at the border: nothing, nothing to see, one sign, another script, one that
-is very long.
+Over all rewards of the library and the texts at the border: nothing, nothing to see, one sign, another script, a very
+long one.
 """
 
 import math

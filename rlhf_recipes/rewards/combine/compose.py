@@ -378,8 +378,8 @@ def _check_unit(reward: Any) -> None:
     check_setting(kind, "center", reward.center)
     if not is_finite(reward.scale) or reward.scale <= 0:
         raise ValueError(
-            f"scale of {kind} is {short(reward.scale)}; the scale must be above 0, and finite. To turn a reward around, "
-            "give it a negative weight."
+            f"scale of {kind} is {short(reward.scale)}; the scale must be above 0, and finite. To turn a reward "
+            "around, give it a negative weight."
         )
 
 

@@ -78,8 +78,8 @@ def is_finite(value: Any) -> bool:
 
 
 def check_setting(owner: str, name: str, value: Any, least: float | None = None, whole: bool = False) -> None:
-    """Raise `ValueError` for a setting that is not a finite number, or below `least`, or not whole where it must be."""
-    if is_finite(value) and (least is None or value >= least) and (not whole or value == int(value)):
+    """Raise `ValueError` for a setting that is no finite number, or below `least`, or not whole where it must be."""
+    if is_finite(value) and (least is None or value >= least) and (not whole or isinstance(value, numbers.Integral)):
         return
     kind = "a whole number" if whole else "a finite number"
     wanted = kind if least is None else f"{least:g} or more, and {kind}"
@@ -95,8 +95,8 @@ def weight_at(weight: Weight, progress: float, name: str) -> float:
     value = weight(progress) if callable(weight) else weight
     if not is_finite(value):
         raise RewardValueError(
-            f"The weight of reward {name!r} is {short(value)} when {progress:.0%} of the run is over, but a weight must "
-            "be a finite number. Look into the function or schedule that gives it."
+            f"The weight of reward {name!r} is {short(value)} when {progress:.0%} of the run is over, but a weight "
+            "must be a finite number. Look into the function or schedule that gives it."
         )
     return float(value)
 
@@ -110,8 +110,8 @@ def weighted(weight: float, value: float, name: str, row: int) -> float:
     product = weight * value
     if not abs(product) <= LARGEST:
         raise RewardValueError(
-            f"Reward {name!r} is {value:g} in row {row}, and its weight {weight:g}: {product:g} is beyond {LARGEST:g}, "
-            "more than trainers can compute with in float32. Give a smaller weight, or put the reward into a Scale, a "
+            f"Reward {name!r} is {value:g} in row {row}, and its weight {weight:g}: {product:g} is beyond "
+            f"{LARGEST:g}, more than trainers can compute with in float32. Give a smaller weight, or put the reward into a Scale, a "
             "Clip or a Map."
         )
     return product
@@ -157,8 +157,8 @@ def check_can_stand(rewards: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{', '.join(rewards)} cannot stand alone: of a completion that is empty, or has no words, "
             f"{'it has' if len(rewards) == 1 else 'they have'} nothing to say (None), and a row without any reward "
-            "ends the run. Add a reward that applies to every completion, with weight 0 if it is only to fill the gap, "
-            "or say what such a completion gets: {func: Otherwise, args: {reward: "
+            "ends the run. Add a reward that applies to every completion, with weight 0 if it is only to fill the "
+            "gap, or say what such a completion gets: {func: Otherwise, args: {reward: "
             f"{next(iter(rewards))}, value: -10}}}}."
         )
 
@@ -245,12 +245,10 @@ def _checked_value(value: Any, name: str, row: int, batch: Mapping[str, Any]) ->
 def _checked_number(value: Any, name: str, place: str, or_none: str = "") -> float:
     if hasattr(value, "tolist"):  # a number of numpy or torch becomes one of Python
         value = value.tolist()
-    if not isinstance(value, numbers.Real):
-        problem = f"{short(value)}, of type {type(value).__name__}"
-    elif -LARGEST <= value <= LARGEST:  # of whole numbers too that no float can hold
+    is_number = isinstance(value, numbers.Real)
+    if is_number and -LARGEST <= value <= LARGEST:  # compared as it is: a float cannot hold every whole number
         return float(value)
-    else:
-        problem = short(value)
+    problem = short(value) if is_number else f"{short(value)}, of type {type(value).__name__}"
     raise RewardValueError(
         f"Reward {name!r} returned {problem}, for {place}. A reward must be a finite number{or_none}, and not beyond "
         f"{LARGEST:g}, since trainers compute in float32."
