@@ -111,8 +111,8 @@ def weighted(weight: float, value: float, name: str, row: int) -> float:
     if not abs(product) <= LARGEST:
         raise RewardValueError(
             f"Reward {name!r} is {value:g} in row {row}, and its weight {weight:g}: {product:g} is beyond "
-            f"{LARGEST:g}, more than trainers can compute with in float32. Give a smaller weight, or put the reward into a Scale, a "
-            "Clip or a Map."
+            f"{LARGEST:g}, more than trainers can compute with in float32. Give a smaller weight, or put the reward "
+            "into a Scale, a Clip or a Map."
         )
     return product
 
