@@ -131,7 +131,7 @@ def own_copy(value: Any) -> Any:
         parts = [own_copy(part) for part in value]
         same = all(copied is part for copied, part in zip(parts, value, strict=True))
         return value if same else tuple(parts)
-    if type(value) is dict:
+    if isinstance(value, dict):
         return {key: own_copy(part) for key, part in value.items()}
     copying = getattr(value, "clone", None) or getattr(value, "copy", None)  # of tensors; of arrays, images, sets
     return copying() if callable(copying) and not isinstance(value, type) else value
