@@ -11,7 +11,8 @@ A reward model of your own and a rule, for other machines, with a token that cli
         --host 0.0.0.0 --port 8000
 
 It prints the reward list of a client. POST /score is the protocol of rlhf_recipes/rewards/remote.py, GET /health says
-what is served, and /openapi.json describes both. Ctrl-C or SIGTERM ends it when the requests under way are answered.
+what is served, and /openapi.json describes both. Ctrl-C or SIGTERM ends it when the requests under way are answered,
+or after five seconds.
 """
 
 import json
@@ -47,6 +48,8 @@ class ServerArguments:
     )
     max_rows: int = field(default=1024, metadata={"help": "Most rows in a request."})
     max_body_mb: float = field(default=16.0, metadata={"help": "Largest request, in MB."})
+    max_text_mb: float = field(default=1.0, metadata={"help": "Longest prompt or completion, in million characters."})
+    max_seconds: float = field(default=60.0, metadata={"help": "How long the rewards may take for one request."})
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Rewards.
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
-    app = make_app(rewards, args.token_env, args.max_rows, args.max_body_mb)
+    app = make_app(rewards, args.token_env, args.max_rows, args.max_body_mb, args.max_text_mb, args.max_seconds)
 
     # Server.
     listener = listen(args.host, args.port)

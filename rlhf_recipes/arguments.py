@@ -10,7 +10,8 @@ say, although PyYAML would read a string and `False`. Three things look unlike f
 - `reward_funcs: [{func: my_rewards.py:brevity, weight: 0.5}]`: a mapping stands for the JSON one would have typed.
 - `env: {WANDB_PROJECT: ppo}` sets environment variables, as TRL's parser does.
 
-Relative paths in a file are relative to the directory in which the command is run, like those on the command line.
+Relative paths in a file are relative to the directory in which the command is run, like those on the command line;
+rewards are looked for beside the file as well.
 """
 
 import argparse
@@ -233,7 +234,8 @@ class RecipeParser(HfArgumentParser):
             self.parse_known_args([f"--{name}", *_shield_negatives(values)], given)
             if dict in _members(hint):  # such an element may be wrong in ways that only its reader can tell
                 lines = [f"{path}, line {element.start_mark.line + 1}" for element in node.value]
-                setattr(given, name, [located(v, w) for v, w in zip(getattr(given, name), lines, strict=True)])
+                folder = Path(path).expanduser().parent
+                setattr(given, name, [located(v, w, folder) for v, w in zip(getattr(given, name), lines, strict=True)])
         else:  # an empty list, or one for an option such as `report_to`, whose flag takes a single value
             setattr(given, name, _python_value(node))
 
@@ -344,23 +346,25 @@ def _shield_negatives(arguments: Iterable[str]) -> list[str]:
 
 
 class LocatedText(str):
-    """A text of a file, with the place where it stands there."""
+    """A text of a file, with the place where it stands there, and the file's folder."""
 
     where: str
+    folder: Path | None
 
 
 class LocatedMapping(dict):
-    """A mapping of a file, with the place where it stands there."""
+    """A mapping of a file, with the place where it stands there, and the file's folder."""
 
     where: str
+    folder: Path | None
 
 
-def located(value: Any, where: str) -> Any:
-    """The same text or mapping, with an attribute `where` for whoever has to complain of it."""
+def located(value: Any, where: str, folder: Path | None = None) -> Any:
+    """The same text or mapping, with `where` for whoever has to complain of it, and the `folder` to look around in."""
     if not isinstance(value, str | dict):
         return value
     made = LocatedText(value) if isinstance(value, str) else LocatedMapping(value)
-    made.where = where
+    made.where, made.folder = where, folder
     return made
 
 

@@ -11,3 +11,7 @@ class ReportError(ValueError):
 
 class RewardError(RuntimeError):
     """A reward raised, or returned something that is no reward. The message names it and, where known, the row."""
+
+
+class RewardValueError(RewardError, ValueError):
+    """A reward, or a weight, came to be what it cannot: a wrong number of values, or one that is no finite number."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlhf_recipes.texts import sentence
+
 
 def optional(module: str, needed_by: str, package: str | None = None, extra: str = "rewards") -> Any:
     """Import a library of an extra.
@@ -40,17 +42,20 @@ def find_function(where: str) -> Callable[..., Any]:
         path, _, attribute = where.rpartition(":")
         found = function_in_file(Path(path).expanduser(), attribute)
     else:
-        found = function_in_module(*where.rsplit(":", 1))
+        module_name, _, attribute = where.rpartition(":")
+        found = function_in_module(module_name, attribute)
     if not callable(found):
         raise TypeError(f"{where} is of type {type(found).__name__}, and not a function.")
     return found
 
 
 def names_a_file(func: Any) -> bool:
+    """Whether a text names a function in a Python file."""
     return isinstance(func, str) and (func.endswith(".py") or ".py:" in func)
 
 
 def function_in_file(path: Path, attribute: str) -> Any:
+    """What a Python file holds under a name; the file may import its neighbours."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r} with rewards (looked for {path.absolute()}).")
     # One module per file, however many of its functions are used: they may share what they load.
@@ -62,6 +67,7 @@ def function_in_file(path: Path, attribute: str) -> Any:
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)
         sys.modules[name] = module  # dataclasses look their module up while it is being made
+        make_neighbours_importable(path.parent)
         try:
             specification.loader.exec_module(module)
         except Exception as error:
@@ -70,19 +76,24 @@ def function_in_file(path: Path, attribute: str) -> Any:
                 frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
             ]
             where = f"{path}, line {lines[-1]}" if lines else str(path)
-            raise ImportError(f"Cannot read the rewards in {where}: {type(error).__name__}: {error}.") from error
+            said = sentence(f"{type(error).__name__}: {error}")
+            raise ImportError(f"Cannot read the rewards in {where}: {said}") from error
+        check_neighbours(module, path.parent)
     return _member(module, attribute, str(path))
 
 
-def function_in_module(module_name: str, attribute: str) -> Any:
+def function_in_module(
+    module_name: str, attribute: str, meant: Callable[[str, str], str] = lambda module_name, attribute: "."
+) -> Any:
+    """What a module holds under a name; `meant` ends the sentence that there is no such module."""
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise  # the module is there, and lacks something that it needs itself
         raise ValueError(
-            f"There is no module {module_name!r} to take the reward {attribute!r} from ({error}). Install it, or name "
-            "the file: path/to/file.py:name."
+            f"There is no module {module_name!r} to take the reward {attribute!r} from ({error})"
+            f"{meant(module_name, attribute)} Install it, or name the file: path/to/file.py:name."
         ) from error
     return _member(module, attribute, module_name)
 
@@ -98,11 +109,37 @@ def _member(module: ModuleType, attribute: str, where: str) -> Any:
     asked = (
         f"There is no {attribute!r} in {where}{did_you_mean(attribute, there)}"
         if attribute
-        else f"{where} needs a name"
+        else f"{where} needs a name."
     )
-    raise ValueError(f"{asked}. It holds {', '.join(there) or 'no function or class'}. Write {where}:name.")
+    raise ValueError(f"{asked} It holds {', '.join(there) or 'no function or class'}. Write {where}:name.")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """How a sentence about an unknown word ends: with the known one that is nearest to it, if any is near."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+# Folders that were made importable for the files with rewards in them.
+_folders: set[Path] = set()
+
+
+def make_neighbours_importable(folder: Path) -> None:
+    """Let a file with rewards import the modules beside it, as a script can; what is installed comes first."""
+    folder = folder.resolve()
+    _folders.add(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def check_neighbours(module: ModuleType, folder: Path) -> None:
+    """Raise `ImportError` where a file has got a module of the same name from beside another file with rewards."""
+    for value in vars(module).values():
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        file = getattr(sys.modules.get(name), "__file__", None) if isinstance(name, str) else None
+        own = folder.resolve() / f"{name}.py"
+        if file is not None and Path(file).parent in _folders and own.is_file() and Path(file).resolve() != own:
+            raise ImportError(
+                f"{module.__file__} imports {name}, and has got {file}, which another file with rewards has imported "
+                f"before, instead of {own}. Python holds one module of a name: give one of the two another."
+            )

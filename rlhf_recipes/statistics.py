@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,11 @@ def row_weights(rows: int, units: Keys | None, other_units: Keys | None, samples
 def bootstrap_interval(values: ArrayLike) -> list[float] | None:
     drawn = np.asarray(values, dtype=np.float64)
     return percentile_interval(drawn) if len(drawn) else None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a setting is a number that a float can hold, and no truth value."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number too large for any float
+        return False

@@ -87,3 +87,17 @@ def _shown(character: str, plain: bool) -> str:
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in KEPT_OF_FORMAT:
         return character.encode("unicode_escape").decode()
     return character
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """How a value is shown in a message."""
+    try:
+        text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    except ValueError:  # Python does not write out whole numbers of many thousand digits
+        return f"a {type(value).__name__} too long to be written out"
+    return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
+
+
+def sentence(text: str) -> str:
+    """A text with one full stop at its end, unless it ends as a sentence already."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."

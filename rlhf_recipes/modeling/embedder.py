@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
 from rlhf_recipes.modeling.loading import find_file
-from rlhf_recipes.modeling.reading import model_outputs, pad_id_of
+from rlhf_recipes.modeling.reading import model_outputs, pad_id_of, part_to_read
 
 POOLING_FILE = "1_Pooling/config.json"
 LENGTH_FILE = "sentence_bert_config.json"
@@ -77,7 +77,9 @@ class Embedder:
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         tokenizer = self.reader.tokenizer
-        said = tokenizer(list(texts), truncation=True, max_length=self.reader.max_length) if texts else None
+        most = self.reader.max_length
+        parts = [text[part_to_read(text, tokenizer, most, "right")] for text in texts]
+        said = tokenizer(parts, truncation=True, max_length=most) if texts else None
         token_ids = [ids or [pad_id_of(tokenizer)] for ids in said.input_ids] if said is not None else []
         vectors = torch.zeros(len(texts), self.reader.model.config.get_text_config().hidden_size)
         for rows, output in model_outputs(self.reader.model, token_ids, self.batch_size, pad_id_of(tokenizer)):

@@ -36,6 +36,7 @@ from rlhf_recipes.modeling.loading import (
     load_tokenizer,
     readable_tokens,
 )
+from rlhf_recipes.modeling.reading import part_to_read
 from rlhf_recipes.modeling.tokenizers import fit_model
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,8 @@ class FrozenModel:
 
         A text that is longer than `max_length` loses what the tokenizer's truncation side says.
         """
+        part = part_to_read(text, self.tokenizer, self.max_length, self.tokenizer.truncation_side)
+        text, start = text[part], part.start
         said = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
         if self.max_length is not None and len(said.input_ids) > self.max_length:
             self.truncated += 1
@@ -124,7 +127,11 @@ class FrozenModel:
                 truncation=True,
                 max_length=self.max_length,
             )
-        return list(said.input_ids), [tuple(pair) for pair in said.offset_mapping]
+        special = said.sequence_ids()  # None for those that were added
+        return list(said.input_ids), [
+            (0, 0) if owner is None else (begin + start, end + start)
+            for owner, (begin, end) in zip(special, said.offset_mapping, strict=True)
+        ]
 
     def encode_all(
         self, texts: Sequence[tuple[str, bool]], name: str
@@ -223,8 +230,8 @@ def read_limit(
 
 def check_batch_size(batch_size: int) -> None:
     """Raise `ValueError` where a batch could hold no text."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more, and a whole number.")
 
 
 def _load_model(

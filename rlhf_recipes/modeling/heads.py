@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rlhf_recipes.modeling.loading import find_file
+from rlhf_recipes.statistics import is_finite
+from rlhf_recipes.texts import sentence
 
 GATE_OF = "gate of "
 
@@ -90,7 +92,7 @@ def _label_weights(config: Any, label: int | str | None, labels: Mapping[int | s
     if not labels:
         raise ValueError("labels is empty: give a weight to one label of the model at least, or leave it out.")
     for key, weight in labels.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        if not is_finite(weight):
             raise ValueError(f"The weight of label {key!r} is {weight!r}, but must be a finite number.")
         weights[_label_index(config, key)] += weight
     return weights
@@ -344,7 +346,7 @@ class RewardModelSettings:
             if not isinstance(settings.append_eos, bool):
                 raise ValueError(f"append_eos must be true or false, not {settings.append_eos!r}")
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"Cannot read the reward model's settings in {path}: {error}.") from error
+            raise ValueError(f"Cannot read the reward model's settings in {path}: {sentence(str(error))}") from error
         return settings
 
 

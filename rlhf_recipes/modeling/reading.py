@@ -14,19 +14,22 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import read_kwargs, render, starts_itself
-from rlhf_recipes.errors import RewardError
-from rlhf_recipes.texts import Messages, Text, as_text
+from rlhf_recipes.errors import RewardValueError
+from rlhf_recipes.texts import Messages, Text, as_text, short
 
 logger = logging.getLogger(__name__)
 
 # Who speaks, where a model has no chat template and reads a conversation as text.
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+
+CHARACTERS = 16  # of a text for each token, at first; few texts have so many
+SEAM = 64  # tokens
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -115,6 +118,28 @@ def say_plain_reading(name: str) -> None:
     )
 
 
+def part_to_read(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None, cut: Literal["left", "right"] = "left"
+) -> slice:
+    """The characters of a text that hold every token which is left when it is cut to `max_length`, and some more.
+
+    To encode all of a very long text would take minutes for tokens that nobody reads. Where a text is cut, its tokens
+    may be others than in the whole, but only close to the cut: `SEAM` tokens more are kept, which go with the rest.
+
+    Args:
+        cut (`"left"` or `"right"`, *optional*, defaults to `"left"`): Which end of the text is lost.
+    """
+    if max_length is None:
+        return slice(0, len(text))
+    size = CHARACTERS * (max_length + SEAM)
+    while size < len(text):
+        part = slice(len(text) - size, len(text)) if cut == "left" else slice(0, size)
+        if len(tokenizer(text[part], add_special_tokens=False, verbose=False).input_ids) >= max_length + SEAM:
+            return part
+        size *= 4  # white space, say, of which many characters are one token or none
+    return slice(0, len(text))
+
+
 def first_special(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token to read where a text has none: the beginning-of-sequence token, or what comes nearest to it."""
     candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -134,9 +159,9 @@ def check_finite(values: Sequence[Any], name: str, prompts: Sequence[Text], comp
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         bad = next((number for number in numbers if not math.isfinite(number)), None)
         if bad is not None:
-            raise RewardError(
-                f"The model of reward {name!r} gave {bad}, for row {row} (prompt {_short(prompts[row])}, completion "
-                f"{_short(completions[row])}). Its weights are damaged, or its precision overflows: float16 does "
+            raise RewardValueError(
+                f"The model of reward {name!r} gave {bad}, for row {row} (prompt {short(prompts[row])}, completion "
+                f"{short(completions[row])}). Its weights are damaged, or its precision overflows: float16 does "
                 "where bfloat16 and float32 do not (`dtype`)."
             )
 
@@ -144,11 +169,6 @@ def check_finite(values: Sequence[Any], name: str, prompts: Sequence[Text], comp
 def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token to pad with. The mask hides it, so that any id would do that the model has."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
 
 
 # What decoders write for bytes that are no character, and for those of one that is not complete yet.

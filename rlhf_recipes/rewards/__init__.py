@@ -8,11 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_recipes.errors import RewardError
+    from rlhf_recipes.errors import RewardError, RewardValueError
     from rlhf_recipes.modeling.embedder import Embedder
     from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
     from rlhf_recipes.rewards.base import RewardFunction, compute_rewards
-    from rlhf_recipes.rewards.combine.compose import Clip, Discount, Gate, Map, Product, Relative, Scale
+    from rlhf_recipes.rewards.combine.compose import Clip, Discount, Gate, Map, Otherwise, Product, Relative, Scale
     from rlhf_recipes.rewards.combine.ensemble import EnsembleReward
     from rlhf_recipes.rewards.combine.shared_ensemble import SharedBaseEnsemble
     from rlhf_recipes.rewards.compute import ActiveParameters, Flops, TokenCount
@@ -57,6 +57,7 @@ REWARDS_OF = {
         "Discount",
         "Gate",
         "Map",
+        "Otherwise",
         "Product",
         "Relative",
         "Scale",
@@ -119,7 +120,10 @@ REWARDS_OF = {
     "rewards.combine.shared_ensemble": ("SharedBaseEnsemble",),
 }
 _OTHERS_OF = {
-    "errors": ("RewardError",),
+    "errors": (
+        "RewardError",
+        "RewardValueError",
+    ),
     "modeling.embedder": ("Embedder",),
     "modeling.heads": (
         "LogisticCalibration",
@@ -180,6 +184,7 @@ __all__ = [
     "NgramNovelty",
     "NumberAnswer",
     "OnText",
+    "Otherwise",
     "PersonalReward",
     "PlainProse",
     "PrefixScore",
@@ -192,6 +197,7 @@ __all__ = [
     "RewardError",
     "RewardFunction",
     "RewardModelSettings",
+    "RewardValueError",
     "Scale",
     "SelfBLEU",
     "SentimentClassifier",

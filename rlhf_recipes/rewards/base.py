@@ -7,6 +7,7 @@ A reward is any callable
 with one number for each row. So every reward here also works in TRL's `GRPOTrainer` and `RLOOTrainer`, and every
 synchronous reward written for them works here.
 
+- All lists, and what is in them, are the reward's own: it may change them, and no other reward sees that.
 - `prompts`, `completions`: B texts each. Conversational rows give lists of messages (`{"role", "content"}`) instead.
   An answer that the prompt had begun is whole in the completion; `completion_ids` are those that were written.
 - `completion_ids`: B lists of token ids, without padding, the end-of-sequence token kept.
@@ -20,7 +21,7 @@ synchronous reward written for them works here.
 It may be a coroutine function, `async def`, or have a method `start(**batch)` (see `contract/concurrent.py`): such
 rewards begin as soon as the completions are written, and run side by side.
 
-Six attributes of the callable, all `False` unless set, say that it is more than that:
+Seven attributes of the callable, all `False` unless set, say that it is more than that:
 
 - `per_token = True`: for each row it returns `None` or a list of numbers, one for each id in `completion_ids[row]`.
   TRL's trainers take such a reward inside a `WeightedSum`, which adds its numbers up.
@@ -31,6 +32,8 @@ Six attributes of the callable, all `False` unless set, say that it is more than
 - `wants_ref_logprobs = True`: it is given `ref_logprobs`, B lists of log-probabilities under the reference policy, one
   for each id in `completion_ids`, at the sampling temperature, where the trainer has them. No other reward is.
 - `wants_siblings = True`: it compares a completion with the others of its prompt, and is `None` where there are none.
+- `may_not_apply = True`: it is `None` for some completions, such as the empty one, whatever the row. Where all rewards
+  of a list are such, a trainer refuses it.
 - `constant = True`: its value is the same for all completions. As a reward it would teach nothing, so that PPO refuses
   it; as a factor of a product it is welcome.
 
@@ -41,7 +44,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from rlhf_recipes.rewards.contract.checks import checked_call, is_per_token, is_potential, reward_name
+from rlhf_recipes.rewards.contract.checks import checked_call, is_per_token, is_potential, own_batch, reward_name
 from rlhf_recipes.rewards.contract.concurrent import Finish, begun, can_start
 from rlhf_recipes.texts import Text
 
@@ -111,7 +114,7 @@ class StartedRewards:
         self.batch = batch | dict(columns)
         self.seconds: dict[str, float] = {}
         self._begun: dict[str, Finish] = {
-            name: begun(func, self._given_to(func))
+            name: begun(func, own_batch(self._given_to(func)))
             for name, func in reward_funcs.items()
             if can_start(func) and not getattr(func, "wants_ref_logprobs", False)  # which come later
         }
@@ -143,7 +146,10 @@ def by_name(reward_funcs: Sequence[RewardFunction]) -> dict[str, RewardFunction]
             raise TypeError(f"A reward must be callable, but {func!r} is of type {type(func).__name__}.")
         name = reward_name(func)
         if name in named:
-            raise ValueError(f"Two rewards are named {name!r}, so their logs would mix. Give them names of their own.")
+            raise ValueError(
+                f"Two rewards are named {name!r}, so their logs would mix. Give them names of their own: "
+                "{func: ..., name: short} in a list of rewards, load_reward(func, name='short') in Python."
+            )
         if is_potential(func) and not is_per_token(func):
             raise ValueError(
                 f"Reward {name!r} has potential = True but not per_token = True. A potential is one number for each "

@@ -6,7 +6,6 @@ as rewards. They are positive numbers: a negative weight makes the penalty `-lam
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from rlhf_recipes.modeling.flops import DecoderShape, completion_flops, decoder_shape, parameters_active
 from rlhf_recipes.rewards.rules import Rule
+from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import Text
 
 
@@ -145,7 +145,7 @@ def tokenizer_of(tokenizer: Any) -> Any:
 
 def check_positive(reward: Any, setting: str) -> None:
     value = getattr(reward, setting)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not is_finite(value) or value <= 0:
         raise ValueError(f"The {setting} of {type(reward).__name__} is {value!r}; it must be a number above 0.")
 
 

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from rlhf_recipes.imports import optional
+from rlhf_recipes.rewards.contract.checks import check_setting
 from rlhf_recipes.rewards.reference import as_share
 from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.texts import Text, as_text
@@ -173,8 +174,7 @@ class NgramNovelty(SiblingReward):
 
 
 def _check_n(reward: Any) -> None:
-    if isinstance(reward.n, bool) or not isinstance(reward.n, int) or reward.n < 1:
-        raise ValueError(f"{type(reward).__name__} has n = {reward.n!r}; it must be a whole number of 1 or more.")
+    check_setting(type(reward).__name__, "n", reward.n, least=1, whole=True)
 
 
 def _two_highest(grams: Sequence[Mapping[tuple, int]]) -> dict[tuple, tuple[int, int, int]]:

@@ -55,8 +55,9 @@ class EmbeddingSimilarity(_EmbeddingReward):
     come out near 0 with most encoders, and the same text at 1. It rewards meaning and not truth: "the film is good"
     and "the film is not good" are near.
 
-    `None` for a completion without a visible sign, and for a row without a reference (`None`, an empty list, or
-    nothing to see in it). Languages are those of the encoder. Messages are read as their texts, one below the other.
+    A row without a reference (`None`, an empty list, or nothing to see in it) gets `None`; a completion without a
+    visible sign gets -1 where there is one, since it is the worst answer. Languages are those of the encoder. Messages
+    are read as their texts, one below the other.
 
     Args:
         model (`str`, `Path` or `torch.nn.Module`):
@@ -108,7 +109,7 @@ class EmbeddingSimilarity(_EmbeddingReward):
             others = [as_references(v, f"Row {row} of the column {self.column!r}") for row, v in enumerate(values)]
         rows = [row for row, text in enumerate(texts) if not is_blank(text) and others[row]]
         cosines = self._cosines([texts[row] for row in rows], [others[row] for row in rows])
-        result: Series = [None] * len(texts)
+        result: Series = [-1.0 if own else None for own in others]
         for row, own in zip(rows, cosines, strict=True):
             # A maximum may pass a NaN over.
             result[row] = max(own) if all(map(math.isfinite, own)) else math.nan
@@ -124,7 +125,8 @@ class EmbeddingDistance(_EmbeddingReward):
     a reward of quality, with a smaller weight. All completions of a prompt must be on one process, and
     `num_generations` 2 or more.
 
-    `None` for a completion without a visible sign, and for one without a sibling that has one.
+    A completion without a visible sign gets 0, the worst, or a policy could differ by saying nothing; one whose
+    siblings all have none gets 1, as one that has nothing to do with them. A row without siblings gets `None`.
 
     Args:
         model (`str`, `Path` or `torch.nn.Module`):
@@ -157,10 +159,13 @@ class EmbeddingDistance(_EmbeddingReward):
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
         """The mean distance of each completion to its siblings. `(B,)`"""
         texts = [as_text(completion) for completion in completions]
-        others = [[texts[row] for row in rows if not is_blank(texts[row])] for rows in siblings(prompts)]
+        others_of = siblings(prompts)
+        others = [[texts[row] for row in rows if not is_blank(texts[row])] for rows in others_of]
         rows = [row for row, text in enumerate(texts) if not is_blank(text) and others[row]]
         cosines = self._cosines([texts[row] for row in rows], [others[row] for row in rows])
-        result: Series = [None] * len(texts)
+        result: Series = [
+            None if not there else 0.0 if is_blank(text) else 1.0 for text, there in zip(texts, others_of, strict=True)
+        ]
         for row, own in zip(rows, cosines, strict=True):
             result[row] = 1.0 - math.fsum(own) / len(own)
         check_finite(result, self.__name__, prompts, completions)

@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
-from rlhf_recipes.modeling.reading import check_finite, first_special, forward, joined, length_batches, pad_id_of
+from rlhf_recipes.modeling.reading import (
+    check_finite,
+    first_special,
+    forward,
+    joined,
+    length_batches,
+    pad_id_of,
+    part_to_read,
+)
 from rlhf_recipes.texts import Text, as_text
 
 # Tokens whose logits are turned into float32 at once.
@@ -51,13 +59,14 @@ def token_logprobs(
     rows = []
     for prompt, completion in zip(prompts, completions, strict=True):
         start, end, special = joined(prompt, completion, tokenizer)
-        said = tokenizer(start + end, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        part = part_to_read(start + end, tokenizer, max_length)
+        said = tokenizer((start + end)[part], add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         ids, offsets = list(said.input_ids), list(said.offset_mapping)
         if max_length is not None and len(ids) > max_length:
             kept = 1 if offsets[0][1] == 0 and max_length > 1 else 0  # the beginning-of-sequence token stays
             ids = ids[:kept] + ids[kept - max_length :]
             offsets = offsets[:kept] + offsets[kept - max_length :]
-        rows.append(_continuation(ids, offsets, len(start), tokenizer, max_length))
+        rows.append(_continuation(ids, offsets, len(start) - part.start, tokenizer, max_length))
     return _logprobs(model, rows, batch_size, pad_id_of(tokenizer))
 
 
@@ -137,7 +146,8 @@ class Fluency:
     `PPOTrainer` has computed for its KL penalty. They are the policy's tokens, the end-of-sequence token included, at
     the temperature of sampling, so the same text has another value than under the same model by its folder.
 
-    An empty completion, and one that has no token or with `normalize="word"` no word, gets `None`.
+    An empty completion, and one that has no token or with `normalize="word"` no word, gets `None`, since there is no
+    lowest value to give: it cannot stand alone. [`Otherwise`] gives such a completion a value of your choice.
 
     Args:
         model (`str`, `Path` or `torch.nn.Module`):
@@ -175,6 +185,8 @@ class Fluency:
     reward(prompts=["The cat sat"], completions=[" on the mat."])  # [-1.9], say
     ```
     """
+
+    may_not_apply = True
 
     def __init__(
         self,

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.words import is_blank
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +40,8 @@ class Spelling(Rule):
 
     A word is known if the dictionary has it, whatever its case, or has each of the parts between its hyphens and
     apostrophes: `well-known`, `l'homme`. Left out are words with digits, addresses, and words without a letter of the
-    language's script. A completion in which no word is left gets `None`: one that is empty, punctuation alone, or in
-    another script.
+    language's script. A completion in which no word is left gets `None`: punctuation alone, or another script. One
+    with nothing to see gets 0: it is the worst answer.
 
     The dictionaries are those of pyspellchecker, lists of frequent forms: rare words and names count as misspelt, and
     so does the last word of a completion that was cut off. A right word in the wrong place is not seen. A text in
@@ -59,6 +60,7 @@ class Spelling(Rule):
     language: str = "en"
     extra: Sequence[str] | str | Path = ()
     skip_names: bool | None = None
+    may_not_apply: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.language not in SCRIPT_OF:
@@ -71,6 +73,8 @@ class Spelling(Rule):
         object.__setattr__(self, "extra", tuple(_plain(word).lower() for word in listed))
 
     def score(self, text: str) -> float | None:
+        if is_blank(text):
+            return 0.0
         plain = re.sub(r"\S+", _without_address, _plain(text))
         judged, end = [], 0
         for match in WORD.finditer(plain):
@@ -168,6 +172,8 @@ class Acceptability:
             What logs show.
     """
 
+    may_not_apply = True
+
     def __init__(
         self,
         model: "str | Path | torch.nn.Module",
@@ -239,14 +245,15 @@ class Acceptability:
 
     def _tokens(self, prompt: Text, completion: Text) -> list[int]:
         """The completion's tokens, as `token_logprobs` scores them."""
-        from rlhf_recipes.modeling.reading import joined
+        from rlhf_recipes.modeling.reading import joined, part_to_read
 
         start, end, special = joined(prompt, completion, self.reader.tokenizer)
+        part = part_to_read(start + end, self.reader.tokenizer, self.reader.max_length)
         said = self.reader.tokenizer(
-            start + end, add_special_tokens=special, return_offsets_mapping=True, verbose=False
+            (start + end)[part], add_special_tokens=special, return_offsets_mapping=True, verbose=False
         )
         spans = zip(said.input_ids, said.offset_mapping, strict=True)
-        return [token for token, (_, stop) in spans if stop > len(start)]
+        return [token for token, (_, stop) in spans if stop > len(start) - part.start]
 
     def _unigrams(self, corpus: Sequence[str] | str | Path | None) -> list[float]:
         """`log P_u` of each token of the vocabulary. `(V,)`"""

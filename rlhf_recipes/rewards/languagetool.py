@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.contract.checks import check_setting
 from rlhf_recipes.rewards.remote import Failure, HTTPReward, rubbish
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import words
@@ -18,9 +19,9 @@ class LanguageTool(HTTPReward):
     (grammar, spelling, punctuation, style), and `words` those of [`~rlhf_recipes.words.words`] with a letter
     or a digit; each character is one where a script puts no spaces. LanguageTool knows some 30 languages.
 
-    A completion without words (empty, punctuation, emoji alone) gets `None`, and is not sent. All others are sent as
-    they are, of any length and script, each in a request of its own. A text that the server refuses (longer than it is
-    set to take) or has not checked to its end stops the run, and the error says so.
+    A completion without words (empty, punctuation, emoji alone) gets `None`, and is not sent: this reward cannot stand
+    alone. All others are sent as they are, of any length and script, each in a request of its own. A text that the
+    server refuses (longer than it is set to take) or has not checked to its end stops the run, and the error says so.
 
     The server is a program in Java, under the LGPL. Download and unpack LanguageTool-stable.zip from
     languagetool.org/download, and in its folder run
@@ -51,7 +52,7 @@ class LanguageTool(HTTPReward):
             The categories that count, such as `["GRAMMAR", "TYPOS"]`, instead of all but the disabled.
         picky (`bool`, *optional*, defaults to `False`):
             Whether to apply the rules for formal text too.
-        max_concurrent, timeout, retries, backoff, token_env, name:
+        max_concurrent, timeout, retries, max_answer_mb, backoff, token_env, name:
             As for [`~rlhf_recipes.rewards.remote.HTTPReward`]. No token is sent unless `token_env` is given.
 
     Raises:
@@ -75,11 +76,11 @@ class LanguageTool(HTTPReward):
     disabled_categories: Sequence[str] = field(default=(), kw_only=True)
     only_categories: Sequence[str] = field(default=(), kw_only=True)
     picky: bool = field(default=False, kw_only=True)
+    may_not_apply: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.per < 1:
-            raise ValueError(f"per of LanguageTool is {self.per}; it must be 1 word or more.")
+        check_setting("LanguageTool", "per", self.per, least=1)
         if not self.language:
             raise ValueError("LanguageTool needs a language, such as 'en-US'.")
         for name in ("disabled_rules", "disabled_categories", "only_categories"):

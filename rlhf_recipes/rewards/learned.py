@@ -36,6 +36,7 @@ from rlhf_recipes.modeling.reading import (
     dialogue_text,
     first_special,
     model_outputs,
+    part_to_read,
     say_plain_reading,
 )
 from rlhf_recipes.modeling.text_ends import adds_eos, ended
@@ -223,6 +224,7 @@ class LearnedReward:
         return ended(text, self.tokenizer.eos_token, self.settings.append_eos, self.adds_eos), True
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        text = text[part_to_read(text, self.tokenizer, self.max_length)]
         ids = once(
             self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids, self.tokenizer
         )

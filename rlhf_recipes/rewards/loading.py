@@ -8,8 +8,13 @@ reward_funcs:
   - my_package.rewards.politeness               # an import path; my_package.rewards:politeness is the same
 ```
 
-Nothing has to be registered or decorated. A class is called once with `args` and must give a callable; a function gets
-`args` by keyword each time, before a column of the same name.
+Nothing has to be registered or decorated. A class is called once with `args` and must give a callable, and so is a
+function that makes a reward, such as `make(limit)` or `trl.rewards.get_soft_overlong_punishment`. It is told by its
+parameters: a reward has `prompts`, `completions`, `completion_ids` or `**kwargs` among them, and what has none of
+these makes one. A reward gets `args` by keyword each time, before a column of the same name.
+
+Paths are looked for from the folder in which the command runs, and then beside the YAML file. A Python file may import
+the modules beside it.
 """
 
 import asyncio
@@ -23,9 +28,21 @@ from typing import Any
 
 from rlhf_recipes.data.chat_rows import as_rewards_see
 from rlhf_recipes.imports import did_you_mean, function_in_file, function_in_module, names_a_file
-from rlhf_recipes.rewards.contract.checks import REWARD_ATTRIBUTES, Weight, checked_call, is_per_token, reward_name
+from rlhf_recipes.rewards.contract.checks import (
+    REWARD_ATTRIBUTES,
+    Weight,
+    check_can_stand,
+    checked_call,
+    is_per_token,
+    own_copy,
+    reward_name,
+    weight_at,
+    weighted,
+)
 from rlhf_recipes.rewards.contract.concurrent import called, can_start, started
+from rlhf_recipes.rewards.lookup import beside, is_factory, parameters_of
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule, progress_of
+from rlhf_recipes.texts import short
 
 SPEC_KEYS = ("func", "name", "weight", "args")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
@@ -55,12 +72,13 @@ class RewardArguments:
         """The rewards and their weights, apart, as TRL's `GRPOTrainer` and `RLOOTrainer` take them.
 
         These trainers log, weigh and, where asked to, normalize each reward. What a reward returns is checked here
-        first: one that raises, or returns NaN, stops the run and is named with the row (`RewardError`). A reward that
-        can be started becomes a coroutine, which these trainers run side by side. A weight that changes is
-        multiplied in before TRL sees the reward, because its own weights are numbers.
+        first: one that raises, or returns NaN, or a number that its weight makes too large, stops the run and is named
+        with the row (`RewardError`). A reward that can be started becomes a coroutine, which these trainers run side
+        by side. A weight that changes is multiplied in before TRL sees the reward, whose own weights are numbers.
 
         Raises:
-            `ValueError`: as [`load_rewards`], and if a reward is per token, of which these trainers know nothing.
+            `ValueError`: as [`load_rewards`], if a reward is per token, of which these trainers know nothing, or if
+                there may be completions that no reward applies to, of which they would make a 0.
         """
         rewards = load_rewards(self.reward_funcs, self.reward_weights)
         for name, func in zip(rewards.names, rewards.reward_funcs, strict=True):
@@ -69,21 +87,17 @@ class RewardArguments:
                     f"Reward {name!r} gives one number for each token, but TRL's trainers take one for each "
                     "completion. Use it with PPO, or leave it out."
                 )
-        weights = dict(zip(rewards.names, rewards.weights, strict=True))
-        checked = [
-            _checked(func, name, weight if callable(weight) else None)
-            for func, (name, weight) in zip(rewards.reward_funcs, weights.items(), strict=True)
-        ]
-        return checked, [1.0 if callable(weight) else weight for weight in weights.values()]
+        check_can_stand(dict(zip(rewards.names, rewards.reward_funcs, strict=True)))
+        in_order = zip(rewards.reward_funcs, rewards.names, rewards.weights, strict=True)
+        return [_checked(*one) for one in in_order], [1.0 if callable(w) else w for w in rewards.weights]
 
 
-def _checked(
-    func: Callable[..., Any], name: str, schedule: Callable[[float], float] | None = None
-) -> Callable[..., Any]:
+def _checked(func: Callable[..., Any], name: str, weight: Weight) -> Callable[..., Any]:
     def reward(**batch: Any) -> list[float | None]:
         values = checked_call(func, name, as_rewards_see(batch))
-        weight = 1.0 if schedule is None else schedule(progress_of(batch.get("trainer_state")))
-        return [None if value is None else weight * value for value in values]
+        now = weight_at(weight, progress_of(batch.get("trainer_state")), name)
+        products = [None if value is None else weighted(now, value, name, row) for row, value in enumerate(values)]
+        return products if callable(weight) else values  # a number TRL multiplies in itself
 
     async def side_by_side(**batch: Any) -> list[float | None]:
         return await asyncio.to_thread(reward, **batch)
@@ -105,15 +119,30 @@ class LoadedReward:
             What logs show. Default: the reward's own name.
         args (`Mapping`, *optional*):
             Settings.
+        is_reward (`bool`, *optional*, defaults to `True`):
+            Whether it is called as a reward is; `False` for a function of something else, which makes none.
     """
 
     def __init__(
-        self, func: str | Callable[..., Any], name: str | None = None, args: Mapping[str, Any] | None = None
+        self,
+        func: str | Callable[..., Any],
+        name: str | None = None,
+        args: Mapping[str, Any] | None = None,
+        is_reward: bool = True,
     ) -> None:
         self._made_from = (func, name, args)
-        target, self.args = _resolve(func, args)
-        if inspect.isclass(target):
+        self._is_reward = is_reward
+        target, self.args = _resolve(func, args, is_reward)
+        maker = reward_name(target)
+        self.is_made = is_reward and is_factory(target)
+        if self.is_made or inspect.isclass(target):
             target, self.args = target(**self.args), {}
+        if self.is_made and (not callable(target) or is_factory(target)):
+            raise TypeError(
+                f"{maker!r} takes none of prompts, completions, completion_ids and **kwargs, which a reward is called "
+                f"with, so it was called to make one, and gave {short(target)}, which is none. Give a reward one of "
+                "these parameters, or have the function return a reward."
+            )
         if not callable(target):
             raise TypeError(f"A reward must be callable, but {func!r} is of type {type(target).__name__}.")
         self.reward: Callable[..., Any] = target
@@ -124,13 +153,13 @@ class LoadedReward:
             self.start = self._start  # only then: to have it is to say that one can be started
 
     def _start(self, **kwargs: Any) -> Callable[[], Any]:
-        return started(self.reward, {**kwargs, **self.args})
+        return started(self.reward, {**kwargs, **own_copy(self.args)})
 
     def __call__(self, **kwargs: Any) -> Any:
-        return called(self.reward, {**kwargs, **self.args})
+        return called(self.reward, {**kwargs, **own_copy(self.args)})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._made_from
+        return type(self), (*self._made_from, self._is_reward)
 
     def __repr__(self) -> str:
         return f"LoadedReward({self.__name__!r}, {self.reward!r}, {self.args})"
@@ -162,7 +191,8 @@ def load_rewards(
         )
     if weights is None:
         weights = [_located(_as_weight, spec, given) for given, spec in zip(specs, dictionaries, strict=True)]
-    return WeightedSum([_located(load_spec, spec, spec) for spec in specs], weights)
+    funcs = [_located(load_spec, beside(spec, getattr(spec, "folder", None)), spec) for spec in specs]
+    return WeightedSum(funcs, weights)
 
 
 def load_spec(spec: str | Mapping[str, Any] | Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +214,9 @@ def _located(function: Callable[[Any], Any], value: Any, spec: Any) -> Any:
         # Not type(error): many of its subclasses (JSONDecodeError) cannot be made of a text alone.
         kinds = (FileNotFoundError, OSError, ImportError, TypeError, ValueError)
         kind = next(kind for kind in kinds if isinstance(error, kind))
-        raise kind(f"{where}: {error}") from error
+        folder = getattr(spec, "folder", None)
+        also = f" It is not beside {where.split(', line')[0]} either, in {folder.absolute()}." if folder else ""
+        raise kind(f"{where}: {error}{also if kind is FileNotFoundError else ''}") from error
 
 
 def load_reward(
@@ -197,7 +229,7 @@ def load_reward(
             made: Any = target(**{**settings, "name": name})
             return made
     loaded = LoadedReward(func, name, args)
-    return loaded if name is not None or loaded.args or names_a_file(func) else loaded.reward
+    return loaded if name is not None or loaded.args or loaded.is_made or names_a_file(func) else loaded.reward
 
 
 def _as_dictionary(spec: Any) -> dict[str, Any]:
@@ -208,7 +240,7 @@ def _as_dictionary(spec: Any) -> dict[str, Any]:
     for key in spec:
         if key not in SPEC_KEYS:
             raise ValueError(
-                f"A reward has no key {key!r}{did_you_mean(key, SPEC_KEYS)}. Known: {', '.join(SPEC_KEYS)}. Its own "
+                f"A reward has no key {key!r}{did_you_mean(key, SPEC_KEYS)} Known: {', '.join(SPEC_KEYS)}. Its own "
                 "settings go under args."
             )
     if not spec.get("func"):
@@ -232,7 +264,9 @@ def _as_weight(spec: Mapping[str, Any]) -> Weight:
     return weight
 
 
-def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+def _resolve(
+    func: str | Callable[..., Any], args: Mapping[str, Any] | None, is_reward: bool = True
+) -> tuple[Any, dict[str, Any]]:
     """The function or class that is meant, and its settings, checked."""
     settings = dict(args or {})
     if not isinstance(func, str):
@@ -247,7 +281,7 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
         rewards = importlib.import_module("rlhf_recipes.rewards")
         # A reward that comes with the project is found by its name, also under the path of a file that it once had.
         ours = module_name.startswith("rlhf_recipes.rewards.") and attribute in rewards.__all__
-        target = getattr(rewards, attribute) if ours else function_in_module(module_name, attribute)
+        target = getattr(rewards, attribute) if ours else function_in_module(module_name, attribute, _meant)
     elif "/" in func or "\\" in func or Path(func).exists():
         if "model" in settings:
             raise ValueError(f"The reward {func!r} is a model, and its args name another, {settings['model']!r}.")
@@ -256,10 +290,10 @@ def _resolve(func: str | Callable[..., Any], args: Mapping[str, Any] | None) -> 
     else:
         here = _rewards_here()
         raise ValueError(
-            f"There is no reward {func!r}{did_you_mean(func, here)}. A reward is a name of rlhf_recipes.rewards "
+            f"There is no reward {func!r}{did_you_mean(func, here)} A reward is a name of rlhf_recipes.rewards "
             f"({', '.join(here)}), path/to/file.py:name, package.module.name, or a model folder or model id."
         )
-    _check_args(target, settings)
+    _check_args(target, settings, inspect.isclass(target) or (is_reward and is_factory(target)))
     return target, settings
 
 
@@ -283,8 +317,20 @@ def _rewards_here() -> tuple[str, ...]:
     return names
 
 
-def _check_args(target: Any, args: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(target).parameters
+def _meant(module_name: str, attribute: str) -> str:
+    """What a user may have meant who named a module that is not there: a file, or a reward of this project."""
+    file = f"{module_name.replace('.', '/')}.py"
+    if Path(file).is_file():
+        return f"; did you mean '{file}:{attribute}'?"
+    here = _rewards_here()
+    return next((hint for word in (module_name, attribute) if (hint := did_you_mean(word, here)) != "."), ".")
+
+
+def _check_args(target: Any, args: Mapping[str, Any], is_made: bool) -> None:
+    """Refuse settings that a reward does not have, and where it `is_made` with them those that are missing."""
+    parameters = parameters_of(target)
+    if parameters is None:
+        return
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if takes_any and inspect.isclass(target):
         return
@@ -298,13 +344,11 @@ def _check_args(target: Any, args: Mapping[str, Any]) -> None:
     for name in args:
         if name not in named:
             raise ValueError(
-                f"Reward {reward_name(target)!r} has no argument {name!r}{did_you_mean(name, named)}. "
+                f"Reward {reward_name(target)!r} has no argument {name!r}{did_you_mean(name, named)} "
                 f"It takes {', '.join(named) or 'none'}."
             )
     missing = [
-        name
-        for name in named
-        if inspect.isclass(target) and parameters[name].default is inspect.Parameter.empty and name not in args
+        name for name in named if is_made and parameters[name].default is inspect.Parameter.empty and name not in args
     ]
     if missing:
         raise ValueError(f"Reward {reward_name(target)!r} needs {', '.join(missing)}: give it under args.")

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS
-from rlhf_recipes.errors import RewardError
+from rlhf_recipes.errors import RewardValueError
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, warn_of_truncation
 from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import load_tokenizer
@@ -65,6 +65,7 @@ class TokenClassifierReward:
     """
 
     per_token = True
+    may_not_apply = True
 
     def __init__(
         self,
@@ -394,6 +395,8 @@ class StepReward:
     [0.5]
     """
 
+    may_not_apply = True
+
     def __init__(
         self,
         score: Callable[[Any, list[str]], Sequence[float]] | str | Path | Mapping[str, Any] | StepModel,
@@ -476,7 +479,7 @@ class StepReward:
             values = self.score(prompts[row], steps)
             result[row] = list(values.tolist() if hasattr(values, "tolist") else values)
             if len(result[row]) != len(steps) or any(not _is_number(value) for value in result[row]):
-                raise RewardError(
+                raise RewardValueError(
                     f"The score of reward {self.__name__!r} must give one finite number for each of the "
                     f"{len(steps)} steps {steps!r:.200} of row {row}, but gave {result[row]!r:.200}."
                 )
@@ -501,7 +504,7 @@ class StepReward:
         for step in self.steps(text):
             begin = text.find(step, last)
             if begin < 0:
-                raise RewardError(
+                raise RewardValueError(
                     f"The function `steps` of reward {self.__name__!r} gave {step!r:.200}, which is not in the text "
                     f"of row {row} after the step before it. It must give parts of the completion, unchanged and in "
                     "order."

@@ -104,7 +104,8 @@ def corpus_bleu(texts: Sequence[Text], references: Sequence[Any], tokenize: Bleu
         references (`Sequence`):
             For each of them what the column of [`BLEU`] holds. Texts without a reference are left out.
         tokenize (`str`, *optional*, defaults to `"auto"`):
-            As in [`BLEU`]; chosen once, by all references together.
+            As in [`BLEU`]; `"auto"` chooses for each text by its own references, so that one Chinese sign in a corpus
+            changes nothing for the rest of it.
 
     Raises:
         `ValueError`: if there are not as many of both, or no text has a reference.
@@ -119,12 +120,17 @@ def corpus_bleu(texts: Sequence[Text], references: Sequence[Any], tokenize: Bleu
     pairs = [(_nfc(as_text(text)), [_nfc(one) for one in own]) for text, own in zip(texts, read, strict=True) if own]
     if not pairs:
         raise ValueError(f"None of the {len(texts)} texts has a reference, so there is nothing to compare.")
-    if tokenize == "auto":
-        tokenize = sacrebleu_tokenizer([one for _, own in pairs for one in own])
+    pairs = [_tokenized(text, own, tokenize) for text, own in pairs]
     # sacrebleu wants first all first references, then all second ones, and so on, with None where there is none.
     most = max(len(own) for _, own in pairs)
     streams = [[own[index] if index < len(own) else None for _, own in pairs] for index in range(most)]
-    return as_share(_bleu(tokenize, False, 4).corpus_score([text for text, _ in pairs], streams).score)
+    return as_share(_bleu("none", False, 4).corpus_score([text for text, _ in pairs], streams).score)
+
+
+def _tokenized(text: str, references: Sequence[str], tokenize: BleuTokenizer) -> tuple[str, list[str]]:
+    """A text and its references with a space between the tokens, as sacrebleu cuts them."""
+    tokenizer = _bleu(sacrebleu_tokenizer(references) if tokenize == "auto" else tokenize, False, 4).tokenizer
+    return tokenizer(text), [tokenizer(reference) for reference in references]
 
 
 @dataclass(frozen=True)
@@ -176,9 +182,10 @@ class ROUGE(ReferenceReward):
 
     Any language: rouge-score is given the words of `rlhf_recipes.words`, one character each where words have no
     spaces. Its own tokenizer keeps a-z and 0-9 alone, and finds nothing in common between two equal texts in Chinese.
-    For English the values are the same but for words with an apostrophe or a hyphen, which it splits. A reference of
-    one word has no pairs, and `"rouge2"` is `"rouge1"` for it. Texts of more than a million pairs of words are
-    compared by a faster algorithm with the same result.
+    For English the values are the same but for words with an apostrophe or a hyphen, and numbers with a point, a comma
+    or a slash in them, which it splits: to it `4.50` shares a word with `4`, and here it does not. A reference of one
+    word has no pairs, and `"rouge2"` is `"rouge1"` for it. Texts of more than a million pairs of words are compared by
+    a faster algorithm with the same result.
 
     Args:
         column (`str`, *optional*, defaults to `"reference"`):

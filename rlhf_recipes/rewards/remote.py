@@ -28,10 +28,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_recipes.errors import RewardError
+from rlhf_recipes.http import proxy_of, read_at_most, through
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.contract.checks import check_setting
 from rlhf_recipes.rewards.contract.concurrent import run_in_background, wait_for
-from rlhf_recipes.texts import Text
+from rlhf_recipes.statistics import is_finite
+from rlhf_recipes.texts import Text, sentence
 
 logger = logging.getLogger(__name__)
 TOKEN_ENV = "REWARD_API_TOKEN"
@@ -57,7 +60,8 @@ class HTTPReward:
     Requests run side by side on the event loop that all rewards of the process share. Each is tried again, after
     pauses that double and are shortened at random, where the connection failed, no answer came in time, or the server
     said 429 or 5xx; a `Retry-After` of up to 60 seconds is waited for. Other answers are final. An interrupted wait
-    (Ctrl-C) cancels what is under way.
+    (Ctrl-C) cancels what is under way. An address of this machine itself (`localhost`, `127.0.0.1`) is asked directly;
+    others through the proxy that the environment names for them, if it does.
 
     Args:
         url (`str`):
@@ -69,6 +73,8 @@ class HTTPReward:
             works on one request at a time lets the last of `max_concurrent` wait for all others.
         retries (`int`, *optional*, defaults to 4):
             Attempts after the first.
+        max_answer_mb (`float`, *optional*, defaults to 16):
+            The largest answer that is read, in units of 2^20 bytes.
         backoff (`float`, *optional*, defaults to 0.5):
             Seconds before the second attempt, at most; then twice as long each time, up to 60.
         token_env (`str`, *optional*, defaults to `"REWARD_API_TOKEN"`):
@@ -85,6 +91,7 @@ class HTTPReward:
     max_concurrent: int = field(default=8, kw_only=True)
     timeout: float = field(default=60.0, kw_only=True)
     retries: int = field(default=4, kw_only=True)
+    max_answer_mb: float = field(default=16.0, kw_only=True)
     backoff: float = field(default=0.5, kw_only=True)
     token_env: str | None = field(default=TOKEN_ENV, kw_only=True)
     name: str | None = field(default=None, kw_only=True)
@@ -95,10 +102,10 @@ class HTTPReward:
             optional(library, kind)
         _check_url(self.url, kind)
         for name, least in (("max_concurrent", 1), ("retries", 0), ("backoff", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} of {kind} is {getattr(self, name)}; it must be {least} or more.")
-        if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout of {kind} is {self.timeout}; it must be a number of seconds above 0.")
+            check_setting(kind, name, getattr(self, name), least, whole=name != "backoff")
+        for name, unit in (("timeout", "seconds"), ("max_answer_mb", "megabytes")):
+            if not is_finite(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} of {kind} is {getattr(self, name)}; it must be a number of {unit} above 0.")
 
     @property
     def __name__(self) -> str:
@@ -152,7 +159,9 @@ class HTTPReward:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # The client limits nothing itself: the time of a request begins when it is its turn.
         everything = httpx2.Limits()
-        async with httpx2.AsyncClient(verify=_tls(), timeout=None, limits=everything, headers=headers) as client:
+        async with httpx2.AsyncClient(
+            verify=_tls(), timeout=None, limits=everything, headers=headers, proxy=proxy_of(self.url), trust_env=False
+        ) as client:
             try:
                 async with asyncio.TaskGroup() as group:  # the first that fails ends the others
                     tasks = [
@@ -183,8 +192,8 @@ class HTTPReward:
                 made = attempts.statistics["attempt_number"]
                 tries = f" (attempt {made} of {self.retries + 1})" if failure.again else ""
                 raise RewardError(
-                    f"Reward {self.__name__!r} got no values from {self._shown_url}: "
-                    f"{_without(_token_of(client), failure.problem)}{tries}. {failure.advice}"
+                    f"Reward {self.__name__!r} got no values from {self._shown_url}{through(proxy_of(self.url))}: "
+                    f"{sentence(_without(_token_of(client), failure.problem) + tries)} {failure.advice}"
                 ) from None
 
     async def _attempt(self, client: Any, request: Mapping[str, Any]) -> Any:
@@ -193,7 +202,8 @@ class HTTPReward:
 
         try:
             async with asyncio.timeout(self.timeout):
-                response = await client.post(self.url, **request)
+                async with client.stream("POST", self.url, **request) as response:
+                    body = await read_at_most(response, self.max_answer_mb)
         except TimeoutError:
             raise Failure(
                 f"it did not answer within {self.timeout:g} s",
@@ -206,18 +216,23 @@ class HTTPReward:
                 "Check that the server runs and that the url is right.",
                 again=isinstance(error, httpx2.TransportError),
             ) from None
+        if body is None:
+            raise Failure(
+                f"its answer is larger than {self.max_answer_mb:g} MB",
+                "Check that the url is that of a server with this protocol, or raise max_answer_mb.",
+            )
         if not response.is_success:
-            raise self._refusal(response, _token_of(client))
+            raise self._refusal(response, body, _token_of(client))
         try:
-            return json.loads(response.content, parse_constant=_no_number)
+            return json.loads(body, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
-            said = _excerpt(_without(_token_of(client), response.text))
+            said = _excerpt(_without(_token_of(client), body.decode(errors="replace")))
             raise rubbish(f"something that is no JSON ({error}): {said}") from None
 
-    def _refusal(self, response: Any, token: str) -> Failure:
+    def _refusal(self, response: Any, body: bytes, token: str) -> Failure:
         """What an answer other than 2xx means."""
         code = response.status_code
-        said = _excerpt(_without(token, _detail(response)))
+        said = _excerpt(_without(token, _detail(body)))
         problem = f"it answered {code} {response.reason_phrase}".rstrip() + (f": {said}" if said else "")
         if code == 429 or code >= 500:
             pause = _retry_after(response.headers.get("Retry-After", ""))
@@ -241,7 +256,7 @@ class HTTPReward:
     def _tell(self, state: Any) -> None:
         logger.warning(
             "Reward %r: %s, %s. Attempt %d of %d follows in %.1f s.",
-            *(self.__name__, self._shown_url, state.outcome.exception().problem),
+            *(self.__name__, self._shown_url + through(proxy_of(self.url)), state.outcome.exception().problem),
             *(state.attempt_number + 1, self.retries + 1, state.next_action.sleep),
         )
 
@@ -267,7 +282,7 @@ class RemoteReward(HTTPReward):
             `log_metric`. `[]` sends none.
         send_ids (`bool`, *optional*, defaults to `True`):
             Whether to send `completion_ids`, which rewards that count tokens need.
-        url, max_concurrent, timeout, retries, backoff, token_env, name:
+        url, max_concurrent, timeout, retries, max_answer_mb, backoff, token_env, name:
             As for [`HTTPReward`].
 
     Raises:
@@ -293,8 +308,7 @@ class RemoteReward(HTTPReward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size of RemoteReward is {self.batch_size}; it must be 1 or more.")
+        check_setting("RemoteReward", "batch_size", self.batch_size, least=1, whole=True)
         if isinstance(self.columns, str):
             raise ValueError(f"columns of RemoteReward is {self.columns!r}; give a list of names.")
         if self.columns is not None:
@@ -454,13 +468,13 @@ def _retry_after(value: str) -> float:
     return 0.0
 
 
-def _detail(response: Any) -> str:
+def _detail(body: bytes) -> str:
     """What a server says of its refusal: FastAPI's `detail`, or the body as it is."""
     with contextlib.suppress(ValueError, RecursionError):
-        answer = json.loads(response.content)
+        answer = json.loads(body)
         detail = answer.get("detail", answer) if isinstance(answer, dict) else answer
         return detail if isinstance(detail, str) else json.dumps(detail)
-    return str(response.text)
+    return body.decode(errors="replace")
 
 
 def _token_of(client: Any) -> str:

@@ -10,10 +10,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from rlhf_recipes.rewards.contract.checks import check_setting
 from rlhf_recipes.texts import Text, as_text
-from rlhf_recipes.words import language_identifier, language_probability, ngrams, words
+from rlhf_recipes.words import is_blank, language_identifier, language_probability, ngrams, words
 
 # Letters, marks, numbers, punctuation and currency signs (Unicode's general categories).
 PROSE_CATEGORIES = ("L", "M", "N", "P", "Sc")
@@ -78,6 +79,9 @@ class LengthWindow(Rule):
     margin: int = 1
 
     def __post_init__(self) -> None:
+        for setting in ("minimum", "maximum", "margin"):
+            if getattr(self, setting) is not None:
+                check_setting("LengthWindow", setting, getattr(self, setting))
         if self.minimum < 0 or (self.maximum is not None and self.maximum < self.minimum):
             raise ValueError(
                 f"LengthWindow goes from minimum {self.minimum} to maximum {self.maximum}: the minimum must be 0 or "
@@ -129,8 +133,7 @@ class Repetition(Rule):
     n: int = 2
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"Repetition has n = {self.n}; it must be 1 or more.")
+        check_setting("Repetition", "n", self.n, least=1, whole=True)
 
     def score(self, text: str) -> float:
         found = ngrams(words(text), self.n)
@@ -191,6 +194,9 @@ class PlainProse(Rule):
     """
 
     max_digits: int = 4
+
+    def __post_init__(self) -> None:
+        check_setting("PlainProse", "max_digits", self.max_digits, least=0)
 
     def score(self, text: str) -> float:
         plain = (
@@ -309,14 +315,15 @@ class Language(Rule):
         threshold (`float`, *optional*):
             The probability from which on the reward is 1, and 0 below. Default: the reward is the probability.
         min_letters (`int`, *optional*, defaults to 20):
-            A completion with fewer letters gets `None`, as does one without any. For Chinese and Japanese, which say
-            more with each letter, set it lower.
+            A completion with fewer letters gets `None`, and one with nothing to see 0, the worst. For Chinese and
+            Japanese, which say more with each letter, set it lower.
     """
 
     language: str = "en"
     among: Sequence[str] | None = None
     threshold: float | None = None
     min_letters: int = 20
+    may_not_apply: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.among, str):
@@ -332,14 +339,13 @@ class Language(Rule):
             )
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"The threshold of Language is {self.threshold}; it must be above 0 and at most 1.")
-        if self.min_letters < 1:
-            raise ValueError(f"Language has min_letters {self.min_letters}; it must be 1 or more.")
+        check_setting("Language", "min_letters", self.min_letters, least=1)
 
     def score(self, text: str) -> float | None:
         probability = language_probability(text, self.language, self.among, self.min_letters)
-        if probability is None or self.threshold is None:
-            return probability
-        return float(probability >= self.threshold)
+        if probability is None:
+            return 0.0 if is_blank(text) else None
+        return probability if self.threshold is None else float(probability >= self.threshold)
 
 
 @dataclass(frozen=True)
@@ -386,4 +392,4 @@ class OnText(Rule):
     def _loaded(self) -> Any:
         from rlhf_recipes.rewards.loading import LoadedReward  # it finds rewards by name, these among them
 
-        return LoadedReward(self.func, args=self.args)
+        return LoadedReward(self.func, args=self.args, is_reward=False)

@@ -7,31 +7,42 @@
 
 `completion_ids` and `columns` may be left out. `rewards` are the weighted sums, null where no reward applies to a row;
 `parts` are the values of each reward before weighting. A refusal is `{"detail": "a sentence"}`: 401 for a wrong token,
-413 for too much at once, 422 for rows that do not fit or that a reward fails on.
+413 for too much at once, 422 for rows that do not fit, that a reward fails on, or that take it too long.
 
 The rewards see one request at a time, in one thread. Requests are not joined into larger batches: a reward may compare
-the completions of a prompt, and then those of another client would change its values.
+the completions of a prompt, and then those of another client would change its values. A request that takes longer than
+`max_seconds` is refused, and the others go on in another thread: Python cannot stop the first, which is left behind.
 """
 
 import asyncio
+import functools
+import logging
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.errors import RewardError
+from rlhf_recipes.http import MEGABYTE
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, compute_rewards
-from rlhf_recipes.rewards.contract.checks import reward_name
+from rlhf_recipes.rewards.contract.checks import check_setting, reward_name
 from rlhf_recipes.rewards.remote import TOKEN_ENV
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
+from rlhf_recipes.statistics import is_finite
+from rlhf_recipes.texts import as_text
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-MEGABYTE = 2**20
+logger = logging.getLogger(__name__)
+
+# Seconds that the requests under way have when the server is told to end.
+LAST_SECONDS = 5
 
 # What a reward may ask for and the protocol does not carry.
 NOT_CARRIED = {
@@ -42,7 +53,12 @@ NOT_CARRIED = {
 
 
 def make_app(
-    reward: RewardFunction, token_env: str | None = TOKEN_ENV, max_rows: int = 1024, max_body_mb: float = 16
+    reward: RewardFunction,
+    token_env: str | None = TOKEN_ENV,
+    max_rows: int = 1024,
+    max_body_mb: float = 16,
+    max_text_mb: float = 1,
+    max_seconds: float = 60,
 ) -> "FastAPI":
     """A FastAPI app that scores rows with a reward.
 
@@ -56,6 +72,11 @@ def make_app(
             Rows in one request.
         max_body_mb (`float`, *optional*, defaults to 16):
             Size of one request, in units of 2^20 bytes.
+        max_text_mb (`float`, *optional*, defaults to 1):
+            Length of one prompt or completion, in units of 2^20 characters. One that is longer is refused: a rule
+            would keep all other clients waiting while it reads it, and no model reads so much.
+        max_seconds (`float`, *optional*, defaults to 60):
+            How long the rewards may take for one request, once it is its turn.
 
     Raises:
         `ValueError`: if the reward cannot be served, because it is per token or wants what only a trainer has.
@@ -65,10 +86,10 @@ def make_app(
     from starlette.requests import ClientDisconnect
 
     rewards = _as_sum(reward)
-    _check_limits(max_rows, max_body_mb)
+    check_setting("a reward server", "max_rows", max_rows, least=1, whole=True)
+    _check_above_0(max_body_mb=max_body_mb, max_text_mb=max_text_mb, max_seconds=max_seconds)
     parse, schema = _parser()
-    # One thread for all requests: torch makes a pool of threads for each thread that calls it.
-    worker, turn = ThreadPoolExecutor(1, "reward"), asyncio.Lock()
+    worker, turn = Worker(), asyncio.Lock()
     # FastAPI's pages of documentation would have a browser fetch scripts from elsewhere.
     app = FastAPI(title=f"Reward {rewards.__name__}", docs_url=None, redoc_url=None)
     body_schema = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
@@ -95,11 +116,28 @@ def make_app(
             raise HTTPException(422, str(error)) from None
         if len(batch["completions"]) > max_rows:
             raise HTTPException(413, f"{len(batch['completions'])} rows are more than {max_rows}; send fewer at once.")
+        longest = max((len(as_text(text)) for name in ("prompts", "completions") for text in batch[name]), default=0)
+        if longest > max_text_mb * MEGABYTE:
+            raise HTTPException(
+                413,
+                f"A text of {longest} characters is longer than {max_text_mb:g} MB (max_text_mb of this server). Cut "
+                "it, or start the server with more.",
+            )
         async with turn:
             if await request.is_disconnected():  # it has given up, and will ask again: do not score twice
                 raise HTTPException(499, "The client has closed the connection.")
             try:
-                return await asyncio.get_running_loop().run_in_executor(worker, score_rows, rewards, batch)
+                scored = asyncio.wrap_future(worker.submit(score_rows, rewards, batch))
+                return await asyncio.wait_for(scored, max_seconds)
+            except TimeoutError:
+                worker.replace()
+                said = (
+                    f"{', '.join(rewards.names)} took longer than {max_seconds:g} s for {len(batch['completions'])} "
+                    "rows (max_seconds of this server)."
+                )
+                logger.warning("%s Other requests go on in another thread.", said)
+                # Final for a client that tries again what may help: the same would happen again.
+                raise HTTPException(422, f"{said} Send less at once, or start the server with more.") from None
             except (RewardError, ValueError) as error:
                 raise HTTPException(422, str(error)) from None
 
@@ -108,6 +146,45 @@ def make_app(
         return {"name": rewards.__name__, "parts": list(rewards.names), "weights": list(rewards.weights)}
 
     return app
+
+
+class Worker:
+    """One thread for all requests, since torch makes a pool of threads for each thread that calls it.
+
+    It does not keep the program from ending, and where it does not come back another takes its place.
+    """
+
+    def __init__(self) -> None:
+        self._jobs = _started_thread()
+
+    def replace(self) -> None:
+        """Leave the thread behind, which ends when its work is done, and start another."""
+        self._jobs.put(None)
+        self._jobs = _started_thread()
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Have the thread call a function when it is free."""
+        future: Future[Any] = Future()
+        self._jobs.put((future, functools.partial(function, *args)))
+        return future
+
+
+def _started_thread() -> "SimpleQueue[Any]":
+    """A thread that works on what is put into the queue which is returned, until that is `None`."""
+    jobs: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_work, args=(jobs,), name="reward", daemon=True).start()
+    return jobs
+
+
+def _work(jobs: "SimpleQueue[Any]") -> None:
+    while (job := jobs.get()) is not None:
+        future, call = job
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(call())
+        except BaseException as error:  # of whatever kind: it is raised where the result is waited for
+            future.set_exception(error)
 
 
 def score_rows(rewards: WeightedSum, batch: dict[str, Any]) -> dict[str, Any]:
@@ -139,10 +216,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: "FastAPI", listener: socket.socket) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; those under way are finished first."""
+    """Answer requests until SIGTERM or Ctrl-C; those under way have five seconds more."""
     uvicorn = optional("uvicorn", "A reward server", extra="serve")
     # With no configuration of its own, uvicorn's log goes where the program's goes.
-    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run(sockets=[listener])
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=LAST_SECONDS)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _as_sum(reward: RewardFunction) -> WeightedSum:
@@ -161,11 +239,10 @@ def _as_sum(reward: RewardFunction) -> WeightedSum:
     return rewards
 
 
-def _check_limits(max_rows: int, max_body_mb: float) -> None:
-    if max_rows < 1:
-        raise ValueError(f"max_rows is {max_rows}; it must be 1 or more.")
-    if not max_body_mb > 0:
-        raise ValueError(f"max_body_mb is {max_body_mb}; it must be above 0.")
+def _check_above_0(**limits: float) -> None:
+    for name, value in limits.items():
+        if not is_finite(value) or value <= 0:
+            raise ValueError(f"{name} of a reward server is {value}; it must be a number above 0.")
 
 
 def _is_admitted(header: str, token_env: str | None) -> bool:

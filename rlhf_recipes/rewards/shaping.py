@@ -10,13 +10,12 @@ a list beside the reward that is wanted.
 Texts of unfinished completions are decoded from token ids, without special tokens, as the trainer decodes whole ones.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_recipes.rewards.compute import tokenizer_of
-from rlhf_recipes.rewards.contract.checks import checked_call, reward_name
+from rlhf_recipes.rewards.contract.checks import check_setting, checked_call, reward_name
 from rlhf_recipes.rewards.loading import inner_reward
 from rlhf_recipes.rewards.rules import column_values
 from rlhf_recipes.texts import Text
@@ -158,12 +157,8 @@ class PrefixScore(Potential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(
-                f"PrefixScore has every = {self.every!r}; it must be a whole number of tokens, 1 or more."
-            )
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
-            raise ValueError(f"PrefixScore has scale = {self.scale!r}; it must be a finite number.")
+        check_setting("PrefixScore", "every", self.every, least=1, whole=True)
+        check_setting("PrefixScore", "scale", self.scale)
         object.__setattr__(self, "scorer", inner_reward(self.reward, "the reward of PrefixScore"))
 
     @property

@@ -5,9 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from rlhf_recipes.errors import RewardError
+from rlhf_recipes.errors import RewardValueError
 from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, StartedRewards, by_name
-from rlhf_recipes.rewards.contract.checks import Weight, checked_weights, is_per_token, is_potential
+from rlhf_recipes.rewards.contract.checks import (
+    Weight,
+    check_setting,
+    checked_weights,
+    is_per_token,
+    is_potential,
+    weight_at,
+    weighted,
+)
 from rlhf_recipes.texts import Text
 
 
@@ -44,9 +52,8 @@ class WeightSchedule:
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "begin", "until"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"The weight schedule's {name} is {value!r}; it must be a finite number.")
+            check_setting("the weight schedule", name, getattr(self, name))
+        check_setting("the weight schedule", "end - start", float(self.end) - float(self.start))
         if not 0 <= self.begin < self.until <= 1:
             raise ValueError(
                 f"The weight schedule goes from begin {self.begin:g} to until {self.until:g}; these are shares of the "
@@ -129,6 +136,7 @@ class WeightedSum:
         self.wants_ref_logprobs = any(getattr(func, "wants_ref_logprobs", False) for func in reward_funcs)
         self.wants_siblings = all(getattr(func, "wants_siblings", False) for func in reward_funcs)
         self.constant = all(getattr(func, "constant", False) for func in reward_funcs)
+        self.may_not_apply = all(getattr(func, "may_not_apply", False) for func in reward_funcs)
         per_token = [name for name, func in named.items() if is_per_token(func)]
         self.potential_names = tuple(name for name in per_token if is_potential(named[name]))
         self.token_names = tuple(name for name in per_token if name not in self.potential_names)
@@ -156,7 +164,7 @@ class WeightedSum:
     def weights_at(self, progress: float) -> dict[str, float]:
         """The weight of each reward, by name, when that share of the run is over."""
         at_hand = zip(self.names, self.weights, strict=True)
-        return {name: weight(progress) if callable(weight) else weight for name, weight in at_hand}
+        return {name: weight_at(weight, progress, name) for name, weight in at_hand}
 
     def combine(self, parts: Mapping[str, Sequence[Any]], progress: float = 0.0) -> list[float]:
         """The score of each row: the weighted sum of the per-sequence rewards that apply to it. `(B,)`
@@ -252,12 +260,17 @@ class WeightedSum:
         scores = []
         for row, values in enumerate(zip(*(parts[name] for name in self.names), strict=True)):
             if all(value is None for value in values):
-                raise RewardError(
+                raise RewardValueError(
                     f"Row {row} has no reward: each of {', '.join(self.names)} returned None for it, which means "
                     "'does not apply'. Add a reward that applies to every row, or drop such rows from the dataset."
                 )
-            applying = [weight_of[name] * own[row] for name, own in series.items() if own[row] is not None]
-            scores.append(math.fsum(applying))
+            scores.append(
+                math.fsum(
+                    weighted(weight_of[name], own[row], name, row)
+                    for name, own in series.items()
+                    if own[row] is not None
+                )
+            )
         return scores
 
     def _sum_tokens(
@@ -272,8 +285,12 @@ class WeightedSum:
         weight_of = self.weights_at(progress)
         rows = []
         for row, ids in enumerate(completion_ids):
-            applying = [(weight_of[name], parts[name][row]) for name in names if parts[name][row] is not None]
-            rows.append([math.fsum(weight * values[t] for weight, values in applying) for t in range(len(ids))])
+            applying = [
+                [weighted(weight_of[name], value, name, row) for value in parts[name][row]]
+                for name in names
+                if parts[name][row] is not None
+            ]
+            rows.append([math.fsum(values[t] for values in applying) for t in range(len(ids))])
         return rows
 
     def __repr__(self) -> str:

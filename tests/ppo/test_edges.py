@@ -144,7 +144,7 @@ def test_the_variance_of_the_ratio_is_not_negative(tmp_path):
 
 def test_a_server_that_takes_ends_away_is_refused(tmp_path, monkeypatch):
     generator = HTTPGenerator("http://nowhere", tmp_path)
-    monkeypatch.setattr(generator, "_post", lambda name, body: {"completion_ids": [[5, 6], [5, 6, 7, 8]]})
+    monkeypatch.setattr(generator, "_post", lambda *asked: {"completion_ids": [[5, 6], [5, 6, 7, 8]]})
     config = GenerationConfig(max_new_tokens=4, pad_token_id=0, eos_token_id=[TOKENIZER.eos_token_id])
     with pytest.raises(ValueError, match="2 tokens that neither ends with one of"):
         generator.generate(torch.ones(2, 3).long(), torch.ones(2, 3).long(), config, [1, 2])

@@ -84,6 +84,16 @@ def test_sigterm_lets_a_request_under_way_be_answered(tmp_path):
         assert process.wait(60) == -signal.SIGTERM
 
 
+def test_sigterm_ends_it_while_a_reward_does_not_come_back(tmp_path):
+    (tmp_path / "my_rewards.py").write_text(WAITING)
+    with started(tmp_path, "--reward_funcs", "my_rewards.py:waiting") as (process, url):
+        RemoteReward(url, retries=0).start(**ROWS)
+        while not (tmp_path / "called").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+
+
 # ---- in process
 
 
@@ -142,5 +152,5 @@ def test_rewards_that_cannot_be_served_are_refused(main, tmp_path):
         main(["--reward_funcs", f"{tmp_path}/my_rewards.py:PerToken", "--port", "0"])
     with pytest.raises(ValueError, match="There is no reward 'Vadr'"):
         main(["--reward_funcs", "Vadr", "--port", "0"])
-    with pytest.raises(ValueError, match="max_rows is 0"):
+    with pytest.raises(ValueError, match="max_rows of a reward server is 0"):
         main(["--reward_funcs", "Vader", "--port", "0", "--max_rows", "0"])

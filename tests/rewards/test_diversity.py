@@ -157,7 +157,7 @@ def test_messages_are_scored_as_their_text(reward):
 @pytest.mark.parametrize("kind", [DistinctN, SelfBLEU, NgramNovelty])
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
 def test_n_must_be_a_number_of_words(kind, n):
-    with pytest.raises(ValueError, match=f"{kind.__name__} has n = .*; it must be a whole number of 1 or more"):
+    with pytest.raises(ValueError, match=f"n of {kind.__name__} is .*; it must be 1 or more, and a whole number"):
         kind(n)
 
 

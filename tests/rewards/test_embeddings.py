@@ -123,9 +123,11 @@ def test_similarity_to_the_prompt(encoder, tokenizer):
 
 
 def test_where_there_is_nothing_to_compare_it_does_not_apply(similarity):
-    completions = ["", " \n", "\u200b", "a", "a", "a", "a"]
-    references = ["a", "a", "a", None, [], " ", [None, ""]]
-    assert similarity([""] * 7, completions, reference=references) == [None] * 7
+    completions = ["", "a", "a", "a", "a"]
+    references = [None, None, [], " ", [None, ""]]
+    assert similarity([""] * 5, completions, reference=references) == [None] * 5
+    # Nothing to see is the worst answer where there is one.
+    assert similarity([""] * 3, ["", " \n", "\u200b"], reference=["a"] * 3) == [-1.0] * 3
     assert similarity.embedder.asked == []
     assert similarity([], [], reference=[]) == []
 
@@ -158,8 +160,8 @@ def test_the_distance_is_that_to_the_siblings(encoder, tokenizer):
 def test_siblings_without_a_text_are_left_out(encoder, tokenizer):
     reward = EmbeddingDistance(encoder, processing_class=tokenizer)
     reward.embedder = FixedEmbeddings(a=0.0, b=60.0)
-    assert reward(["p"] * 3, ["a", "", "b"]) == [pytest.approx(0.5), None, pytest.approx(0.5)]
-    assert reward(["p"] * 2, ["a", " "]) == [None, None]
+    assert reward(["p"] * 3, ["a", "", "b"]) == [pytest.approx(0.5), 0.0, pytest.approx(0.5)]
+    assert reward(["p", "p", "q"], ["a", " ", ""]) == [1.0, 0.0, None]
 
 
 def test_a_row_has_the_same_value_whatever_else_is_in_the_batch(encoder, tokenizer):

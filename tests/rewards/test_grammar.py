@@ -21,8 +21,6 @@ def test_spelling_is_the_share_of_words_that_the_dictionary_has():
 
 def test_what_cannot_be_judged_is_left_out():
     completions = [
-        "",
-        " ",
         "...",
         "静かな映画。",
         "😀",
@@ -31,6 +29,7 @@ def test_what_cannot_be_judged_is_left_out():
         "me@flim.de",
     ]
     assert score(Spelling(), *completions) == [None] * len(completions)
+    assert score(Spelling(), "", " ", "\u200b") == [0.0] * 3  # nothing to see is the worst answer
     assert score(Spelling(), "静かな film 😀 2", "teh 静か", "a me@flim.de\nwww.flim.de film") == [1.0, 0.0, 1.0]
     assert score(Spelling("ru"), "film Тихий фильм", "film") == [1.0, None]
 
@@ -86,7 +85,7 @@ def test_spelling_judges_each_row_alone_and_adds_up():
     completions = ["teh film", "", "Good Zorbax", "flim " * 10_000, "a'" * 10_000]
     together = score(Spelling(), *completions)
     assert together == [score(Spelling(), text)[0] for text in completions]
-    assert together[:4] == [0.5, None, 1.0, 0.0]
+    assert together[:4] == [0.5, 0.0, 1.0, 0.0]
     assert score(pickle.loads(pickle.dumps(Spelling())), *completions) == together
     assert score(WeightedSum([Spelling()], weights=[2.0]), "teh film") == [1.0]
     assert Spelling()(completions=[[{"role": "assistant", "content": "teh film"}]]) == [0.5]

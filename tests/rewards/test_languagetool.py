@@ -197,7 +197,7 @@ def test_a_busy_server_is_asked_again_and_one_that_is_away_is_named():
     ("settings", "said"),
     [
         ({"url": "localhost"}, "url of LanguageTool is 'localhost'"),
-        ({"per": 0}, "per of LanguageTool is 0; it must be 1 word or more"),
+        ({"per": 0}, "per of LanguageTool is 0; it must be 1 or more"),
         ({"language": ""}, "needs a language"),
         ({"disabled_rules": "STYLE"}, "disabled_rules of LanguageTool is 'STYLE'; give a list"),
         ({"only_categories": ["TYPOS"], "disabled_rules": ["X"]}, "not both: the server refuses that"),

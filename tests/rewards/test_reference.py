@@ -14,6 +14,7 @@ from sacrebleu.metrics import CHRF
 from rlhf_recipes.rewards import EndsWithSentence, WeightedSum
 from rlhf_recipes.rewards import reference as module
 from rlhf_recipes.rewards.reference import BLEU, ROUGE, ChrF, ExactMatch, TokenF1, common_subsequence, corpus_bleu
+from rlhf_recipes.words import sacrebleu_tokenizer
 
 FOX = "the quick brown fox jumps over the lazy dog"
 FOX_TOO = "the fast brown fox jumped over the lazy dog"
@@ -141,6 +142,25 @@ def test_corpus_bleu_takes_one_tokenizer_for_all():
     assert corpus_bleu(texts, references) == pytest.approx(theirs.score / 100)
 
 
+def test_a_text_of_another_script_changes_nothing_for_the_rest_of_a_corpus():
+    """Each pair is cut into tokens by its own references, and the counts of all are added up."""
+    pairs = [*ALIKE.values(), (FOX, FOX_TOO), ("R&amp;B is 好", "It&amp;s 好"), ("R&amp;B at 3-4", "R&amp;B at 3-5")]
+    kinds = [sacrebleu_tokenizer([reference]) for _, reference in pairs]
+    assert set(kinds) == {"13a", "zh", "char"}
+    tokenizers = {kind: SacreBLEU(tokenize=kind).tokenizer for kind in set(kinds)}
+    texts, references = (
+        [tokenizers[kind](pair[side]) for kind, pair in zip(kinds, pairs, strict=True)] for side in (0, 1)
+    )
+    theirs = sacrebleu.corpus_bleu(texts, [references], tokenize="none", force=True)
+    assert corpus_bleu(*zip(*pairs, strict=True)) == pytest.approx(theirs.score / 100)
+
+    english = [(FOX, FOX_TOO), ("R&amp;B at 3-4", "R&amp;B at 3-5")] * 50
+    alone = sacrebleu.corpus_bleu([text for text, _ in english], [[reference for _, reference in english]])
+    beside = [*english, ("x", "好")]  # nothing in common: counts of no n-gram are added, and one token of length
+    assert corpus_bleu(*zip(*english, strict=True)) == pytest.approx(alone.score / 100)
+    assert corpus_bleu(*zip(*beside, strict=True)) == pytest.approx(alone.score / 100, rel=0.01)
+
+
 def test_corpus_bleu_leaves_out_what_has_no_reference():
     assert corpus_bleu([FOX, "x"], [FOX_TOO, None]) == corpus_bleu([FOX], [FOX_TOO])
     with pytest.raises(ValueError, match="None of the 2 texts has a reference"):
@@ -195,6 +215,37 @@ def test_chrf_refuses_settings(settings):
 
 
 # ---- ROUGE
+
+
+DIGITS_AND_WORDS = [
+    "it",
+    "costs",
+    "4.50",
+    "4",
+    "1,000",
+    "film",
+    "well-known",
+    "don't",
+    "3/4",
+    "good",
+    "U.S.",
+    "50%",
+    "$5",
+]
+
+
+def test_rouge_of_english_is_rouge_scores_where_no_word_is_split_there():
+    """A number with a point or comma, and a word with an apostrophe or hyphen, is one word here and several there."""
+    theirs = RougeScorer(["rougeL"], use_stemmer=False)
+    dice = random.Random(0)
+    for _ in range(200):
+        text, reference = (" ".join(dice.choices(DIGITS_AND_WORDS, k=8)) for _ in range(2))
+        expected = theirs.score(reference, text)["rougeL"].fmeasure
+        if not re.search(r"\w[.,'/-]\w", text + reference):
+            assert score(ROUGE(), text, reference) == pytest.approx(expected)
+    assert theirs.score("4.50", "4")["rougeL"].fmeasure == pytest.approx(2 / 3)
+    assert score(ROUGE(), "4", "4.50") == 0.0
+    assert score(ROUGE(), "It costs 4.50.", "it costs 4.50") == 1.0
 
 
 def test_rouge_by_hand():

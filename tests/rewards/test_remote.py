@@ -1,6 +1,7 @@
 """Rewards from a server: doubles that answer as each test says. The real server is in test_server.py."""
 
 import contextlib
+import gzip
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rlhf_recipes.rewards import EndsWithSentence, RewardError, WeightedSum, load_rewards
+from rlhf_recipes.rewards import EndsWithSentence, LanguageTool, RewardError, WeightedSum, load_rewards
 from rlhf_recipes.rewards.remote import RemoteReward, cut_by_prompt
 
 ROWS = {"prompts": ["a", "b", "c"], "completions": ["one", "three", "seven"], "completion_ids": [[1], [2, 3], [4]]}
@@ -495,3 +496,89 @@ def test_a_password_in_the_url_is_refused_and_not_shown():
     with pytest.raises(ValueError, match="holds a user or a password") as refused:
         RemoteReward("https://me:s3cret@localhost/score")
     assert "s3cret" not in str(refused.value)
+
+
+# ---- the way, and the size of what comes back
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """A proxy that refuses whatever it is asked, and that the environment names for every address."""
+    with Double(lambda request: (502, b"no such host")) as double:
+        address = double.url.removesuffix("/score")
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, address.replace("http://", "http://ann:s3cret@"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        yield double, address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_this_machine_is_asked_directly(proxy, host):
+    with Double(lengths) as double:
+        assert RemoteReward(double.url.replace("127.0.0.1", host))(**ROWS) == [3.0, 5.0, 5.0]
+        assert LanguageTool(double.url).start([""], [""])() == [None]
+    assert proxy[0].requests == []
+
+
+def test_another_machine_is_asked_through_the_proxy_which_is_named(proxy, caplog):
+    double, address = proxy
+    reward = RemoteReward("http://scores.example/score", retries=1, backoff=0.001)
+    with pytest.raises(RewardError) as caught:
+        reward(**ROWS)
+    way = f"http://scores.example/score through the proxy {address} that the environment names"
+    assert f"got no values from {way}: it answered 502" in str(caught.value)
+    assert way in caplog.text
+    assert "s3cret" not in str(caught.value) + caplog.text
+    assert len(double.requests) == 2
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_no_more_of_an_answer_is_read_than_its_limit(status, compressed):
+    body = json.dumps({"rewards": [1.0, 2.0, 3.0], "detail": "x" * 3_000_000}).encode()
+    headers = {"Content-Encoding": "gzip"} if compressed else {}
+    content = gzip.compress(body) if compressed else body
+    with Double(lambda request: (status, content, headers)) as double:
+        with pytest.raises(RewardError, match=r"its answer is larger than 1 MB\. Check .* or raise max_answer_mb"):
+            RemoteReward(double.url, max_answer_mb=1, retries=0)(**ROWS)
+        if status == 200:
+            assert RemoteReward(double.url)(**ROWS) == [1.0, 2.0, 3.0]
+
+
+NO_VALUES = {
+    "an error with values": (500, {"rewards": [0.75, -0.25, 0.0]}),
+    "a refusal with values": (422, {"rewards": [0.75, -0.25, 0.0]}),
+    "a redirection": (302, {"rewards": [0.0, 0.0, 0.0]}, {"Location": "/elsewhere"}),
+    "an error that is a success": (200, {"error": "out of memory"}),
+    "too few": (200, {"rewards": [0.75]}),
+    "too many": (200, {"rewards": [0.75, 0.0, 0.0, 0.0]}),
+    "none at all": (200, {"rewards": []}),
+    "a text": (200, {"rewards": [0.0, "0.0", 0.0]}),
+    "a truth value": (200, {"rewards": [0.0, False, 0.0]}),
+    "NaN": (200, b'{"rewards": [0.0, NaN, 0.0]}'),
+    "a number that no float holds": (200, b'{"rewards": [0.0, 1' + b"0" * 400 + b", 0.0]}"),
+    "a number that overflows": (200, b'{"rewards": [0.0, 1e400, 0.0]}'),
+    "another shape": (200, [0.0, 0.0, 0.0]),
+    "half of it": (200, b'{"rewards": [0.0, 0.0'),
+    "nothing": (200, b""),
+    "a page": (200, b"<html>0</html>"),
+}
+
+
+@pytest.mark.parametrize("answer", NO_VALUES.values(), ids=NO_VALUES)
+def test_whatever_goes_wrong_is_an_error_and_never_a_0(answer):
+    with Double(lambda request: answer) as double:
+        reward = RemoteReward(double.url, retries=1, backoff=0.001)
+        for held in (reward, WeightedSum([reward, EndsWithSentence()])):
+            with pytest.raises(RewardError, match="Reward 'RemoteReward' got no values from http") as caught:
+                held(**ROWS)
+            assert ".." not in str(caught.value).replace("...", "")
+
+
+def test_rows_without_a_value_are_no_0_either():
+    with Double(lambda request: (200, {"rewards": [None] * 3})) as double:
+        reward = RemoteReward(double.url)
+        assert reward(**ROWS) == [None] * 3
+        with pytest.raises(RewardError, match="Row 0 has no reward"):
+            WeightedSum([reward])(**ROWS)

@@ -78,7 +78,7 @@ def test_repetition_is_minus_the_share_of_bigrams_seen_before(text, expected):
 
 def test_repetition_of_single_words():
     assert score(Repetition(n=1), "so so so so", "so it goes") == [-0.75, 0.0]
-    with pytest.raises(ValueError, match="n = 0; it must be 1 or more"):
+    with pytest.raises(ValueError, match="n of Repetition is 0; it must be 1 or more"):
         Repetition(n=0)
 
 
@@ -216,7 +216,8 @@ def test_language_can_be_a_yes_or_no():
 
 
 def test_a_short_text_has_no_language():
-    assert score(Language(), "", "...", "😀" * 30, "12 " * 30, "a dull film, 1995", "\u200b") == [None] * 6
+    assert score(Language(), "...", "😀" * 30, "12 " * 30, "a dull film, 1995") == [None] * 4
+    assert score(Language(), "", " \n", "\u200b") == [0.0] * 3  # nothing to see is the worst answer
     assert score(Language("ja", min_letters=5), "静かな映画")[0] > 0.9
 
 
@@ -234,7 +235,7 @@ def test_among_fewer_languages_a_short_text_is_easier():
         ({"among": ["en"]}, "one other at least"),
         ({"among": "en"}, r"\['en'\]"),
         ({"threshold": 0}, "threshold of Language is 0; it must be above 0"),
-        ({"min_letters": 0}, "min_letters 0; it must be 1 or more"),
+        ({"min_letters": 0}, "min_letters of Language is 0; it must be 1 or more"),
     ],
 )
 def test_language_refuses_what_it_cannot_judge(settings, words):

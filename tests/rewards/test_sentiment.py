@@ -1,6 +1,8 @@
 import pickle
+import random
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -33,10 +35,10 @@ def test_the_prompt_counts_unless_told_otherwise():
     assert Vader(completion_only=True)(prompts=[SMART], completions=[" It is."]) == [0.0]
 
 
-def test_a_text_that_vader_cannot_read_has_no_score():
-    completions = ["", "\n", "...", "静かな映画。", "Тихий фильм", "1995"]
-    assert Vader()(prompts=[""] * 6, completions=completions) == [None] * 6
-    # Latin letters are read as English; emoticons and emoji of its lexicon count in any language.
+def test_a_text_that_vader_cannot_read_has_no_feeling_and_one_with_nothing_to_see_is_the_worst():
+    assert Vader()(prompts=[""] * 4, completions=["...", "静かな映画。", "Тихий фильм", "1995"]) == [0.0] * 4
+    assert Vader()(prompts=[""] * 3, completions=["", "\n", "\u200b"]) == [-1.0] * 3
+    # Emoticons and emoji of its lexicon count in any language.
     readable = Vader()(prompts=[""] * 4, completions=["a film", "ein Film", "映画 :)", "映画 😍"])
     assert readable[:2] == [0.0, 0.0]
     assert min(readable[2:]) > 0.4
@@ -47,6 +49,19 @@ def test_vader_reads_messages():
     prompt, completion = [{"role": "user", "content": "Well?"}], [{"role": "assistant", "content": SMART}]
     assert Vader(completion_only=True)(prompts=[prompt], completions=[completion]) == pytest.approx([0.8316], abs=1e-4)
     assert Vader()(prompts=[prompt], completions=[completion])[0] > 0.8
+
+
+def test_vader_here_is_vader_and_a_long_text_takes_no_longer_by_the_word():
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    original, here = SentimentIntensityAnalyzer(), Vader()
+    known = "least at never so this without doubt kind of but no not isn't very VERY good bad GREAT the bomb :) film !"
+    dice = random.Random(0)
+    texts = [" ".join(dice.choices(known.split(), k=length)) for length in range(1, 60)]
+    assert here([""] * len(texts), texts) == [original.polarity_scores(text)["compound"] for text in texts]
+    begin = time.process_time()
+    assert here([""], ["great film " * 5000]) == [1.0]
+    assert time.process_time() - begin < 3  # it was 7
 
 
 def test_vader_has_a_name_and_survives_pickling():
@@ -111,11 +126,11 @@ def test_the_classifier_reads_the_prompt_unless_told_otherwise():
     assert alone([prompt], [completion]) == pytest.approx(both([""], [SMART]))
 
 
-def test_a_blank_text_has_no_sentiment_and_a_long_one_is_cut():
+def test_a_blank_text_has_the_lowest_sentiment_and_a_long_one_is_cut():
     model, tokenizer = classifier()
     reward = SentimentClassifier(model, processing_class=tokenizer, completion_only=True)
     values = reward(["x"] * 5, ["", " \n", "...", "😀", "good film " * 5000])
-    assert values[:2] == [None, None]
+    assert values[:2] == [-1.0, -1.0]
     assert all(-1 <= value <= 1 for value in values[2:])
 
 

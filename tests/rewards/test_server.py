@@ -1,10 +1,12 @@
 """The server of rewards, with uvicorn, in a thread; recipes/serve_reward.py as a process is in tests/recipes."""
 
 import contextlib
+import http.client
 import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -16,6 +18,7 @@ from rlhf_recipes.rewards.server import listen, make_app
 from tests.ppo.helpers import largest_difference, many_short_tokens, trainer, weights
 from tests.tiny import tiny_classifier, tiny_tokenizer
 
+BERT = tiny_tokenizer("bert")
 ROWS = {
     "prompts": ["The film is", "It was", "The end"],
     "completions": [" great.", " so bad", "."],
@@ -288,7 +291,15 @@ def test_what_the_protocol_does_not_carry_is_refused_at_the_start(attribute):
         make_app(WeightedSum([EndsWithSentence(), Special()]))
 
 
-@pytest.mark.parametrize(("settings", "said"), [({"max_rows": 0}, "max_rows is 0"), ({"max_body_mb": 0}, "above 0")])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_rows": 0}, "max_rows of a reward server is 0"),
+        ({"max_body_mb": 0}, "above 0"),
+        ({"max_text_mb": float("nan")}, "max_text_mb of a reward server is nan"),
+        ({"max_seconds": 0}, "max_seconds of"),
+    ],
+)
 def test_limits_that_cannot_be_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         make_app(EndsWithSentence(), **settings)
@@ -300,3 +311,67 @@ def test_a_port_that_is_taken_is_told():
             listen(*first.getsockname())
         # Small answers in two packets are not held back.
         assert first.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# ---- one that takes long
+
+
+def slow_on_request(completions, **kwargs):
+    """Takes longer for "slow" than anybody waits."""
+    if "slow" in completions:
+        time.sleep(30)
+    return [float(len(text)) for text in completions]
+
+
+def seconds_of_200_others(url):
+    """How long the slowest of 200 clients waits, 20 at a time. (httpx2 takes longer to make a client than to ask.)"""
+    host, port = url.removeprefix("http://").split(":")
+
+    def ask(number):
+        begin = time.perf_counter()
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        connection.request("POST", "/score", json.dumps({"prompts": ["a"], "completions": [f"good {number}"]}))
+        assert json.load(connection.getresponse())["rewards"][0] is not None
+        connection.close()
+        return time.perf_counter() - begin
+
+    with ThreadPoolExecutor(20) as clients:
+        return max(clients.map(ask, range(200)))
+
+
+@pytest.mark.parametrize(
+    "reward", [Vader(), LearnedReward(tiny_classifier(BERT), BERT)], ids=["Vader", "LearnedReward"]
+)
+def test_a_text_of_ten_megabytes_keeps_nobody_waiting(reward):
+    """A rule's is refused; where the server is told to take it, a model reads the end of it."""
+    body = {"prompts": [""], "completions": ["a good film " * 900_000]}
+    limits = {"max_text_mb": 1 if isinstance(reward, Vader) else 16}
+    with serving(reward, **limits) as url:
+        alone = seconds_of_200_others(url)
+        answers = []
+        long = threading.Thread(target=lambda: answers.append(post(url, body)))
+        long.start()
+        beside = seconds_of_200_others(url)
+        long.join()
+    assert beside < 2 + alone  # a machine that is busy with other things is slow without it too
+    if isinstance(reward, Vader):
+        assert answers[0].status_code == 413
+        assert answers[0].json()["detail"].startswith("A text of 10800000 characters is longer than 1 MB (max_text_mb")
+    else:
+        assert answers[0].json()["rewards"] == pytest.approx(reward([""], body["completions"]), abs=1e-6)
+
+
+def test_a_request_that_takes_too_long_is_refused_and_the_others_go_on(caplog):
+    with serving(slow_on_request, max_seconds=0.5) as url:
+        client = RemoteReward(f"{url}/score", backoff=0.001)
+        finish = client.start(prompts=["a"], completions=["slow"])
+        time.sleep(0.1)
+        begin = time.perf_counter()
+        assert client(prompts=["a"] * 2, completions=["good", "bad"]) == [4.0, 3.0]
+        assert time.perf_counter() - begin < 10
+        with pytest.raises(
+            RewardError, match=r"422 .*slow_on_request took longer than 0.5 s for 1 rows \(max_seconds"
+        ):
+            finish()  # and is not asked again: that would keep a second thread
+        assert client(prompts=["a"], completions=["good"]) == [4.0]
+    assert caplog.text.count("Other requests go on in another thread") == 1

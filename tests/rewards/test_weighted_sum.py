@@ -35,8 +35,8 @@ def test_the_weight_on_its_way(shape, weights):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"start": 0, "end": float("nan")}, "end is nan"),
-        ({"start": "0", "end": 1}, "start is '0'"),
+        ({"start": 0, "end": float("nan")}, "end of the weight schedule is nan"),
+        ({"start": "0", "end": 1}, "start of the weight schedule is .0."),
         ({"start": 0, "end": 1, "begin": 0.5, "until": 0.5}, "begin 0.5 to until 0.5"),
         ({"start": 0, "end": 1, "until": 1.5}, "shares of the run"),
         ({"start": 0, "end": 1, "shape": "round"}, "shape is 'round'"),

@@ -25,6 +25,7 @@ from rlhf_recipes.modeling.tokenizers import ends_of
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.run.tables import FIGURES, TEXTS
 from rlhf_recipes.rewards import LearnedReward, WeightedSum, load_rewards
+from rlhf_recipes.rewards.contract.checks import check_can_stand
 from rlhf_recipes.rewards.learned import SharedTokenizerReward
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ def _checked_for_ppo(rewards: WeightedSum) -> WeightedSum:
         raise ValueError(
             f"A reward is named {taken[0]!r}, as a column of the table of completions is. Give it another name."
         )
+    check_can_stand(dict(zip(rewards.names, rewards.reward_funcs, strict=True)))
     for name, func, weight in zip(rewards.names, rewards.reward_funcs, rewards.weights, strict=True):
         if getattr(func, "constant", False) and weight != 0:
             raise ValueError(

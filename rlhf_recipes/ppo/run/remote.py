@@ -9,22 +9,31 @@ The protocol is two requests in JSON, so that a wrapper around any engine can an
 Text never travels: encoding a completion again may give other tokens than were sampled, and their log-probabilities
 would be of another text. The log-probabilities themselves are computed by the trainer, so an engine that rounds in its
 own way changes which completions are drawn, not what is computed of them.
+
+A server on this machine is asked directly, others through the proxy that the environment names for them, if it does.
+No more of an answer is read than the completions that were asked for can take.
 """
 
 import json
 import time
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
+from rlhf_recipes.http import MEGABYTE, proxy_of, through
 from rlhf_recipes.modeling.generation import pad_right
 from rlhf_recipes.modeling.saving import save_policy
+
+SMALL_ANSWER = MEGABYTE  # bytes of an answer besides token ids
+LONGEST_ID = 32  # bytes of one, in a list that may stand indented over several lines
 
 
 class HTTPGenerator:
@@ -37,7 +46,7 @@ class HTTPGenerator:
         retries (`int`, *optional*, defaults to 3): Attempts after a connection failed or the server answered 5xx.
 
     Raises:
-        `ConnectionError`: if the server cannot be reached, or answers with an error.
+        `ConnectionError`: if the server cannot be reached, or answers with an error; it names the proxy in between.
         `ValueError`: if its answer is not what was asked for.
     """
 
@@ -55,7 +64,9 @@ class HTTPGenerator:
     def generate(self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]) -> Tensor:
         prompts = [row[real.bool()].tolist() for row, real in zip(prompt_ids, mask, strict=True)]
         answer = self._post(
-            "generate", {"prompt_ids": prompts, "row_keys": list(row_keys), "sampling": config.to_diff_dict()}
+            "generate",
+            {"prompt_ids": prompts, "row_keys": list(row_keys), "sampling": config.to_diff_dict()},
+            len(prompts) * config.max_new_tokens * LONGEST_ID + SMALL_ANSWER,
         )
         rows: Any = answer.get("completion_ids")
         fits = isinstance(rows, list) and len(rows) == len(prompts) and all(isinstance(row, list) for row in rows)
@@ -74,21 +85,34 @@ class HTTPGenerator:
         width = max(len(row) for row in rows)
         return pad_right(rows, config.pad_token_id, width, device=prompt_ids.device, dtype=torch.long)
 
-    def _post(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, name: str, body: dict[str, Any], largest: int = SMALL_ANSWER) -> dict[str, Any]:
+        """Post a request, and read an answer of at most `largest` bytes."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{name}", data, {"Content-Type": "application/json"})
+        proxy = proxy_of(self.url)
+        handler = urllib.request.ProxyHandler({urlsplit(self.url).scheme: proxy} if proxy else {})
+        opener = urllib.request.build_opener(handler)
         for attempt in range(self.retries + 1):
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.load(response)
+                with opener.open(request, timeout=self.timeout) as response:
+                    return self._read(name, response.read(largest + 1), largest)
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.reason}: {error.read(300).decode(errors='replace')}"
                 final = error.code < 500
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
                 reason, final = str(error), False
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{self.url}/{name} answered with something that is no JSON: {error}") from None
             if final or attempt == self.retries:
                 break
             time.sleep(min(2**attempt, 30))
-        raise ConnectionError(f"{self.url}/{name} failed after {attempt + 1} attempts: {reason}")
+        raise ConnectionError(f"{self.url}/{name}{through(proxy)} failed after {attempt + 1} attempts: {reason}")
+
+    def _read(self, name: str, answer: bytes, largest: int) -> dict[str, Any]:
+        if len(answer) > largest:
+            raise ValueError(f"{self.url}/{name} answered more than the {largest} bytes that its answer can take.")
+        try:
+            read = json.loads(answer)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.url}/{name} answered with something that is no JSON: {error}") from None
+        if not isinstance(read, dict):
+            raise ValueError(f"{self.url}/{name} answered {answer[:200].decode(errors='replace')}, and no object.")
+        return read

@@ -62,6 +62,7 @@ class LinearReward:
         if self.model.trained_on is None:
             raise ValueError("The model has not been fitted: call its fit_ratings or fit_pairs first.")
         self.calibration = self.model.calibration if calibrate else None
+        self.may_not_apply = self.model.features.completion_only
         self.__name__ = name or (type(self).__name__ if given else Path(str(model)).name)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -22,15 +22,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from rlhf_recipes.errors import RewardError
+from rlhf_recipes.errors import RewardValueError
 from rlhf_recipes.rewards.base import Series, StartedRewards, by_name
 from rlhf_recipes.rewards.compute import check_positive
-from rlhf_recipes.rewards.contract.checks import checked_call, is_per_token, is_potential, reward_name
+from rlhf_recipes.rewards.contract.checks import (
+    check_setting,
+    checked_call,
+    checked_values,
+    is_per_token,
+    is_potential,
+    reward_name,
+)
 from rlhf_recipes.rewards.diversity import siblings
 from rlhf_recipes.rewards.loading import inner_reward, load_spec
 from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.rewards.weighted_sum import check_not_nested
-from rlhf_recipes.texts import Text
+from rlhf_recipes.statistics import is_finite
+from rlhf_recipes.texts import Text, short
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +82,10 @@ class Composition:
         return all(getattr(func, "constant", False) for func in self.inner.values())
 
     @property
+    def may_not_apply(self) -> bool:
+        return any(getattr(func, "may_not_apply", False) for func in self.inner.values())
+
+    @property
     def wants_prompt_ids(self) -> bool:
         return any(getattr(func, "wants_prompt_ids", False) for func in self.inner.values())
 
@@ -101,7 +113,7 @@ class Composition:
                     applying = [value for value in values if value is not None]
                     if applying:
                         log_metric(f"{self.__name__}/{name}", math.fsum(applying) / len(applying))
-            return self.merged(list(parts.values()))
+            return checked_values(self.merged(list(parts.values())), self, self.__name__, rewards.batch)
 
         return finish
 
@@ -137,7 +149,7 @@ class Product(Composition):
         for name, values in zip(self.inner, parts, strict=True):
             below = [(row, value) for row, value in enumerate(values) if value is not None and value < 0]
             if below:
-                raise RewardError(
+                raise RewardValueError(
                     f"The factor {name!r} of {self.__name__!r} is {below[0][1]:g} in row {below[0][0]}, and a factor "
                     "must be 0 or more: two negative ones would make a reward. Put it into a Map, as in "
                     "{func: Map, args: {reward: ..., by: sigmoid}}."
@@ -165,6 +177,16 @@ class Gate(Composition):
     at_least: float = 0.5
     otherwise: float | None = 0.0
     holds: ClassVar[tuple[str, ...]] = ("reward", "only_if")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_setting("Gate", "at_least", self.at_least)
+        if self.otherwise is not None:
+            check_setting("Gate", "otherwise", self.otherwise)
+
+    @property
+    def may_not_apply(self) -> bool:
+        return self.otherwise is None or super().may_not_apply
 
     def merged(self, parts: list[Series]) -> Series:
         return [
@@ -247,12 +269,39 @@ class Clip(OneReward):
         super().__post_init__()
         if self.low is None and self.high is None:
             raise ValueError("Clip has neither low nor high, so that it would do nothing. Give one of them.")
+        for setting in ("low", "high"):
+            if getattr(self, setting) is not None:
+                check_setting("Clip", setting, getattr(self, setting))
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"Clip goes from low {self.low:g} to high {self.high:g}; low must be below high.")
 
     def of(self, value: float) -> float:
         value = value if self.low is None else max(value, self.low)
         return value if self.high is None else min(value, self.high)
+
+
+@dataclass(frozen=True, repr=False)
+class Otherwise(OneReward):
+    """A reward where it applies, and a fixed value where it does not: `r`, or `value` where that is `None`.
+
+    With it a reward can stand alone that has nothing to say of some completions, such as the mean log-probability of
+    an empty one. Choose the value below what any completion gets that says something, or saying nothing pays.
+
+    Args:
+        reward: The reward.
+        value (`float`): What a row gets to which the reward does not apply.
+    """
+
+    value: float | None = None
+    per_token_allowed: ClassVar[bool] = False
+    may_not_apply: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_setting("Otherwise", "value", self.value)
+
+    def merged(self, parts: list[Series]) -> Series:
+        return [self.value if value is None else value for value in parts[0]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -273,11 +322,7 @@ class Scale(OneReward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.scale) and self.scale > 0 and math.isfinite(self.center)):
-            raise ValueError(
-                f"Scale has scale {self.scale!r} and center {self.center!r}; the scale must be above 0, and both "
-                "finite. To turn a reward around, give it a negative weight."
-            )
+        _check_unit(self)
 
     def of(self, value: float) -> float:
         return (value - self.center) / self.scale
@@ -308,8 +353,7 @@ class Map(OneReward):
         super().__post_init__()
         if self.by not in ("sigmoid", "exp", "softplus", "relu"):
             raise ValueError(f"Map has by {self.by!r}; known are sigmoid, exp, softplus and relu.")
-        if not (math.isfinite(self.scale) and self.scale > 0 and math.isfinite(self.center)):
-            raise ValueError(f"Map has scale {self.scale!r} and center {self.center!r}; the scale must be above 0.")
+        _check_unit(self)
 
     def of(self, value: float) -> float:
         x = (value - self.center) / self.scale
@@ -320,11 +364,22 @@ class Map(OneReward):
         if self.by == "softplus":
             return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
         if x > 50:
-            raise RewardError(
+            raise RewardValueError(
                 f"Map by exp has the value {value:g} of {reward_name(self.reward)!r}, {x:g} scales above its center: "
                 "one such row would decide everything. Raise scale, or take sigmoid."
             )
         return math.exp(x)
+
+
+def _check_unit(reward: Any) -> None:
+    """Refuse a center and a scale that no number can be measured with."""
+    kind = type(reward).__qualname__
+    check_setting(kind, "center", reward.center)
+    if not is_finite(reward.scale) or reward.scale <= 0:
+        raise ValueError(
+            f"scale of {kind} is {short(reward.scale)}; the scale must be above 0, and finite. To turn a reward "
+            "around, give it a negative weight."
+        )
 
 
 @dataclass(frozen=True)
@@ -382,6 +437,10 @@ class Discount(Rule):
     @property
     def constant(self) -> bool:
         return bool(getattr(self.cost_func, "constant", False))
+
+    @property
+    def may_not_apply(self) -> bool:
+        return bool(getattr(self.cost_func, "may_not_apply", False))
 
     def __call__(self, completions: Sequence[Text], **batch: Any) -> list[float | None]:
         name = reward_name(self.cost_func)

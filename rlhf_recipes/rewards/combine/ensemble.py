@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from rlhf_recipes.rewards.base import Series, StartedRewards
 from rlhf_recipes.rewards.contract.checks import is_per_token, reward_name
 from rlhf_recipes.rewards.loading import load_spec
+from rlhf_recipes.statistics import is_finite
 
 Reduction = Literal["mean", "min", "mean_minus_std", "mean_minus_variance"]
 
@@ -80,6 +81,7 @@ class EnsembleReward:
                 )
         self.wants_prompt_ids = any(getattr(member, "wants_prompt_ids", False) for member in self.members)
         self.wants_ref_logprobs = any(getattr(member, "wants_ref_logprobs", False) for member in self.members)
+        self.may_not_apply = any(getattr(member, "may_not_apply", False) for member in self.members)
         self.constant = all(getattr(member, "constant", False) for member in self.members)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -116,7 +118,7 @@ def check_reduction(owner: str, reduce: str, coefficient_name: str, coefficient:
     """Raise `ValueError` for a reduction that is not known, or a price of disagreement below 0."""
     if reduce not in get_args(Reduction):
         raise ValueError(f"{owner} reduces by {', '.join(get_args(Reduction))}, not by {reduce!r}.")
-    if isinstance(coefficient, bool) or not math.isfinite(coefficient) or coefficient < 0:
+    if not is_finite(coefficient) or coefficient < 0:
         raise ValueError(
             f"{owner} has {coefficient_name} {coefficient!r}; it must be a number of 0 or more, since a negative one "
             "would pay for disagreement."

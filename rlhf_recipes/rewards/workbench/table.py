@@ -563,7 +563,7 @@ def _with_row_of_data(error: RewardError, rows: Sequence[int], sample: Sample) -
     cause = error.__cause__
     if sample.completion_ids is None and (isinstance(cause, TypeError) or "completion_ids" in str(cause)):
         said += " There are no completion_ids, for want of a tokenizer: give --tokenizer if it counts tokens."
-    return RewardError(said)
+    return type(error)(said)
 
 
 def scored_rows(balance: Balance, sample: Sample) -> Iterator[dict[str, Any]]:

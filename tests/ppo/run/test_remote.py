@@ -1,5 +1,6 @@
 """Completions over HTTP. The server is a double: it holds a copy of the policy and speaks the two requests."""
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -87,7 +88,44 @@ def test_a_server_that_stays_away_or_does_not_know_is_named(tmp_path, url, monke
 @pytest.mark.parametrize("rows", [None, [[5]], [[5], []], [[5], [6] * 9], [5, 6]])
 def test_an_answer_that_does_not_fit_is_refused(tmp_path, monkeypatch, rows):
     generator = HTTPGenerator("http://nowhere", tmp_path)
-    monkeypatch.setattr(generator, "_post", lambda name, body: {"completion_ids": rows})
+    monkeypatch.setattr(generator, "_post", lambda *asked: {"completion_ids": rows})
     config = GenerationConfig(max_new_tokens=8, pad_token_id=0)
     with pytest.raises(ValueError, match="asked for 2 completions of 1 to 8 tokens"):
         generator.generate(torch.ones(2, 3).long(), torch.ones(2, 3).long(), config, [1, 2])
+
+
+def test_a_server_on_this_machine_is_asked_directly_and_others_through_the_proxy_that_is_named(
+    tmp_path, url, monkeypatch
+):
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://ann:s3cret@localhost:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    trainer(tmp_path).roles.policy.save_pretrained(tmp_path / "model")
+    assert HTTPGenerator(url, tmp_path)._post("load", {"folder": str(tmp_path / "model")}) == {}
+    with pytest.raises(
+        ConnectionError, match="load through the proxy http://localhost:1 that .* failed after 1"
+    ) as caught:
+        HTTPGenerator("http://engine.example", tmp_path, retries=0)._post("load", {})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"x" * 3_000_000, "answered more than the 1048576 bytes"),
+        (b"[1]", r"answered \[1\], and no object"),
+        (b"{", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+    ],
+)
+def test_an_answer_that_is_none_is_refused_and_not_read_to_its_end(tmp_path, url, monkeypatch, answer, said):
+    def raw(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(ConnectionError):
+            handler.wfile.write(answer)
+
+    monkeypatch.setattr(Server, "do_POST", raw)
+    with pytest.raises(ValueError, match=f"/load {said}|/load answered with something that is {said}"):
+        HTTPGenerator(url, tmp_path)._post("load", {})

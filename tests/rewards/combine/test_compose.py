@@ -3,7 +3,32 @@ import pickle
 
 import pytest
 
-from rlhf_recipes.rewards import Clip, Gate, Map, Product, Relative, RewardError, Scale, WeightedSum, load_rewards
+from rlhf_recipes.rewards import (
+    Clip,
+    Discount,
+    DistinctN,
+    EnsembleReward,
+    Gate,
+    Language,
+    LanguageTool,
+    LengthWindow,
+    Map,
+    Otherwise,
+    PlainProse,
+    PrefixScore,
+    Product,
+    Relative,
+    RemoteReward,
+    Repetition,
+    RewardError,
+    Scale,
+    WeightedSum,
+    WeightSchedule,
+    load_rewards,
+)
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
 
 ROWS = {"prompts": ["a", "b", "c"], "completions": ["x", "yy", "zzz"], "completion_ids": [[1], [1, 2], [3, 4, 5]]}
 
@@ -206,3 +231,68 @@ def test_what_compares_completions_of_a_prompt_says_so():
 def test_a_sum_with_rewards_per_token_is_no_factor():
     with pytest.raises(ValueError, match="contains the per-token rewards per_token"):
         Product([length, WeightedSum([per_token])])
+
+
+BAD_NUMBERS = [math.nan, math.inf, -math.inf, 10**400, "0.5", True, [1.0], 1j]
+SETTINGS = {
+    "Gate.at_least": lambda value: Gate(length, only_if=signed, at_least=value),
+    "Gate.otherwise": lambda value: Gate(length, only_if=signed, otherwise=value),
+    "Clip.low": lambda value: Clip(length, low=value),
+    "Clip.high": lambda value: Clip(length, low=0.0, high=value),
+    "Scale.scale": lambda value: Scale(length, scale=value),
+    "Scale.center": lambda value: Scale(length, center=value),
+    "Map.scale": lambda value: Map(length, scale=value),
+    "Map.center": lambda value: Map(length, center=value),
+    "Otherwise.value": lambda value: Otherwise(length, value=value),
+    "Discount.scale": lambda value: Discount(length, scale=value),
+    "EnsembleReward.std_coef": lambda value: EnsembleReward([length, signed], std_coef=value),
+    "PrefixScore.scale": lambda value: PrefixScore(length, tokenizer=TOKENIZER, scale=value),
+    "WeightSchedule.start": lambda value: WeightSchedule(value, 1.0),
+    "WeightSchedule.end": lambda value: WeightSchedule(0.0, value),
+    "WeightSchedule.until": lambda value: WeightSchedule(0.0, 1.0, until=value),
+    "LengthWindow.minimum": lambda value: LengthWindow(minimum=value),
+    "LengthWindow.maximum": lambda value: LengthWindow(maximum=value),
+    "LengthWindow.margin": lambda value: LengthWindow(margin=value),
+    "Repetition.n": lambda value: Repetition(n=value),
+    "DistinctN.n": lambda value: DistinctN(n=value),
+    "PlainProse.max_digits": lambda value: PlainProse(max_digits=value),
+    "Language.min_letters": lambda value: Language(min_letters=value),
+    "RemoteReward.batch_size": lambda value: RemoteReward("http://localhost/", batch_size=value),
+    "RemoteReward.timeout": lambda value: RemoteReward("http://localhost/", timeout=value),
+    "RemoteReward.retries": lambda value: RemoteReward("http://localhost/", retries=value),
+    "RemoteReward.backoff": lambda value: RemoteReward("http://localhost/", backoff=value),
+    "RemoteReward.max_concurrent": lambda value: RemoteReward("http://localhost/", max_concurrent=value),
+    "RemoteReward.max_answer_mb": lambda value: RemoteReward("http://localhost/", max_answer_mb=value),
+    "LanguageTool.per": lambda value: LanguageTool(per=value),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("value", BAD_NUMBERS, ids=range(len(BAD_NUMBERS)))
+def test_a_setting_that_is_no_finite_number_is_refused_when_the_reward_is_made(setting, value):
+    kind, name = setting.split(".")
+    with pytest.raises(ValueError, match=name) as caught:
+        SETTINGS[setting](value)
+    assert kind in str(caught.value) or "schedule" in str(caught.value)
+
+
+def test_a_way_of_a_weight_that_overflows_is_refused():
+    with pytest.raises(ValueError, match="end - start of the weight schedule is inf"):
+        WeightSchedule(-1e308, 1e308)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Scale(length, scale=1e-300),
+        Map(length, by="relu", scale=1e-300),
+        Product([Scale(length, scale=1e-10, name="a"), Scale(length, scale=1e-10, name="b")]),
+        Gate(length, only_if=signed, at_least=100.0, otherwise=1e300),
+        Clip(length, low=1e19),
+    ],
+    ids=["Scale", "Map", "Product", "Gate", "Clip"],
+)
+def test_a_number_that_a_composition_makes_too_large_is_an_error_also_where_nobody_else_looks(made):
+    with pytest.raises(RewardError, match=f"Reward '{made.__name__}' returned .*, for row 0 .*float32") as caught:
+        made(**ROWS)
+    assert isinstance(caught.value, ValueError)

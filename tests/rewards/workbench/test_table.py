@@ -113,7 +113,7 @@ def test_of_many_rows_the_best_and_the_worst_are_shown(capsys):
 
 def test_a_row_to_which_no_reward_applies_has_no_score(capsys):
     write("scripts.jsonl", [{"completion": "Good."}, {"completion": "好"}, {"completion": "Bad."}])
-    rows = scores("--data", "scripts.jsonl", "--reward_funcs", "Vader")
+    rows = scores("--data", "scripts.jsonl", "--reward_funcs", "Spelling")
     assert [row["score"] is None for row in rows] == [False, True, False]
     assert "1 row of 3 got no reward at all" in " ".join(capsys.readouterr().out.split())
 
