@@ -42,7 +42,10 @@ if TYPE_CHECKING:
     )
     from rlhf_recipes.rewards.sentiment import SentimentClassifier, Vader
     from rlhf_recipes.rewards.shaping import KeywordProgress, PrefixScore
+    from rlhf_recipes.rewards.timed import TimedReward
     from rlhf_recipes.rewards.verifiable.answers import JsonSchema, NumberAnswer, ThinkAnswerFormat
+    from rlhf_recipes.rewards.verifiable.short import ShortAnswer
+    from rlhf_recipes.rewards.verifiable.symbolic import MathAnswer
     from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule
     from rlhf_recipes.rewards.workbench.balance import Balance, measure_balance
     from rlhf_recipes.texts import as_text
@@ -120,6 +123,8 @@ _REWARDS_OF = {
         "PrefixScore",
     ),
     "shared_ensemble": ("SharedBaseEnsemble",),
+    "verifiable.short": ("ShortAnswer",),
+    "verifiable.symbolic": ("MathAnswer",),
 }
 _OTHERS_OF = {
     "base": (
@@ -146,6 +151,7 @@ _OTHERS_OF = {
     "reference": ("corpus_bleu",),
     "schedules": ("WeightSchedule",),
     "semantics": ("Embedder",),
+    "timed": ("TimedReward",),
 }
 _MODULE_OF = {name: module for group in (_REWARDS_OF, _OTHERS_OF) for module, names in group.items() for name in names}
 REWARDS = tuple(sorted(name for names in _REWARDS_OF.values() for name in names))
@@ -178,6 +184,7 @@ __all__ = [
     "LinearReward",
     "LogisticCalibration",
     "Map",
+    "MathAnswer",
     "NgramNovelty",
     "NumberAnswer",
     "OnText",
@@ -197,10 +204,12 @@ __all__ = [
     "SelfBLEU",
     "SentimentClassifier",
     "SharedBaseEnsemble",
+    "ShortAnswer",
     "Spelling",
     "StepModel",
     "StepReward",
     "ThinkAnswerFormat",
+    "TimedReward",
     "TokenClassifierReward",
     "TokenCount",
     "TokenF1",

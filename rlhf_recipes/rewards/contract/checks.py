@@ -7,17 +7,13 @@ can be known, the row with its prompt and completion.
 import functools
 import math
 import numbers
-import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.rewards.contract.concurrent import begun, called, is_async
-
-HERE = Path(__file__).resolve().parents[1]
-LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
+from rlhf_recipes.rewards.watchdog import is_library, watched
 
 # What a reward may say of itself, see `base.py`. A wrapper around a reward has to say the same.
 REWARD_ATTRIBUTES = ("per_token", "potential", "constant", "wants_prompt_ids", "wants_ref_logprobs", "wants_siblings")
@@ -76,7 +72,8 @@ def checked_call(
         `RewardError`: if it raises, or returns anything but B such values.
     """
     try:
-        values = called(func, batch) if finish is None else finish()
+        with watched(name):
+            values = called(func, batch) if finish is None else finish()
     except RewardError:  # a composition: the reward inside it has been named
         raise
     except Exception as error:
@@ -145,25 +142,14 @@ def _checked_number(value: Any, name: str, place: str, or_none: str = "") -> flo
 
 def _line_of(error: Exception) -> str:
     """File and line of the innermost call that is neither of this package nor of an installed library."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
     return f" It was raised in {own[-1].filename}, line {own[-1].lineno}." if own else ""
-
-
-def _is_library(filename: str) -> bool:
-    path = Path(filename).resolve()
-    return HERE in path.parents or LIBRARY in path.parents or "site-packages" in path.parts or filename.startswith("<")
 
 
 def _first_failing_row(func: Callable[..., Any], batch: dict[str, Any]) -> str:
     """Try the rows one by one, once the batch has failed, and say which is the first that fails alone."""
     size = len(batch["completions"])
-    alone = [
-        {
-            key: [value[row]] if isinstance(value, (list, tuple)) and len(value) == size else value
-            for key, value in batch.items()
-        }
-        for row in range(size)
-    ]
+    alone = [row_of(batch, row) for row in range(size)]
     # Coroutines all at once: one after the other, slow ones would keep their user waiting for the message.
     attempts = [begun(func, row) if is_async(func) else functools.partial(called, func, row) for row in alone]
     for row, attempt in enumerate(attempts):
@@ -172,6 +158,15 @@ def _first_failing_row(func: Callable[..., Any], batch: dict[str, Any]) -> str:
         except Exception:  # reported by the caller, with the first error as its cause
             return f"Tried one by one, the first row to fail is {_describe(row, batch)}."
     return f"None of its {size} rows fails alone."
+
+
+def row_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
+    """One row of a batch, as a batch."""
+    size = len(batch["completions"])
+    return {
+        key: [value[row]] if isinstance(value, (list, tuple)) and len(value) == size else value
+        for key, value in batch.items()
+    }
 
 
 def _describe(row: int, batch: dict[str, Any]) -> str:
