@@ -42,7 +42,7 @@ class Worker:
         self.packed = pickle.dumps(function)
         self.memory_gb = memory_gb
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._owner = os.getpid()
         atexit.register(self.end)
@@ -75,12 +75,12 @@ class Worker:
 
     def _running(self) -> Connection:
         if self._owner != os.getpid():  # after a fork the process is the parent's, and so are its answers
-            self._process = self._connection = None
+            self.process = self._connection = None
             self._owner = os.getpid()
         if self._connection is None:
             self._connection, theirs = Pipe()
             program = PROGRAM.format(path=sys.path, fd=theirs.fileno(), memory=self.memory_gb)
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-c", program], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
             )
             theirs.close()
@@ -94,7 +94,7 @@ class Worker:
                 raise TimeoutError(f"It did not come back within {timeout:g} seconds.")
             raised, value = connection.recv()
         except (EOFError, ConnectionResetError):
-            code = self._process.wait() if self._process is not None else None
+            code = self.process.wait() if self.process is not None else None
             self._end()
             raise WorkerEnded(f"Its process ended with code {code}.") from None
         except (
@@ -107,8 +107,8 @@ class Worker:
         return value
 
     def _end(self) -> None:
-        process, connection = self._process, self._connection
-        self._process = self._connection = None
+        process, connection = self.process, self._connection
+        self.process = self._connection = None
         if connection is not None:
             connection.close()
         if process is not None and self._owner == os.getpid():

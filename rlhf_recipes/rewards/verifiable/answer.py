@@ -66,8 +66,8 @@ class VerifiableAnswer(Rule):
             return int(plain) if isinstance(plain, numbers.Integral) else float(plain)
         raise RewardError(
             f"Reward {self.__name__!r} cannot use the reference in row {row}, column {self.column!r}: it is "
-            f"{str(reference)[:80]}, of type {type(reference).__name__}. A reference is a text or a finite number, and "
-            "None or empty where the row has none. Make one of it before training, with a map over the dataset."
+            f"{str(reference)[:80]}, of type {type(reference).__name__}. A reference is a text or a finite number, "
+            "and None or empty where the row has none. Make one of it before training, with a map over the dataset."
         )
 
     def _say(self, unread: list[Reference], rows: int) -> None:
@@ -75,8 +75,8 @@ class VerifiableAnswer(Rule):
             return
         _said.add((self.__name__, self.column))
         logger.warning(
-            "%s: %d of %d references in the column %r are not %s, the first is %.120r. Such rows get None, which means "
-            "'does not apply'; their number is logged as %s/unread_references. This is said once.",
+            "%s: %d of %d references in the column %r are not %s, the first is %.120r. Such rows get None, which "
+            "means 'does not apply'; their number is logged as %s/unread_references. This is said once.",
             *(self.__name__, len(unread), rows, self.column, self.reads, unread[0], self.__name__),
         )
 

@@ -127,8 +127,8 @@ class NumberAnswer(VerifiableAnswer):
     expressions (`2^{10}`, `2\\pi`) are not read. Units count where both sides have one: 5 feet are not 5 meters.
 
     What a completion states is read as `verifiable/statement.py` has it: its conclusion. A completion without a
-    number, an empty one among them, one that denies it ("not 72"), that offers several ("72 or 73"), or that is cut off
-    in its box or tag, is wrong: 0.
+    number, an empty one among them, one that denies it ("not 72"), that offers several ("72 or 73"), or that is cut
+    off in its box or tag, is wrong: 0.
 
     A reference is a number, or a text that is one, with a unit where it has one, or that marks one by a box, by `####`
     or by "the answer is" (so the answers of GSM8K, whose last line is `#### 72`, are taken as they are). A row whose

@@ -50,7 +50,9 @@ def _is_cut_off(decimal: Number, exact: Fraction) -> bool:
     """Whether a decimal is this fraction, which no decimal is, cut off or rounded at its last place."""
     if decimal.decimals is None or decimal.decimals < ROUNDED_PLACES or _ends(exact):
         return False
-    return abs(decimal.value - exact) < Fraction(1, 10**decimal.decimals)
+    place = Fraction(1, 10**decimal.decimals)
+    left_off = abs(exact) - abs(decimal.value)
+    return decimal.value * exact > 0 and -place / 2 <= left_off < place
 
 
 def _ends(value: Fraction) -> bool:

@@ -6,8 +6,8 @@ import re
 COMMANDS = {
     "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
     "∈": r"\in ", "∅": r"\emptyset ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ",
-    "−": "-", "–": "-", "°": r"^\circ ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "φ": r"\phi ", "ℝ": r"\mathbb{R}",
-    "√": r"\sqrt ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "−": "-", "–": "-", "°": r"^\circ ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "φ": r"\phi ",
+    "ℝ": r"\mathbb{R}", "√": r"\sqrt ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
 }  # fmt: skip
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp"
@@ -18,7 +18,7 @@ REWRITTEN = tuple(
     for pattern, replacement in (
         (r"\\(?:left|right|bigl?|bigr?|displaystyle|limits)(?![a-zA-Z])", ""),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~", " "),
+        (r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-zA-Z])|~", " "),
         (r"\\(?:text|mathrm|textrm)\s*\{\s*(?:or|and)\s*\}|(?<![\w\\])(?:or|and)(?!\w)", ","),
         (rf"\\(?:text|mathrm|operatorname\*?)\s*\{{\s*({FUNCTIONS}|{GREEK})\s*\}}", r"\\\1 "),
         (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),

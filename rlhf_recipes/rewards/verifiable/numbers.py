@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rlhf_recipes.rewards.verifiable.statement import (
+    NEAR,
     Statement,
+    is_alternative,
     is_choice,
     is_denied,
     sentences,
@@ -21,6 +23,7 @@ from rlhf_recipes.rewards.verifiable.statement import (
 from rlhf_recipes.rewards.verifiable.units import read_unit
 
 MOST_DIGITS = 400  # beyond what a float holds; and a power of ten is not written out before it is known to be small
+MOST_NUMBERS = 20  # of one sentence that are looked at, from its end
 SPACES = "\u00a0\u202f\u2009"
 CURRENCIES = "$€£¥₹"
 DIGITS = (
@@ -64,8 +67,9 @@ REWRITTEN = tuple(
 )
 ENDS = " \t\n.,;:!。，；：！、"
 FILLER = re.compile(
-    r"(?:\s|[:：~]|\b(?:approximately|approx\.?|about|around|roughly|exactly|equal to|just|only|therefore|thus|simply|the "
-    r"number|the value|equals|now|then|a total of|indeed|ca\.|etwa|environ|des|de|около|约|大约|是|为|為|ist|est|es|هو)"
+    r"(?:\s|[:：~]|\b(?:approximately|approx\.?|about|around|roughly|exactly|equal to|just|only|therefore|thus|simply"
+    r"|the number|the value|equals|now|then|a total of|indeed|ca\.|etwa|environ|des|de|около|约|大约|是|为|為|ist|est|es"
+    r"|هو)"
     r"(?:\s+|(?=[^\w])|(?<=[约是为為])))*",
     re.IGNORECASE,
 )
@@ -94,9 +98,10 @@ LISTED = re.compile(
     r"(?:(?:perhaps|maybe|possibly|also|even)\s+)*\(?\s*[$€£¥]?\s*$",
     re.IGNORECASE,
 )
-ENUMERATED = re.compile(r"^\s*\d+[.)]\s+\S", re.MULTILINE)
+ENUMERATED = re.compile(r"^[ \t]*\d+[.)][ \t]+(?=\S)", re.MULTILINE)
 REMARK = re.compile(
-    r"(?:I|we)(?:['’]ve| have| then| also)? (?:checked|double|verified|confirmed|used|tried|tested|repeated|spent|took|am\b)"
+    r"(?:I|we)(?:['’]ve| have| then| also)? "
+    r"(?:checked|double|verified|confirmed|used|tried|tested|repeated|spent|took|am\b)"
     r"|(?:this|that|it) took\b|hope\b|let me know\b|I['’]m\b",
     re.IGNORECASE,
 )
@@ -161,7 +166,7 @@ class NumberReader:
         Two ways to write the same one, "1.5 or 3/2", are one.
         """
         statement = stated(text)
-        if statement is None:
+        if statement is None or re.search(r"\d\s?!", statement.text):
             return None
         return self.exact(statement.text) or self._in_several_ways(statement.text)
 
@@ -212,9 +217,8 @@ class NumberReader:
         rest = text[end:]
         if GOES_ON.match(rest) or is_denied("", rest):
             return None
-        others = [self._read(rest, other) for other in self.pattern.finditer(rest)]
-        alternative = is_choice(rest) or any(LISTED.fullmatch(rest[: o.start()]) for o in self.pattern.finditer(rest))
-        return None if alternative and others else number
+        other = self.pattern.search(rest)
+        return None if other and (is_choice(rest) or LISTED.fullmatch(rest[: other.start()])) else number
 
     def _told(self, text: str) -> Number | None:
         """The last number that prose asserts, unless it stands in a row with others or in an expression."""
@@ -222,20 +226,22 @@ class NumberReader:
         whole = self.exact(text) or self._in_several_ways(text)
         if whole is not None:
             return whole
+        if len(ENUMERATED.findall(text)) > 1:
+            text = ENUMERATED.sub("", text)
         told = sentences(text)
         told = [sentence for sentence in told if not REMARK.match(sentence)] or told
-        if told and len(ENUMERATED.findall(text)) < 2:
-            first = self.exact(told[0])
-            if first is not None and not (ENUMERATED.match(text) and re.search(r"=", text)):
-                rest = [self.exact(sentence) for sentence in told[1:]]
-                return first if all(number is None or number == first for number in rest) else None
+        first = self.exact(told[0]) if told else None
+        if first is not None and not (ENUMERATED.match(text) and "=" in text):  # 72. And then whatever
+            others = {number.value for number in map(self.exact, told[1:]) if number is not None}
+            return None if others - {first.value} or any(map(is_alternative, told[1:])) else first
         for sentence in reversed(told):
             without_aside = ASIDE.sub("", sentence)
             sentence = without_aside if self.pattern.search(without_aside) else sentence
-            matches = list(self.pattern.finditer(sentence))
-            kept = [m for m in matches if not is_denied(sentence[: m.start()], sentence[m.end() :])]
-            if kept:
-                return self._last_of(sentence, kept)
+            matches = list(self.pattern.finditer(sentence))[-MOST_NUMBERS:]
+            while matches and is_denied(sentence[: matches[-1].start()], sentence[matches[-1].end() :]):
+                matches.pop()
+            if matches:
+                return None if is_alternative(sentence) and len(told) > 1 else self._last_of(sentence, matches)
         return None
 
     def _last_of(self, sentence: str, matches: list[re.Match[str]]) -> Number | None:
@@ -245,10 +251,11 @@ class NumberReader:
         parts = sentence.split("=")
         if len(parts) > 1 and (EQUATED.search(before) or ARITHMETIC.fullmatch(_bare(parts[-1]))):
             return self._of_equation(sentence)
-        if read is None or GOES_BEFORE.search(before) or EXPRESSION_AFTER.match(after):
+        if read is None or GOES_BEFORE.search(before[-NEAR:]) or EXPRESSION_AFTER.match(after):
             return None
         between = sentence[matches[-2].end() : match.start()] if len(matches) > 1 else ""
-        return None if LISTED.fullmatch(between) or is_choice(between) else read[0]
+        denied = is_denied(sentence[: matches[-2].start()], f"{between} ") if between else False
+        return None if not denied and (LISTED.fullmatch(between) or is_choice(between)) else read[0]
 
     def _read(self, text: str, match: re.Match[str]) -> tuple[Number, int] | None:
         """What a match is as a number, and where it and its unit end."""

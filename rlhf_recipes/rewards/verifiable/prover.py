@@ -6,6 +6,7 @@ switched off here, and the process is ended instead.
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from rlhf_recipes.rewards.worker import Worker, WorkerEnded
@@ -22,7 +23,7 @@ class Prover:
 
     def __init__(self) -> None:
         self.late = 0
-        self._worker = Worker(judge, MEMORY_GB)
+        self.worker = Worker(_Judge(), MEMORY_GB)
         self._readable: dict[str, bool] = {}
 
     def can_read(self, reference: str, timeout: float) -> bool:
@@ -37,7 +38,7 @@ class Prover:
 
     def _ask(self, reference: str, answer: str, timeout: float) -> bool | None:
         try:
-            equal: bool | None = self._worker((reference, answer), timeout)
+            equal: bool | None = self.worker((reference, answer), timeout)
         except (TimeoutError, WorkerEnded):  # nested so deep, or so large, that the process could not go on
             self.late += 1
             return None
@@ -48,6 +49,21 @@ class Prover:
 def prover() -> Prover:
     """The one of this program: all rewards share its process."""
     return Prover()
+
+
+class _Judge:
+    """[`judge`], which has imported what it needs before the first limit begins to run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ready_judge, ()
+
+    def __call__(self, question: tuple[str, str]) -> bool | None:
+        return judge(question)
+
+
+def _ready_judge() -> Callable[[tuple[str, str]], bool | None]:
+    judge((r"\frac{1}{2}", r"\sqrt{2}"))
+    return judge
 
 
 def judge(question: tuple[str, str]) -> bool | None:

@@ -17,24 +17,24 @@ from rlhf_recipes.rewards.verifiable.statement import (
 )
 
 MOST_WORDS = 12
-YES = frozenset("yes yeah yep true correct ja oui sí si sim да 是 对 对的 正确 はい 예 네 نعم हाँ हां wahr vrai".split())
-NO = frozenset(
-    "no nope false incorrect nein non não нет 否 不是 不对 错误 いいえ 아니요 아니오 لا नहीं falsch faux".split()
-)
+MOST_LETTERS = 20  # of one sentence that are looked at, from its end
+YES_WORDS = "yes yeah yep true correct ja oui sí si sim да 是 对 对的 正确 はい 예 네 نعم हाँ हां wahr vrai"
+NO_WORDS = "no nope false incorrect nein non não нет 否 不是 不对 错误 いいえ 아니요 아니오 لا नहीं falsch faux"
+YES, NO = frozenset(YES_WORDS.split()), frozenset(NO_WORDS.split())
 ARTICLES = re.compile(r"^(?:the|a|an|der|die|das|ein|eine|le|la|les|l|un|une|el|los|las|il|lo|o|os|as)\s+(?=\S)")
 OPTION = r"(?:option|choice|answer|letter|alternative)"
 
 # Letters of a multiple choice as they are pointed out: (C), **C**, C) or C. before a text, option C.
 POINTED = re.compile(
-    rf"\(([A-Z])\)|(?<![\w'’])(?i:{OPTION})\s+\(?([A-Z])\b|(?:^|(?<=[\s:]))([A-Z])(?=\s*[).:,]\s|\s*[).:,]?\s*$|\s+(?:or|and|is "
-    r"(?:the )?(?:right|correct)|because|since)\b)"
+    rf"\(([A-Z])\)|(?<![\w'’])(?i:{OPTION})\s+\(?([A-Z])\b|(?:^|(?<=[\s:]))([A-Z])"
+    r"(?=\s*[).:,]\s|\s*[).:,]?\s*$|\s+(?:or|and|is (?:the )?(?:right|correct)|because|since)\b)"
 )
 LETTER = re.compile(r"\W*(?:(?i:option|choice|letter|answer)\s+)?\(?([A-Za-z])\)?\W*")
 LEADING_LETTER = re.compile(
     rf"\W*(?:(?i:{OPTION})\s+)?(?:\(([A-Z])\)|([A-Z])(?=[).:,]|\s*$|\s+(?:because|since|as|is)\b))"
 )
 FORMULA = re.compile(r"[\\^=<>{}\[\]|+*_√π∞≤≥]")
-SAYS = r"(?:is|s|are|was|were|be|called|named|namely|means|equals?|:|=|ist|est|es|è|é)"
+SAYS = r"(?:is|are|was|were|be|called|named|namely|means|equals?|:|=|ist|est|es|è|é)"
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def states(statement: Statement, reference: str, text: str) -> bool:
 
 def plain(text: str) -> str:
     """A text for comparison: case folded, without LaTeX around words, punctuation, leading articles."""
-    folded = unicodedata.normalize("NFKC", normalized(text)).casefold()
-    words = re.sub(r"[^\w\s.+/%-]|(?<!\d)\.|\.(?!\d)|(?<!\w)-|_", " ", folded)
+    folded = unicodedata.normalize("NFKC", normalized(text)).casefold().replace("’", "'")
+    words = re.sub(r"[^\w\s.+/%'-]|(?<!\d)\.|\.(?!\d)|(?<!\w)[-']|'(?!\w)|_", " ", folded)
+    words = re.sub(r"(?:です|でした|입니다|예요)\s*$", "", words)
     return ARTICLES.sub("", " ".join(words.split()))
 
 
@@ -120,7 +121,8 @@ def _letter(text: str, marked: bool) -> str | None:
     elif len(POINTED.findall(text)) > 1 and (leading := LEADING_LETTER.match(text)):
         text = sentences(text)[-1] if leading is None else text
     for sentence in reversed(sentences(text)):
-        found = [m for m in POINTED.finditer(sentence) if not is_denied(sentence[: m.start()], sentence[m.end() :])]
+        pointed = list(POINTED.finditer(sentence))[-MOST_LETTERS:]
+        found = [m for m in pointed if not is_denied(sentence[: m.start()], sentence[m.end() :])]
         letters = {m[1] or m[2] or m[3] for m in found}
         if letters:
             return letters.pop() if len(letters) == 1 else None
@@ -167,7 +169,7 @@ def _says(said: str, text: str, marked: bool) -> bool:
         return re.match(r"\s*$|\s*(?:of|in|for|and not|not)\b", after) is not None
     ends = (
         re.match(r"\s*(?:$|and not\b|not\b|rather\b)", after) is not None
-        and re.search(rf"\b{SAYS}\s*(?:the|a|an)?\s*$", before) is not None
+        and re.search(rf"(?:\b{SAYS}|'s)\s*(?:the|a|an)?\s*$", before) is not None
     )
     begins = not before.strip() and re.match(rf"\s*{SAYS}\b", after) is not None
     return ends or begins

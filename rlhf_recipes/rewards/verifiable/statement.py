@@ -78,10 +78,11 @@ DENIED_AFTER = re.compile(
     r"(?:(?:is|are|was|were|be|being|seems?|looks?)(?:n['’]t|\s+(?:\w+ly\s+)?(?:not|never|wrong|false|incorrect|"
     r"impossible|excluded|ruled out|invalid|out of|too)\b)|cannot\b|can['’]?t\b|won['’]t\b|doesn['’]t\b|does not\b|"
     r"didn['’]t\b|did not\b|can be (?:ruled out|excluded))"
-    r"|ist (?:nicht|falsch)|n['’]est pas|est (?:faux|fausse)|no es|non è|não é|неверно|不是|不对|不對|是错|"
+    r"|नहीं|ist (?:nicht|falsch)|n['’]est pas|est (?:faux|fausse)|no es|non è|não é|неверно|不是|不对|不對|是错|"
     r"では(?:な|あり)|じゃ(?:な|あり)|(?:가|이|은|는)\s*아니)",
     re.IGNORECASE,
 )
+NEAR = 300  # characters around an answer in which it can be denied
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,9 @@ def without_thoughts(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """A text without code, emphasis and a calculator's notes."""
-    return EMPHASIS.sub(r"\2", NOTE.sub("", CODE.sub("\n", text)))
+    """A text without code, emphasis, a calculator's notes and empty lines."""
+    text = EMPHASIS.sub(r"\2", NOTE.sub("", CODE.sub("\n", text)))
+    return "\n".join(filter(str.strip, text.splitlines()))
 
 
 def sentences(text: str) -> list[str]:
@@ -191,7 +193,7 @@ def is_denied(before: str, after: str) -> bool:
     >>> is_denied("It is certainly not ", ", though."), is_denied("", " is wrong."), is_denied("It's not 71 but ", "")
     (True, True, False)
     """
-    before = HARMLESS.sub(" ", before)
+    before, after = HARMLESS.sub(" ", before[-NEAR:]), after[:NEAR]
     of_all = list(OF_ALL.finditer(before))
     if of_all and not re.search(r"[,;:=]|\bbut\b", before[of_all[-1].end() :]):
         return True
@@ -204,6 +206,11 @@ def is_denied(before: str, after: str) -> bool:
 def is_choice(text: str) -> bool:
     """Whether a text offers one thing or another."""
     return ALTERNATIVES.search(text) is not None
+
+
+def is_alternative(sentence: str) -> bool:
+    """Whether a sentence goes on with an alternative, as in "72. Or 73."."""
+    return re.match(r"(?:or|oder|ou|или|或)\b", sentence, re.IGNORECASE) is not None
 
 
 def without_explanation(text: str) -> str:

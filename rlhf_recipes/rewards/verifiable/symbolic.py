@@ -38,7 +38,8 @@ class MathAnswer(VerifiableAnswer):
     Numbers are compared as [`NumberAnswer`] does, words and letters (`\text{(C)}`, `\text{Tuesday}`) as
     [`ShortAnswer`] does, and everything else symbolically, by [math-verify](https://github.com/huggingface/Math-Verify)
     and sympy: `2\sqrt{3}` is `\sqrt{12}`, `\{1,2\}` is `\{2,1\}`, `x = 5` is `5`. A point is no set and no interval
-    that is open elsewhere, and a number in another base (`40_9`) is another number. Decimals are compared with 6 places.
+    that is open elsewhere, and a number in another base (`40_9`) is another number. Decimals are compared to 6
+    places.
 
     What a completion states is read as in [`NumberAnswer`]. A completion without an answer, or with several where the
     reference is one, gets 0. A row whose reference math-verify cannot read gets `None`.
@@ -181,7 +182,7 @@ def _sides(answer: str) -> list[str]:
 
 
 def _may_be_equal(wanted: str, answer: str) -> bool:
-    """Whether neither brackets nor the base of a number tell two expressions apart, for which the library has no eye."""
+    """Whether neither brackets nor the base of a number tell two expressions apart, which the library overlooks."""
     kinds = {bracket_kind(wanted), bracket_kind(answer)} - {""}
     based = IN_BASE.fullmatch(wanted), IN_BASE.fullmatch(answer)
     if based[0] or based[1]:

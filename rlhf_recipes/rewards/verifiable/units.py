@@ -22,18 +22,19 @@ UNIT_OF = {spelling: unit for unit, spellings in SPELLINGS.items() for spelling 
 LETTERS = frozenset("mgshlLVWJNKCFAt")
 
 # What makes something else of a number: "12 pi", "3 dozen", "5 squared".
-NO_UNITS = frozenset(
+OTHER_WORDS = (
     "pi tau phi theta alpha beta gamma delta lambda sqrt root roots cbrt sin cos tan cot sec csc log ln exp lim inf "
     "infinity infty mod squared cubed factorial choose dozen dozens hundred hundreds thousand thousands million "
-    "millions billion billions trillion half halves thirds quarters fifths".split()
+    "millions billion billions trillion half halves thirds quarters fifths"
 )
 
 # What ends its unit: "72 clips and", "72 is".
-ENDS = frozenset(
+ENDING_WORDS = (
     "or and not to than times plus minus over divided more less between through until but nor vs versus is are was "
     "were equals equal no wrong incorrect since because as which where so with if when oder und bis mal ou et à fois "
-    "o y por veces или и до раз ist est es".split()
+    "o y por veces или и до раз ist est es"
 )
+NO_UNITS, ENDS = frozenset(OTHER_WORDS.split()), frozenset(ENDING_WORDS.split())
 WORD = re.compile(r"(?P<word>[^\W\d_]+|°[CF]?|¢)\.?(?:\s?\^\s?\{?(?P<power>-?\d)\}?|(?P<raised>[²³]))?")
 BETWEEN = re.compile(r"[\s/·×*-]*(?:per\s+|in\s+)?", re.IGNORECASE)
 MOST_WORDS = 5
