@@ -120,6 +120,6 @@ class _Called:
 def _not_sent(reward: Callable[..., Any]) -> str:
     return (
         f"Reward {reward_name(reward)!r} has a timeout, so that it runs in a process of its own, and that process "
-        "cannot find it: it must be a function or class of a file or a package, not of the main program, and no lambda. Put "
-        "it into a file and name it, as in {func: my_rewards.py:name, timeout: 5}."
+        "cannot find it: it must be a function or class of a file or a package, not of the main program, and no "
+        "lambda. Put it into a file and name it, as in {func: my_rewards.py:name, timeout: 5}."
     )

@@ -20,7 +20,8 @@ from typing import Any
 START_SECONDS = 300.0  # imports on a busy machine; the limit of a call begins after them
 GRACE_SECONDS = 5.0  # after which a process whose parent is gone ends itself in the middle of a call
 GIGABYTE = 2**30
-PROGRAM = "import sys; sys.path[:] = {path!r}; from rlhf_recipes.rewards.worker import serve; serve({fd}, {memory!r})"
+IDLE = 20.0  # how many times a limit of processor time may pass, for a call that waits or a machine that is busy
+PROGRAM = "import sys; sys.path[:] = {path!r}; from rlhf_recipes.rewards.worker import serve; serve({fd}, {memory!r}, {busy!r})"
 
 
 class WorkerEnded(RuntimeError):
@@ -36,11 +37,15 @@ class Worker:
     Args:
         function (callable): What is called, with one argument. It must be importable elsewhere: pickled by its name.
         memory_gb (`float`, *optional*): How much memory the process may address.
+        busy (`bool`, *optional*, defaults to `False`):
+            Whether limits are of processor time, so that a result does not depend on what else the machine does. A
+            call that waits ends after 20 times as long.
     """
 
-    def __init__(self, function: Callable[[Any], Any], memory_gb: float | None = None) -> None:
+    def __init__(self, function: Callable[[Any], Any], memory_gb: float | None = None, busy: bool = False) -> None:
         self.packed = pickle.dumps(function)
         self.memory_gb = memory_gb
+        self.busy = busy
         self._lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -66,7 +71,7 @@ class Worker:
                 self._end()
                 connection = self._running()
                 connection.send((timeout, argument))
-            return self._answer(connection, timeout)
+            return self._answer(connection, timeout * IDLE if self.busy else timeout)
 
     def end(self) -> None:
         """End the process, if there is one."""
@@ -79,7 +84,7 @@ class Worker:
             self._owner = os.getpid()
         if self._connection is None:
             self._connection, theirs = Pipe()
-            program = PROGRAM.format(path=sys.path, fd=theirs.fileno(), memory=self.memory_gb)
+            program = PROGRAM.format(path=sys.path, fd=theirs.fileno(), memory=self.memory_gb, busy=self.busy)
             self.process = subprocess.Popen(
                 [sys.executable, "-c", program], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
             )
@@ -96,6 +101,8 @@ class Worker:
         except (EOFError, ConnectionResetError):
             code = self.process.wait() if self.process is not None else None
             self._end()
+            if code == -signal.SIGPROF:
+                raise TimeoutError("It did not come back within its limit of processor time.") from None
             raise WorkerEnded(f"Its process ended with code {code}.") from None
         except (
             BaseException
@@ -117,7 +124,7 @@ class Worker:
             process.wait()
 
 
-def serve(fd: int, memory_gb: float | None) -> None:
+def serve(fd: int, memory_gb: float | None, busy: bool) -> None:
     """What the process runs: calls, until its parent closes the connection."""
     connection = Connection(fd)
     if memory_gb is not None:
@@ -136,13 +143,15 @@ def serve(fd: int, memory_gb: float | None) -> None:
             timeout, argument = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        # Without a handler the alarm ends the process from outside of Python, whatever it is in.
+        # Without a handler an alarm ends the process from outside of Python, whatever it is in.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, timeout + GRACE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, timeout * (IDLE if busy else 1) + GRACE_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, timeout if busy else 0)
         try:
             answer = False, function(argument)
         except Exception as error:
             answer = True, error
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(connection, *answer)
 

@@ -23,6 +23,9 @@ def act(what):
         return 9**9**9**9
     if what == "sleep":
         time.sleep(600)
+    if what == "nap":
+        time.sleep(0.5)
+        return "rested"
     if what == "exit":
         os._exit(7)
     if what == "child":
@@ -78,6 +81,14 @@ def test_a_call_that_does_not_come_back_is_ended_and_the_next_one_works(what):
     assert time.monotonic() - begin < 5
     assert process.returncode == -signal.SIGKILL
     assert worker("main", 5)[1] != process.pid
+    worker.end()
+
+
+def test_a_limit_of_processor_time_counts_no_waiting():
+    worker = Worker(act, busy=True)
+    with pytest.raises(TimeoutError, match="within its limit of processor time"):
+        worker("tower", 0.2)
+    assert worker("nap", 0.2) == "rested"
     worker.end()
 
 

@@ -49,6 +49,7 @@ REWRITTEN = tuple(
         (r"(?<=\d)(?:\\[,;:]|~|\\ )(?=\d{3}(?!\d))", "\u2009"),
         (r"\\[,;: ]|\\q?quad\b|~", " "),
         (r"\\%", "%"),
+        (r"(?<!\d )\b(?:minus|negative)\s+(?=\$?\d)", "-"),
         (r"\s?(?:\^\s?\{?\s?\\circ\s?\}?|\\degrees?\b|°(?![CF])|\^\s?\{?°\}?)", " degree "),
         (r"\\(?:times|cdot|ast)(?![a-zA-Z])|[×·∙⋅✕]", "×"),
         (r"\\div(?![a-zA-Z])", "÷"),
@@ -68,14 +69,14 @@ REWRITTEN = tuple(
 ENDS = " \t\n.,;:!。，；：！、"
 FILLER = re.compile(
     r"(?:\s|[:：~]|\b(?:approximately|approx\.?|about|around|roughly|exactly|equal to|just|only|therefore|thus|simply"
-    r"|the number|the value|equals|now|then|a total of|indeed|ca\.|etwa|environ|des|de|около|约|大约|是|为|為|ist|est|es"
-    r"|هو)"
+    r"|the number|the value|equals|now|then|a total of|indeed|ca\.|etwa|environ|des|de|около|约|大约|是|为|為|ist|est"
+    r"|es|هو)"
     r"(?:\s+|(?=[^\w])|(?<=[约是为為])))*",
     re.IGNORECASE,
 )
 EQUATED = re.compile(r"=[^\d=]*$")
 EXPRESSION_AFTER = re.compile(
-    r"\s*(?:(?:plus|minus|times|over|divided by)\s+[-\d\\]|[-+*/×÷^_<>]\s*[\w(\\]|\\|[)\]}]\s*\^)"
+    r"\s*(?:\+|(?:plus|minus|times|over|divided by)\s+[-\d\\]|[-+*/×÷^_<>]\s*[\w(\\]|\\|[)\]}]\s*\^)"
 )
 NAME = re.compile(r"\s*(?:\\?[A-Za-z]+'*|[^\W\d_]+)(?:_\{?\w+\}?)?(?:\s*\([^()=]*\))?(?:\s+[^\W\d_]+){0,6}\s*")
 TOKEN = re.compile(r"\\?[^\W\d_]+|\d[\d.,]*|\S")

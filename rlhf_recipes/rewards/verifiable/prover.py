@@ -23,7 +23,7 @@ class Prover:
 
     def __init__(self) -> None:
         self.late = 0
-        self.worker = Worker(_Judge(), MEMORY_GB)
+        self.worker = Worker(_Judge(), MEMORY_GB, busy=True)
         self._readable: dict[str, bool] = {}
 
     def can_read(self, reference: str, timeout: float) -> bool:

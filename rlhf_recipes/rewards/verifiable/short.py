@@ -118,8 +118,6 @@ def _letter(text: str, marked: bool) -> str | None:
         if leading is None and is_denied(text, ""):
             return None
         text = without_explanation(text)
-    elif len(POINTED.findall(text)) > 1 and (leading := LEADING_LETTER.match(text)):
-        text = sentences(text)[-1] if leading is None else text
     for sentence in reversed(sentences(text)):
         pointed = list(POINTED.finditer(sentence))[-MOST_LETTERS:]
         found = [m for m in pointed if not is_denied(sentence[: m.start()], sentence[m.end() :])]

@@ -54,7 +54,7 @@ class MathAnswer(VerifiableAnswer):
         where (`str`, *optional*, defaults to `"anywhere"`):
             Where in the completion the answer is; see [`NumberAnswer`].
         timeout (`float`, *optional*, defaults to 5.0):
-            Seconds for one comparison.
+            Seconds of processor time for one comparison, so that a busy machine changes no value.
 
     Raises:
         `ImportError`: if math-verify is not installed (`pip install 'rlhf-recipes[math]'`).
@@ -199,7 +199,7 @@ def _say_once(name: str, timeout: float) -> None:
     if name not in _said:
         _said.add(name)
         logger.warning(
-            "%s: a comparison did not end within %g seconds, and its process was ended. A completion that cannot be "
+            "%s: a comparison did not end within %g seconds of processor time, and its process was ended. A completion that cannot be "
             "compared in time gets 0; their number is logged as %s/timed_out. This is said once.",
             *(name, timeout, name),
         )
