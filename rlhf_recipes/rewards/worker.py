@@ -21,7 +21,10 @@ START_SECONDS = 300.0  # imports on a busy machine; the limit of a call begins a
 GRACE_SECONDS = 5.0  # after which a process whose parent is gone ends itself in the middle of a call
 GIGABYTE = 2**30
 IDLE = 20.0  # how many times a limit of processor time may pass, for a call that waits or a machine that is busy
-PROGRAM = "import sys; sys.path[:] = {path!r}; from rlhf_recipes.rewards.worker import serve; serve({fd}, {memory!r}, {busy!r})"
+PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; from rlhf_recipes.rewards.worker import serve; "
+    "serve({fd}, {memory!r}, {busy!r})"
+)
 
 
 class WorkerEnded(RuntimeError):

@@ -199,7 +199,7 @@ def _say_once(name: str, timeout: float) -> None:
     if name not in _said:
         _said.add(name)
         logger.warning(
-            "%s: a comparison did not end within %g seconds of processor time, and its process was ended. A completion that cannot be "
-            "compared in time gets 0; their number is logged as %s/timed_out. This is said once.",
+            "%s: a comparison did not end within %g seconds of processor time, and its process was ended. A "
+            "completion that cannot be compared in time gets 0; their number is logged as %s/timed_out. This is said once.",
             *(name, timeout, name),
         )
