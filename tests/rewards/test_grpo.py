@@ -114,5 +114,5 @@ def test_a_tower_of_powers_does_not_hold_grpo_up(tmp_path):
     [log] = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert log["rewards/alarmed/mean"] == 0.5
     assert log["rewards/tower/mean"] == 0.0
-    assert math.isnan(log["rewards/hangs/mean"])
+    assert log["rewards/hangs/mean"] is None  # no row had a value
     assert log["hangs/timed_out"] == 2.0

@@ -200,6 +200,7 @@ def _say_once(name: str, timeout: float) -> None:
         _said.add(name)
         logger.warning(
             "%s: a comparison did not end within %g seconds of processor time, and its process was ended. A "
-            "completion that cannot be compared in time gets 0; their number is logged as %s/timed_out. This is said once.",
+            "completion that cannot be compared in time gets 0; their number is logged as %s/timed_out. This is "
+            "said once.",
             *(name, timeout, name),
         )
