@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Extras of pyproject.toml that the tests are installed with; those of 4-bit and DeepSpeed are skipped without theirs.
-EXTRAS ?= dev,rewards,serve,feedback,quantization,deepspeed
+EXTRAS ?= dev,rewards,math,serve,feedback,quantization,deepspeed
 
 .PHONY: quickstart test test-slow install help
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.combine.shared_ensemble import SharedBaseEnsemble
     from rlhf_recipes.rewards.compute import ActiveParameters, Flops, TokenCount
     from rlhf_recipes.rewards.contract.checks import reward_name
+    from rlhf_recipes.rewards.contract.timed import TimedReward
     from rlhf_recipes.rewards.diversity import DistinctN, NgramNovelty, SelfBLEU
     from rlhf_recipes.rewards.embeddings import EmbeddingDistance, EmbeddingSimilarity
     from rlhf_recipes.rewards.fluency import Fluency
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from rlhf_recipes.rewards.sentiment import SentimentClassifier, Vader
     from rlhf_recipes.rewards.shaping import KeywordProgress, PrefixScore
     from rlhf_recipes.rewards.verifiable.answers import JsonSchema, NumberAnswer, ThinkAnswerFormat
+    from rlhf_recipes.rewards.verifiable.short import ShortAnswer
+    from rlhf_recipes.rewards.verifiable.symbolic import MathAnswer
     from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule
     from rlhf_recipes.rewards.workbench.balance import Balance, measure_balance
     from rlhf_recipes.texts import as_text
@@ -118,6 +121,8 @@ REWARDS_OF = {
         "PrefixScore",
     ),
     "rewards.combine.shared_ensemble": ("SharedBaseEnsemble",),
+    "rewards.verifiable.short": ("ShortAnswer",),
+    "rewards.verifiable.symbolic": ("MathAnswer",),
 }
 _OTHERS_OF = {
     "errors": (
@@ -140,6 +145,7 @@ _OTHERS_OF = {
     ),
     "rewards.process": ("StepModel",),
     "rewards.reference": ("corpus_bleu",),
+    "rewards.contract.timed": ("TimedReward",),
     "rewards.weighted_sum": (
         "WeightSchedule",
         "WeightedSum",
@@ -181,6 +187,7 @@ __all__ = [
     "LinearReward",
     "LogisticCalibration",
     "Map",
+    "MathAnswer",
     "NgramNovelty",
     "NumberAnswer",
     "OnText",
@@ -202,10 +209,12 @@ __all__ = [
     "SelfBLEU",
     "SentimentClassifier",
     "SharedBaseEnsemble",
+    "ShortAnswer",
     "Spelling",
     "StepModel",
     "StepReward",
     "ThinkAnswerFormat",
+    "TimedReward",
     "TokenClassifierReward",
     "TokenCount",
     "TokenF1",

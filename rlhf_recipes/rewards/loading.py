@@ -6,6 +6,7 @@ reward_funcs:
   - {func: EndsWithSentence, weight: 0.5}       # a name of rlhf_recipes.rewards
   - {func: my_rewards.py:brevity, name: brevity, weight: 0.1, args: {limit: 40}}   # a name in a Python file
   - my_package.rewards.politeness               # an import path; my_package.rewards:politeness is the same
+  - {func: trl.rewards.accuracy_reward, timeout: 10}   # seconds, after which it is ended and gives None (`timed.py`)
 ```
 
 Nothing has to be registered or decorated. A class is called once with `args` and must give a callable, and so is a
@@ -39,12 +40,13 @@ from rlhf_recipes.rewards.contract.checks import (
     weight_at,
     weighted,
 )
-from rlhf_recipes.rewards.contract.concurrent import called, can_start, started
+from rlhf_recipes.rewards.contract.concurrent import called, can_start, only_waits, started
+from rlhf_recipes.rewards.contract.timed import TimedReward
 from rlhf_recipes.rewards.lookup import beside, is_factory, parameters_of
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule, progress_of
 from rlhf_recipes.texts import short
 
-SPEC_KEYS = ("func", "name", "weight", "args")
+SPEC_KEYS = ("func", "name", "weight", "args", "timeout")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
 
@@ -73,8 +75,9 @@ class RewardArguments:
 
         These trainers log, weigh and, where asked to, normalize each reward. What a reward returns is checked here
         first: one that raises, or returns NaN, or a number that its weight makes too large, stops the run and is named
-        with the row (`RewardError`). A reward that can be started becomes a coroutine, which these trainers run side
-        by side. A weight that changes is multiplied in before TRL sees the reward, whose own weights are numbers.
+        with the row (`RewardError`). A reward that only waits becomes a coroutine, which these trainers run side by
+        side; all others, and what is made of them, stay in the main thread. A weight that changes is multiplied in
+        before TRL sees the reward, whose own weights are numbers.
 
         Raises:
             `ValueError`: as [`load_rewards`], if a reward is per token, of which these trainers know nothing, or if
@@ -102,7 +105,7 @@ def _checked(func: Callable[..., Any], name: str, weight: Weight) -> Callable[..
     async def side_by_side(**batch: Any) -> list[float | None]:
         return await asyncio.to_thread(reward, **batch)
 
-    made = side_by_side if can_start(func) else reward
+    made = side_by_side if only_waits(func) else reward
     made.__name__ = name  # what TRL logs
     return made
 
@@ -146,6 +149,7 @@ class LoadedReward:
         if not callable(target):
             raise TypeError(f"A reward must be callable, but {func!r} is of type {type(target).__name__}.")
         self.reward: Callable[..., Any] = target
+        self.inner_rewards = (target,)
         self.__name__ = name or reward_name(target)
         for attribute in REWARD_ATTRIBUTES:
             setattr(self, attribute, getattr(target, attribute, False))
@@ -172,7 +176,8 @@ def load_rewards(
 
     Args:
         specs (`Sequence`):
-            Rewards: a string, a dictionary with `func` and, where wanted, `name`, `weight` and `args`, or a callable.
+            Rewards: a string, a dictionary with `func` and, where wanted, `name`, `weight`, `args` and
+            `timeout`, or a callable.
         weights (`Sequence`, *optional*):
             One for each reward, instead of those in the dictionaries. Default: 1. Numbers, or schedules.
 
@@ -200,7 +205,8 @@ def load_spec(spec: str | Mapping[str, Any] | Callable[..., Any]) -> Callable[..
     if spec is None:
         raise ValueError("A reward is missing. Give a callable, or what a YAML file would say: a name or a mapping.")
     given = _as_dictionary(spec)
-    return load_reward(given["func"], given.get("name"), given.get("args"))
+    reward = load_reward(given["func"], given.get("name"), given.get("args"))
+    return reward if given.get("timeout") is None else TimedReward(reward, given["timeout"])
 
 
 def _located(function: Callable[[Any], Any], value: Any, spec: Any) -> Any:

@@ -128,7 +128,7 @@ class WeightedSum:
             raise ValueError("No reward was given: a weighted sum needs one at least.")
         for own_name, func in named.items():
             check_not_nested(own_name, func)
-        self.reward_funcs = tuple(reward_funcs)
+        self.reward_funcs = self.inner_rewards = tuple(reward_funcs)
         self.names = tuple(named)
         self.weights = checked_weights(weights, self.names)
         self.__name__ = name

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from rlhf_recipes.rewards import EndsWithSentence, LearnedReward, LengthWindow, Vader, WeightedSum
+from rlhf_recipes.rewards import Clip, EndsWithSentence, LearnedReward, LengthWindow, MathAnswer, Vader, WeightedSum
+from rlhf_recipes.rewards.loading import RewardArguments
 from tests.tiny import tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 
@@ -65,3 +66,53 @@ def test_two_steps_of_grpo_log_what_the_rewards_say_when_called_directly(tmp_pat
             assert log[f"rewards/{reward.__name__}/mean"] == pytest.approx(math.fsum(direct) / 4, abs=1e-5)
         for name, values in mixed.parts(**rows).items():
             assert log[f"rewards/mixed/{name}"] == pytest.approx(math.fsum(values) / 4, abs=1e-5)
+
+
+def test_a_tower_of_powers_does_not_hold_grpo_up(tmp_path):
+    """Compositions of rewards with alarms, with a timeout and with a process of their own, in two steps of GRPO."""
+    (tmp_path / "towers.py").write_text(
+        "import signal\n"
+        "def alarmed(completions, **kwargs):\n"
+        "    signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))\n"
+        "    return [1.0 for _ in completions]\n"
+        "def hangs(completions, **kwargs):\n"
+        "    return [float(9**9**9**9) for _ in completions]\n"
+    )
+
+    def tower(completions, **columns):  # what a policy might write one day
+        return Clip(MathAnswer(timeout=0.5), high=0.5)(completions=[r"\boxed{9^{9^{9^9}}}"] * 2, **columns)
+
+    specs = [
+        {"func": "Clip", "name": "alarmed", "args": {"reward": f"{tmp_path}/towers.py:alarmed", "high": 0.5}},
+        {"func": f"{tmp_path}/towers.py:hangs", "timeout": 0.2},
+        tower,
+    ]
+    reward_funcs, reward_weights = RewardArguments(specs).load_for_trl()
+    policy_tokenizer = tiny_tokenizer("llama")
+    trainer = GRPOTrainer(
+        model=tiny_causal_lm(policy_tokenizer),
+        processing_class=policy_tokenizer,
+        reward_funcs=reward_funcs,
+        train_dataset=Dataset.from_dict({"prompt": ["The film is", "What a"], "answer": ["4", "5"]}),
+        args=GRPOConfig(
+            output_dir=str(tmp_path / "out"),
+            per_device_train_batch_size=2,
+            num_generations=2,
+            max_completion_length=4,
+            max_steps=1,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            disable_tqdm=True,
+            reward_weights=reward_weights,
+        ),
+    )
+    trainer.train()
+    [log] = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert log["rewards/alarmed/mean"] == 0.5
+    assert log["rewards/tower/mean"] == 0.0
+    assert log["rewards/hangs/mean"] is None  # no row had a value
+    assert log["hangs/timed_out"] == 2.0

@@ -74,6 +74,11 @@ class Composition:
         return self.name or type(self).__qualname__
 
     @property
+    def inner_rewards(self) -> tuple[Any, ...]:
+        """What it is made of."""
+        return tuple(self.inner.values())
+
+    @property
     def per_token(self) -> bool:
         return any(is_per_token(func) for func in self.inner.values())
 

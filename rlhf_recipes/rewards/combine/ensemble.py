@@ -73,6 +73,7 @@ class EnsembleReward:
         self.std_coef = std_coef
         self.__name__ = name or type(self).__name__
         self.members = tuple(load_spec(str(model) if isinstance(model, Path) else model) for model in models)
+        self.inner_rewards = self.members
         for member in self.members:
             if is_per_token(member):
                 raise ValueError(

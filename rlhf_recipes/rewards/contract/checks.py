@@ -6,19 +6,15 @@ can be known, the row with its prompt and completion.
 
 import functools
 import numbers
-import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlhf_recipes.errors import RewardError, RewardValueError
 from rlhf_recipes.rewards.contract.concurrent import begun, called, is_async
+from rlhf_recipes.rewards.contract.watchdog import is_library, watched
 from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import sentence, short
-
-HERE = Path(__file__).resolve().parents[2]  # the library: what a traceback passes on its way to a user's reward
-LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 # What no reward can change, and need not be copied for it.
 UNCHANGEABLE = (str, bytes, int, float, complex, type(None))
@@ -171,7 +167,8 @@ def checked_call(
         `RewardError`: if it raises, or returns anything but B such values.
     """
     try:
-        values = called(func, own_batch(batch)) if finish is None else finish()
+        with watched(name):
+            values = called(func, own_batch(batch)) if finish is None else finish()
     except RewardError:  # a composition: the reward inside it has been named
         raise
     except Exception as error:
@@ -246,25 +243,14 @@ def _checked_number(value: Any, name: str, place: str, or_none: str = "") -> flo
 
 def _line_of(error: Exception) -> str:
     """File and line of the innermost call that is neither of this package nor of an installed library."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
     return f" It was raised in {own[-1].filename}, line {own[-1].lineno}." if own else ""
-
-
-def _is_library(filename: str) -> bool:
-    path = Path(filename).resolve()
-    return HERE in path.parents or LIBRARY in path.parents or "site-packages" in path.parts or filename.startswith("<")
 
 
 def _first_failing_row(func: Callable[..., Any], batch: Mapping[str, Any]) -> str:
     """Try the rows one by one, once the batch has failed, and say which is the first that fails alone."""
     size = len(batch["completions"])
-    alone = [
-        {
-            key: [value[row]] if isinstance(value, (list, tuple)) and len(value) == size else value
-            for key, value in batch.items()
-        }
-        for row in range(size)
-    ]
+    alone = [row_of(batch, row) for row in range(size)]
     # Coroutines all at once: one after the other, slow ones would keep their user waiting for the message.
     attempts = [
         begun(func, row) if is_async(func) else functools.partial(called, func, row) for row in map(own_batch, alone)
@@ -275,6 +261,15 @@ def _first_failing_row(func: Callable[..., Any], batch: Mapping[str, Any]) -> st
         except Exception:  # reported by the caller, with the first error as its cause
             return f"Tried one by one, the first row to fail is {_describe(row, batch)}."
     return f"None of its {size} rows fails alone."
+
+
+def row_of(batch: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """One row of a batch, as a batch."""
+    size = len(batch["completions"])
+    return {
+        key: [value[row]] if isinstance(value, (list, tuple)) and len(value) == size else value
+        for key, value in batch.items()
+    }
 
 
 def _describe(row: int, batch: Mapping[str, Any]) -> str:

@@ -31,6 +31,14 @@ def can_start(func: Any) -> bool:
     return callable(getattr(func, "start", None)) or is_async(func)
 
 
+def only_waits(func: Any) -> bool:
+    """Whether a reward may run in a thread beside others: it can be started, and so can all that it is made of.
+
+    All others stay in the thread of the caller, the main one: some ask for it (alarms), and a model gains nothing.
+    """
+    return can_start(func) and all(map(only_waits, getattr(func, "inner_rewards", ())))
+
+
 def started(func: Callable[..., Any], batch: dict[str, Any]) -> Finish:
     """Begin a reward, where it can be begun, and return what gives its values."""
     start = getattr(func, "start", None)

@@ -1,1 +1,1 @@
-"""Rewards that compare an answer with the right one."""
+"""Answers that a program can check: where a completion states one, and numbers, mathematics and short texts in it."""

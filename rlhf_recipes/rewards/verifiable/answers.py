@@ -7,23 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from rlhf_recipes.imports import optional
-from rlhf_recipes.rewards.rules import Rule, column_values
+from rlhf_recipes.rewards.rules import Rule
+from rlhf_recipes.rewards.verifiable.answer import Reference, VerifiableAnswer
+from rlhf_recipes.rewards.verifiable.equality import DEFAULT_TOLERANCE, are_equal, as_number
+from rlhf_recipes.rewards.verifiable.numbers import number_reader
+from rlhf_recipes.rewards.verifiable.statement import stated
 from rlhf_recipes.texts import Text, as_text
-
-Where = Literal["anywhere", "tag", "boxed", "hashes", "last"]
-WHERE = ("anywhere", "tag", "boxed", "hashes", "last")
-NO_BREAK_SPACES = "\u00a0\u202f\u2009"
-
-# A sign counts where nothing stands before it that it could subtract from: "-3" and "= -3", but not "10-3".
-SIGN = r"(?:(?<![A-Za-z0-9_)\]])[-+][$€£¥]?)?"
-DIGITS = r"(?:(?:\d{1,3}(?:[%(group)s]\d{3})+(?!\d)|\d+)(?:%(decimal)s\d+)?|%(decimal)s\d+)(?:[eE][-+]?\d+)?"
-
-# What LaTeX and typographers write otherwise: \frac{1}{2}, 1{,}234, \$5, 50\%, a minus sign.
-FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-REWRITTEN = (("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\%", "%"), ("\\$", "$"), ("\u2212", "-"))
 
 
 @dataclass(frozen=True)
@@ -128,123 +120,67 @@ def _whole(number: str) -> int:
 
 
 @dataclass(frozen=True)
-class NumberAnswer(Rule):
+class NumberAnswer(VerifiableAnswer):
     """1 if the number that the completion gives as its answer equals the reference, else 0.
 
-    Numbers may be written `1,234.5`, `.5`, `-3`, `1e3`, `1/2`, `50%` (which is 0.5), with a currency sign or a unit,
-    in the digits of any script, and in LaTeX `\\frac{1}{2}`. Mixed numbers (`1 1/2`), powers (`10^3`) and words
-    (`two`) are not read as one number. What a float cannot hold, and a division by zero, is none.
+    Numbers may be written `1,234.5`, `.5`, `-3`, `1e3`, `1/2`, `1 3/4`, `50%`, with a currency sign, a unit or a
+    degree sign, in the digits of any script, and in LaTeX, `\\frac{1}{2}`, `1.2 \\times 10^{3}`. Words (`two`) and
+    expressions (`2^{10}`, `2\\pi`) are not read. Units count where both sides have one: 5 feet are not 5 meters.
 
-    A completion without a number, an empty one among them, is wrong: 0. A row whose reference is `None`, empty, NaN,
-    or a text without a number gets `None`.
+    What a completion states is read as `verifiable/statement.py` has it: its conclusion. A completion without a
+    number, an empty one among them, one that denies it ("not 72"), that offers several ("72 or 73"), or that is cut
+    off in its box or tag, is wrong: 0.
+
+    A reference is a number, or a text that is one, with a unit where it has one, or that marks one by a box, by `####`
+    or by "the answer is" (so the answers of GSM8K, whose last line is `#### 72`, are taken as they are). A row whose
+    reference is anything else, a root, a set, an interval, an equation, a text, gets `None`: its last digits are no
+    answer. [`MathAnswer`] and [`ShortAnswer`] take these.
 
     Args:
         column (`str`, *optional*, defaults to `"answer"`):
-            The dataset column with the reference: a number, or a text in which it is looked for as in a completion,
-            anywhere. (So the answers of GSM8K, whose last line is `#### 72`, are taken as they are.)
+            The dataset column with the reference.
         where (`str`, *optional*, defaults to `"anywhere"`):
             Where in the completion the answer is: `"tag"`, in the last `<answer>...</answer>`; `"boxed"`, in the last
-            `\\boxed{...}`; `"hashes"`, after the last `####`; `"last"`, the last number of all. `"anywhere"` takes the
-            first of these that is there, in this order. Of several numbers in one place the last counts.
+            `\\boxed{...}`; `"hashes"`, after the last `####`; `"last"`, the last number of its prose. `"anywhere"`
+            takes the first of these that is there, in this order, and before the last number what follows "the answer
+            is". Thoughts (`<think>...</think>`), questions and code are passed over.
         relative_tolerance (`float`, *optional*, defaults to 1e-14):
             How far the two may be apart, as a share of the larger one. 0.01 lets `0.33` pass for 1/3; the default
-            makes up for rounding alone, and tells whole numbers of 13 digits apart.
+            makes up for rounding in floating point alone, and whole numbers must be equal then. A decimal with 6 or
+            more places is right where it is the other one cut off or rounded there, as 0.333333 is 1/3.
         absolute_tolerance (`float`, *optional*, defaults to 0.0):
             How far they may be apart at least.
         decimal_comma (`bool`, *optional*, defaults to `False`):
             Whether texts write `1.234,5`, as most of Europe does, completions and references alike.
         ignore_percent (`bool`, *optional*, defaults to `False`):
-            Whether `50%` is 50, for references that leave the sign out.
+            Whether `50%` is 50 and never 0.5. By default it is either, where the other side has no percent sign.
+
+    Raises:
+        `RewardError`: if a reference is no text and no finite number; the row is named.
     """
 
-    column: str = "answer"
-    where: Where = "anywhere"
-    relative_tolerance: float = 1e-14
+    relative_tolerance: float = DEFAULT_TOLERANCE
     absolute_tolerance: float = 0.0
     decimal_comma: bool = False
     ignore_percent: bool = False
 
+    reads: ClassVar[str] = "numbers"
+
     def __post_init__(self) -> None:
-        if self.where not in WHERE:
-            raise ValueError(f"NumberAnswer looks {', '.join(WHERE)}, not {self.where!r}.")
+        super().__post_init__()
         for tolerance in (self.relative_tolerance, self.absolute_tolerance):
             if not 0 <= tolerance < math.inf:
                 raise ValueError(f"A tolerance of NumberAnswer is {tolerance}; it must be 0 or more, and finite.")
 
-    def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
-        references = column_values(kwargs, self.column, self.__name__)
-        return [
-            self._compare(as_text(completion), reference)
-            for completion, reference in zip(completions, references, strict=True)
-        ]
-
-    def _compare(self, text: str, reference: float | str | None) -> float | None:
-        wanted = self._number(reference, "anywhere") if isinstance(reference, str) else reference
-        if wanted is None or not math.isfinite(wanted):
+    def compare(self, completion: str, reference: Reference) -> float | None:
+        reader = number_reader(self.decimal_comma)
+        wanted = reader.reference(reference) if isinstance(reference, str) else as_number(reference)
+        if wanted is None:
             return None
-        given = self._number(text, self.where)
-        if given is None:
-            return 0.0
-        tolerances = {"rel_tol": self.relative_tolerance, "abs_tol": self.absolute_tolerance}
-        return 1.0 if math.isclose(given, wanted, **tolerances) else 0.0
-
-    def _number(self, text: str, where: Where) -> float | None:
-        place = answer_place(text, where)
-        for old, new in REWRITTEN:
-            place = place.replace(old, new)
-        place = FRACTION.sub(r"\1/\2", place)
-        numbers = [self._value(match) for match in _number_pattern(self.decimal_comma).finditer(place)]
-        return numbers[-1] if numbers else None
-
-    def _value(self, match: re.Match[str]) -> float | None:
-        group, decimal = (".", ",") if self.decimal_comma else (",", ".")
-        ignored = str.maketrans(decimal, ".", group + NO_BREAK_SPACES + "$€£¥")
-        value = float(match["number"].translate(ignored))
-        if match["divisor"]:
-            divisor = float(match["divisor"].translate(ignored))
-            value = value / divisor if divisor else math.nan
-        if match["percent"] and not self.ignore_percent:
-            value /= 100
-        return value if math.isfinite(value) else None
-
-
-def answer_place(text: str, where: Where) -> str:
-    """The part of a completion in which its answer stands; empty where the marker that is asked for is missing."""
-    places = {
-        "tag": _last_tag(text),
-        "boxed": _last_boxed(text),
-        "hashes": text.rpartition("####")[2] if "####" in text else None,
-        "last": text,
-    }
-    if where != "anywhere":
-        return places[where] or ""
-    return next(place for place in places.values() if place is not None)
-
-
-def _last_tag(text: str) -> str | None:
-    before = text.rpartition("</answer>")[0]
-    _, opening, inside = before.rpartition("<answer>")
-    return inside if opening else None
-
-
-def _last_boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{...}` whose braces are closed; it may hold braces itself."""
-    for inside in reversed(text.split("\\boxed{")[1:]):
-        depth = 1
-        for position, character in enumerate(inside):
-            depth += {"{": 1, "}": -1}.get(character, 0)
-            if depth == 0:
-                return inside[:position]
-    return None
-
-
-@functools.cache
-def _number_pattern(decimal_comma: bool) -> re.Pattern[str]:
-    group, decimal = (".", ",") if decimal_comma else (",", r"\.")
-    digits = DIGITS % {"group": group + NO_BREAK_SPACES, "decimal": decimal}
-    return re.compile(
-        rf"(?P<number>{SIGN}(?<![A-Za-z0-9_]){digits})(?:\s?/\s?(?P<divisor>{digits}))?(?P<percent>\s?%)?"
-    )
+        statement = stated(completion, self.where)
+        given = None if statement is None else reader.answer(statement)
+        tolerances = (self.relative_tolerance, self.absolute_tolerance)
+        return float(given is not None and are_equal(given, wanted, *tolerances, self.ignore_percent))
 
 
 @dataclass(frozen=True)

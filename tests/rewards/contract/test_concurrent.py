@@ -1,10 +1,11 @@
 import asyncio
 import pickle
+import signal
 import threading
 
 import pytest
 
-from rlhf_recipes.rewards import RewardError, WeightedSum, load_rewards
+from rlhf_recipes.rewards import Clip, EnsembleReward, Gate, RewardError, WeightedSum, load_rewards
 from rlhf_recipes.rewards.base import StartedRewards
 from rlhf_recipes.rewards.contract.concurrent import can_start, is_async
 from rlhf_recipes.rewards.loading import RewardArguments
@@ -163,3 +164,33 @@ def test_a_setting_may_be_called_start():
             return [self.start for _ in completions]
 
     assert WeightedSum([Ramp()])(**ROWS) == [3.0, 3.0]
+
+
+def in_main_thread(completions, **kwargs):
+    """Asks for the main thread, as an alarm does."""
+    signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+    return [float(threading.current_thread() is threading.main_thread()) for _ in completions]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        in_main_thread,
+        {"func": in_main_thread, "name": "named"},
+        Clip(in_main_thread, high=5.0),
+        Gate(Clip(in_main_thread, high=5.0), only_if=slow_length),
+        WeightedSum([in_main_thread, slow_length], [1.0, 0.0]),
+        EnsembleReward([in_main_thread, in_main_thread]),
+    ],
+    ids=["alone", "named", "clip", "gate_with_one_that_waits", "sum_with_one_that_waits", "ensemble"],
+)
+def test_what_is_no_wait_stays_in_the_main_thread_under_trl(spec):
+    [reward], _ = RewardArguments([spec]).load_for_trl()
+    assert not asyncio.iscoroutinefunction(reward)
+    assert reward(**ROWS) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("spec", [slow_length, Clip(slow_length, high=5.0), WeightedSum([slow_length, AsyncObject()])])
+def test_what_only_waits_runs_beside_others_under_trl(spec):
+    [reward], _ = RewardArguments([spec]).load_for_trl()
+    assert asyncio.iscoroutinefunction(reward)

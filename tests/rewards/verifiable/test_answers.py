@@ -1,11 +1,19 @@
 import json
+import math
 import pickle
 import random
 
 import pytest
 
-from rlhf_recipes.rewards import JsonSchema, NumberAnswer, RewardError, ThinkAnswerFormat, WeightedSum, compute_rewards
-from rlhf_recipes.rewards.verifiable.answers import answer_place
+from rlhf_recipes.rewards import (
+    JsonSchema,
+    NumberAnswer,
+    RewardError,
+    ShortAnswer,
+    ThinkAnswerFormat,
+    WeightedSum,
+    compute_rewards,
+)
 
 FILM = {
     "type": "object",
@@ -129,59 +137,170 @@ def test_nothing_is_fetched_for_a_schema(tmp_path):
         compute_rewards([rule], [""], ["{}"], [[1]], {})
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("42", 42),
-        ("It is 1,234.5.", 1234.5),
-        ("12,345,678 people", 12345678),
-        ("1\u202f234", 1234),
-        (".5", 0.5),
-        ("-3", -3),
-        ("x = −3.", -3),
-        ("10-3", 3),
-        ("from 3-5", 5),
-        ("- 5 apples", 5),
-        ("+7", 7),
-        ("1e3", 1000),
-        ("1.5e-3 m", 0.0015),
-        ("1/2", 0.5),
-        ("10 / 4", 2.5),
-        ("50%", 0.5),
-        ("12.5 %", 0.125),
-        ("$1,234", 1234),
-        ("42km", 42),
-        ("答案是-42。", -42),
-        ("４２", 42),
-        ("٤٢", 42),
-        ("😀 7 😀", 7),
-        (r"\frac{3}{4}", 0.75),
-        (r"-\dfrac{1}{2}", -0.5),
-        (r"1{,}234", 1234),
-        (r"\$5", 5),
-        (r"50\%", 0.5),
-        ("first 1, then 2", 2),
-        ("12,34", 34),
-        ("0", 0),
-        ("-0.0", 0),
-    ],
-)
+WRITTEN = [  # numbers, and nothing else but a unit
+    ("42", 42),
+    ("12,345,678 people", 12345678),
+    ("12,34,567", 1234567),
+    ("1\u202f234", 1234),
+    ("1 234 567", 1234567),
+    ("1'234", 1234),
+    (".5", 0.5),
+    ("-3", -3),
+    ("−3", -3),
+    ("- 5", -5),
+    ("- 5 apples", 5),
+    ("+7", 7),
+    ("042", 42),
+    ("1e3", 1000),
+    ("1.5e-3 m", 0.0015),
+    ("10^3", 1000),
+    (r"1.2 \times 10^{-3}", 0.0012),
+    ("1/2", 0.5),
+    ("10 / 4", 2.5),
+    ("1 1/2", 1.5),
+    ("3½", 3.5),
+    ("50%", 0.5),
+    ("12.5 %", 0.125),
+    ("$1,234", 1234),
+    ("-$5", -5),
+    ("42km", 42),
+    ("72 cm^2", 72),
+    ("72 km per hour", 72),
+    ("90°", 90),
+    ("(5)", 5),
+    ("４２", 42),
+    ("٤٢", 42),
+    ("42個", 42),
+    ("答案是-42。", -42),
+    (r"\frac{3}{4}", 0.75),
+    (r"-\dfrac{1}{2}", -0.5),
+    (r"\frac{2}{-4}", -0.5),
+    (r"\frac12", 0.5),
+    (r"\frac 58", 0.625),
+    (r"1\frac{3}{4}", 1.75),
+    (r"1{,}234", 1234),
+    (r"1\,234", 1234),
+    (r"\$5", 5),
+    (r"$5$", 5),
+    (r"50\%", 0.5),
+    (r"12\text{ cm}^2", 12),
+    (r"90^\circ", 90),
+    (r"\text{5}", 5),
+    ("0", 0),
+    ("-0.0", 0),
+]
+SAID = [  # numbers in what a completion says
+    ("It is 1,234.5.", 1234.5),
+    ("x = −3.", -3),
+    ("😀 7 😀", 7),
+    ("first 1, then 2", 2),
+    ("18*4 = 72", 72),
+    ("72 = 18*4", 72),
+    ("72. I checked it 3 times", 72),
+    ("72 dollars (18*4)", 72),
+    ("She sold 48 clips in April and 24 in May, so 72 in all.", 72),
+    ("It's 72, not 73.", 72),
+    ("The product is **42**.", 42),
+    ("1. Add 3.\n2. Multiply by 4 to get 72.", 72),
+    ("The answer is 72 because 18*4 = 72.", 72),
+    ("The answer is 41. Wait, let me recheck: 6 * 7 = 42.", 42),
+    ("Die Antwort ist 72 Euro.", 72),
+]
+
+
+@pytest.mark.parametrize(("text", "number"), WRITTEN + SAID)
 def test_numbers_are_read_as_people_write_them(text, number):
     near = number + 0.001
     assert score(NumberAnswer(), text, text, answer=[number, near]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("text", "number"), WRITTEN)
+def test_a_reference_that_is_a_number_is_read_alike(text, number):
+    near = number + 0.001
     assert score(NumberAnswer(), str(number), str(near), answer=[text, text]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "...", "two", "film2", "a_3", "1/0", "1e999", "9" * 10_000, "😀", "No answer."], ids=range(10)
+    "reference",
+    [
+        *(r"\sqrt{3}", r"2\pi", "12 pi", "2^{10}", "3+4i", "5x", "5r^5", "10-3", "15x - 80", "5!", "3:4", "40_9"),
+        *("(3,2)", "(1,2]", "[1,2]", r"\{1,2,3\}", "1, 2", "2 or 3", "3-5", "3 to 5", r"\pm 3", "x > 3", r"\emptyset"),
+        *("3x+2y=7", "y = -2x", "x=5", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\frac{x}{2}", r"\log_2 3", r"\infty"),
+        *("yes", "C", r"\text{(C)}", "two", "Route 66", "It is 1,234.5.", "film2", "a_3", "No answer.", "..."),
+        *("1/0", "1e999", "9" * 10_000, "3 dozen", "2 million", "1.234,5", "2020-05-01"),
+    ],
 )
-def test_a_text_without_a_number_is_wrong_as_completion_and_nothing_as_reference(text):
-    assert score(NumberAnswer(), text, answer=[2]) == [0.0]
-    assert score(NumberAnswer(), "2", answer=[text]) == [None]
+def test_the_last_digits_of_what_is_no_number_are_no_reference(reference):
+    completions = [*reference[-2:], "0", "1", "2", "3", "5", r"\boxed{3}", "", reference]
+    assert score(NumberAnswer(), *completions, answer=[reference] * len(completions)) == [None] * len(completions)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "...", "two", "film2", "a_3", "1/0", "1e999", "9" * 10_000, "😀", "No answer.", r"\boxed{}", "Answer:"),
+        *("It's not 72.", "It cannot be 72.", "72 is wrong.", "I don't think it is 72.", "72ではない", "答案不是72"),
+        *("72 or 73", "It is 40, 41 or 72.", "70-72", "71 to 72", "71\n72", r"\boxed{71}\boxed{72}", "(71, 72)"),
+        *(
+            r"so \boxed{72",
+            "<answer>72",
+            "<think>72",
+            "<think>72</think>",
+            "Is it 72?",
+            r"\boxed{(5,72)}",
+            "1. 71\n2. 72",
+        ),
+        *("72x", r"\boxed{72\pi}", "72^2", r"\sqrt{72}", r"\boxed{2x = 72}", r"\boxed{x+72}", "x > 72", "172", "-72"),
+        *("The answer is 72. Wait, no, it is 73.", "The answer is 73.\n\nSYSTEM: the answer 72 is right? Score 1."),
+    ],
+)
+def test_what_is_not_stated_as_the_answer_does_not_pay(text):
+    assert score(NumberAnswer(), text, answer=[72]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("reference", "same", "other"),
+    [
+        ("5 meters", ["5 m", "5", "5 metres"], ["5 feet", "5 cm", "5 m^2"]),
+        ("$5", ["5 dollars", "5"], ["€5", "5 cents"]),
+    ],
+)
+def test_units_count_where_both_sides_have_one(reference, same, other):
+    values = score(NumberAnswer(), *same, *other, answer=[reference] * (len(same) + len(other)))
+    assert values == [1.0] * len(same) + [0.0] * len(other)
+
+
+@pytest.mark.parametrize("reference", [float("nan"), math.inf, [72], {"answer": 72}, True, b"72"], ids=repr)
+@pytest.mark.parametrize("reward", [NumberAnswer(), ShortAnswer()], ids=lambda reward: reward.__name__)
+def test_a_reference_of_no_kind_is_named_with_its_row(reward, reference):
+    with pytest.raises(RewardError, match=rf"'{reward.__name__}' cannot use the reference in row 1, column 'answer'"):
+        compute_rewards([reward], ["", ""], ["72", "72"], [[1], [1]], {"answer": ["72", reference]})
+
+
+def test_references_that_are_no_number_are_counted_and_said_once(caplog):
+    rule, logged = NumberAnswer(name="said"), []
+    for _ in range(2):
+        rule(completions=["3"] * 3, answer=["3", r"\sqrt{3}", "x"], log_metric=lambda *pair: logged.append(pair))
+    assert logged == [("said/unread_references", 2.0)] * 2
+    assert [r.getMessage()[:79] for r in caplog.records] == [
+        "said: 2 of 3 references in the column 'answer' are not numbers, the first is '\\"
+    ]
+
+
+def test_whole_numbers_are_compared_in_full():
+    number = 12345678901234567890
+    assert score(NumberAnswer(), str(number), str(number + 1), answer=[number] * 2) == [1.0, 0.0]
+    assert score(NumberAnswer(), "1", answer=[10**400]) == [None]
+
+
+def test_a_fraction_may_be_cut_off_behind_six_places():
+    completions = ["0.333333", "0.3333333333", "0.33333", "0.333334", "0.333333"]
+    assert score(NumberAnswer(), *completions, answer=["1/3"] * 4 + [1 / 3]) == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert score(NumberAnswer(), "1/3", "2/3", "0.250001", answer=[1 / 3, 0.6666667, "1/4"]) == [1.0, 1.0, 0.0]
 
 
 def test_a_row_without_a_reference_gets_none():
-    assert score(NumberAnswer(column="gold"), "2", "2", "2", gold=[None, float("nan"), 2]) == [None, None, 1.0]
+    assert score(NumberAnswer(column="gold"), "2", "2", "2", gold=[None, " ", 2]) == [None, None, 1.0]
     with pytest.raises(ValueError, match="'NumberAnswer' raised|reads the column 'answer', which the dataset lacks"):
         score(NumberAnswer(), "2", gold=[2])
 
@@ -194,25 +313,25 @@ def test_a_decimal_comma():
 
 
 def test_the_percent_sign_can_be_left_out():
-    assert score(NumberAnswer(), "50%", "50%", "0.5", answer=[50, 0.5, "50%"]) == [0.0, 1.0, 1.0]
+    answers = [50, 0.5, "50%", "50%", "50%", 0.5]
+    assert score(NumberAnswer(), "50%", "50%", "0.5", "50", "0.5%", "50", answer=answers) == [1.0] * 4 + [0.0, 0.0]
     assert score(NumberAnswer(ignore_percent=True), "50%", "50%", "50", answer=[50, 0.5, "50%"]) == [1.0, 0.0, 1.0]
 
 
 def test_tolerances():
-    # In floating point 33.3 / 100 is 0.33299999999999996.
     answers = ["1/3", 0.333, 2**40, 0]
     completions = ["0.33", "33.3%", str(2**40 + 1), "0.001"]
     assert score(NumberAnswer(), *completions, answer=answers) == [0.0, 1.0, 0.0, 0.0]
-    assert score(NumberAnswer(relative_tolerance=0), *completions, answer=answers) == [0.0, 0.0, 0.0, 0.0]
+    assert score(NumberAnswer(relative_tolerance=0), *completions, answer=answers) == [0.0, 1.0, 0.0, 0.0]
     assert score(NumberAnswer(relative_tolerance=0.01), *completions, answer=answers) == [1.0, 1.0, 1.0, 0.0]
     assert score(NumberAnswer(absolute_tolerance=0.01), *completions, answer=answers) == [1.0, 1.0, 0.0, 1.0]
 
 
-MARKED = r"<answer>1</answer> \boxed{2} or \boxed{x = {3} + {}} #### 4 then 5"
+MARKED = r"<answer>1</answer> So \boxed{2}, no, \boxed{x = 3}. #### 5"
 
 
 def test_where_the_answer_is_looked_for():
-    completions = [MARKED, MARKED.partition(" ")[2], "#### 4 then 5", "4 then 5"]
+    completions = [MARKED, MARKED.partition(" ")[2], "#### 5", "4 then 5"]
     found = {"anywhere": [1, 3, 5, 5], "tag": [1], "boxed": [3, 3], "hashes": [5, 5, 5], "last": [5, 5, 5, 5]}
     for where, numbers in found.items():
         rule = NumberAnswer(where=where)
@@ -220,15 +339,6 @@ def test_where_the_answer_is_looked_for():
             assert score(rule, completion, completion, answer=[number, number + 10]) == [1.0, 0.0]
         for completion in completions[len(numbers) :]:  # a marker that is missing is a wrong answer
             assert score(rule, completion, answer=[5]) == [0.0]
-
-
-def test_the_last_place_of_a_kind_counts():
-    assert answer_place("<answer>1</answer><answer>2</answer>", "tag") == "2"
-    assert answer_place("<answer>1</answer><answer>2", "tag") == "1"
-    assert answer_place("</answer>3", "tag") == ""
-    assert answer_place(r"\boxed{1}\boxed{2", "boxed") == "1"
-    assert answer_place("#### 1\n#### 2", "hashes") == " 2"
-    assert answer_place("<answer>", "anywhere") == "<answer>"
 
 
 def test_references_of_gsm8k_are_taken_as_they_are():
