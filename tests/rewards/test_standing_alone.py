@@ -31,7 +31,7 @@ TEXTS = [
 BLANK = TEXTS[:3]
 LLAMA, BERT = tiny_tokenizer("llama"), tiny_tokenizer("bert")
 # Not here: what asks a server (its values are its own), and what is made of models like those that are here.
-ELSEWHERE = {"RemoteReward", "LanguageTool", "ImageTextReward", "PersonalReward", "SharedBaseEnsemble"}
+ELSEWHERE = {"MathAnswer", "RemoteReward", "LanguageTool", "ImageTextReward", "PersonalReward", "SharedBaseEnsemble"}
 
 
 def learned(**settings):
@@ -82,6 +82,7 @@ MADE = {
     "Map": lambda: rewards.Map("Vader"),
     "NgramNovelty": rewards.NgramNovelty,
     "NumberAnswer": lambda: rewards.NumberAnswer(column="number"),
+    "ShortAnswer": lambda: rewards.ShortAnswer(column="reference"),
     "OnText": lambda: rewards.OnText(len),
     "Otherwise": lambda: Otherwise("Spelling", value=-1.0),
     "PlainProse": rewards.PlainProse,

@@ -554,13 +554,13 @@ def _plain(spec: Any) -> Any:
 def _spec_of(func: Any) -> dict[str, Any]:
     """A reward that was made in Python, as a YAML file would say it."""
     if isinstance(func, LoadedReward):
-        target, name, args = func.__reduce__()[1]
+        target, name, args = func.__reduce__()[1][:3]
         spec = {"func": target} if isinstance(target, str) else _spec_of(target)
         return spec | ({"name": name} if name else {}) | ({"args": _said(args)} if args else {})
     if inspect.isroutine(func) or inspect.isclass(func):
         return {"func": f"{func.__module__}:{func.__qualname__}"}
     made = type(func)
-    here = made.__module__.startswith("rlhf_recipes.rewards.")
+    here = made.__module__.startswith("rlhf_recipes.")
     spec = {"func": made.__qualname__ if here else f"{made.__module__}:{made.__qualname__}"}
     settings = _settings(func)
     if isinstance(settings.get("name"), str):

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from rlhf_recipes.rewards import Clip, WeightedSum, watchdog
+from rlhf_recipes.rewards import Clip, WeightedSum
+from rlhf_recipes.rewards.contract import watchdog
 from rlhf_recipes.rewards.contract.watchdog import watched
 
 ROWS = {"prompts": ["?"], "completions": ["a"], "completion_ids": [[1]]}

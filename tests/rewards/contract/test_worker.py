@@ -134,7 +134,7 @@ def test_it_ends_with_its_program_even_in_the_middle_of_a_call(tmp_path):
     program = (
         "import os, threading, time\n"
         "from rlhf_recipes.rewards.contract.worker import Worker\n"
-        "from tests.rewards.test_worker import act\n"
+        "from tests.rewards.contract.test_worker import act\n"
         "worker = Worker(act)\n"
         "print(worker('main', 60)[1], flush=True)\n"
         "threading.Thread(target=worker, args=('tower', 0.5), daemon=True).start()\n"
