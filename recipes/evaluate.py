@@ -26,9 +26,7 @@ from rlhf_recipes.cli import run
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_tokenizer
-from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
-from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
 from rlhf_recipes.rewards import load_rewards
 
 
@@ -77,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
     prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
 
-    # Models.
+    # Models. Imported last: these bring libraries for which --help and a wrong file name need not wait.
+    from rlhf_recipes.modeling.roles import ActorCritic
+    from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
+
     policy = load_policy(model_args, is_trainable=False)
     tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     if args.ref_model_name_or_path is None:

@@ -10,24 +10,9 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from peft import (
-    AutoPeftModelForCausalLM,
-    AutoPeftModelForFeatureExtraction,
-    AutoPeftModelForSequenceClassification,
-    AutoPeftModelForTokenClassification,
-    PeftConfig,
-)
 from safetensors import safe_open
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    BitsAndBytesConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.compat import loaded_whole
 from rlhf_recipes.imports import optional
 from rlhf_recipes.modeling.loading import (
     NOT_IN_4_BIT,
@@ -40,12 +25,13 @@ from rlhf_recipes.modeling.loading import (
 
 logger = logging.getLogger(__name__)
 
-# What reads an adapter, for each class that reads a whole model.
+# What reads an adapter, for each class that reads a whole model. By their names, as below: the classes take seconds to
+# import, and whoever names a folder that is not there need not wait for them.
 ADAPTERS = {
-    AutoModel: AutoPeftModelForFeatureExtraction,
-    AutoModelForCausalLM: AutoPeftModelForCausalLM,
-    AutoModelForSequenceClassification: AutoPeftModelForSequenceClassification,
-    AutoModelForTokenClassification: AutoPeftModelForTokenClassification,
+    "AutoModel": "AutoPeftModelForFeatureExtraction",
+    "AutoModelForCausalLM": "AutoPeftModelForCausalLM",
+    "AutoModelForSequenceClassification": "AutoPeftModelForSequenceClassification",
+    "AutoModelForTokenClassification": "AutoPeftModelForTokenClassification",
 }
 HEADS = ("score", "classifier", "out_proj")
 
@@ -180,6 +166,8 @@ def own_tokenizer(
         folder = str(processing_class or source)
         adapter = Path(folder) / "adapter_config.json"
         if adapter.is_file() and not (adapter.parent / "tokenizer_config.json").is_file():
+            from peft import PeftConfig
+
             folder = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
         tokenizer = load_tokenizer(folder)
     tokenizer.padding_side = "right"
@@ -240,6 +228,10 @@ def find_file(source: str, filename: str) -> Path | None:
 def _load_model(
     kind: Any, source: str, device: torch.device, dtype: str | torch.dtype | None, load_in_4bit: bool
 ) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    from rlhf_recipes.compat import loaded_whole
+
     precision = dtype or ("auto" if device.type == "cuda" else "float32")
     kwargs: dict[str, Any] = {"dtype": precision}
     if load_in_4bit:
@@ -264,31 +256,36 @@ def _load_model(
 
 def _load_whole(kind: Any, source: str, kwargs: dict[str, Any]) -> Any:
     if (Path(source) / "adapter_config.json").is_file():
-        if kind in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
+        import peft
+
+        if kind.__name__ in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
             kwargs = {**kwargs, "num_labels": labels_of_adapter(Path(source))}
-        return ADAPTERS[kind].from_pretrained(source, **kwargs)
+        return getattr(peft, ADAPTERS[kind.__name__]).from_pretrained(source, **kwargs)
     model, info = kind.from_pretrained(source, output_loading_info=True, **kwargs)
     # An encoder is read before its pooler, which many files leave out.
-    missing = sorted(key for key in info["missing_keys"] if kind is not AutoModel or not key.startswith("pooler."))
+    optional_parts = ("pooler.",) if kind.__name__ == "AutoModel" else ()
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional_parts))
     if missing:
         raise ValueError(
             f"The files of {source!r} lack {', '.join(missing)}, so these weights would be random, and so would be "
-            f"the reward. {ADVICE[kind]}"
+            f"the reward. {ADVICE[kind.__name__]}"
         )
     return model
 
 
 ADVICE = {
-    AutoModel: "Give a trained encoder.",
-    AutoModelForCausalLM: "Give a trained causal language model.",
-    AutoModelForSequenceClassification: "Give a trained sequence classifier; `recipes/reward.py` makes one.",
-    AutoModelForTokenClassification: "Give a trained token classifier.",
+    "AutoModel": "Give a trained encoder.",
+    "AutoModelForCausalLM": "Give a trained causal language model.",
+    "AutoModelForSequenceClassification": "Give a trained sequence classifier; `recipes/reward.py` makes one.",
+    "AutoModelForTokenClassification": "Give a trained token classifier.",
 }
 
 
 def labels_of_adapter(folder: Path) -> int:
     """Number of labels of the head that was saved with an adapter; its configuration does not tell."""
     path = folder / "adapter_model.safetensors"
+    from peft import PeftConfig
+
     heads = PeftConfig.from_pretrained(str(folder)).modules_to_save or []
     if path.is_file():
         with safe_open(path, framework="pt") as tensors:

@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import DeepSpeedPlugin
 from transformers import TrainingArguments
-from transformers.integrations import HfTrainerDeepSpeedConfig
 
-from rlhf_recipes.modeling.generation import DECIDED
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
@@ -304,6 +301,8 @@ class PPOConfig(TrainingArguments):
                 f"{self.max_completion_length}."
             )
         for name in self.generation_kwargs or {}:
+            from rlhf_recipes.modeling.generation import DECIDED  # it brings models, for which --help does not wait
+
             if name in DECIDED:
                 raise ValueError(f"generation_kwargs has {name!r}, which the trainer decides: {DECIDED[name]}.")
             if name in SAMPLING_OPTIONS:
@@ -364,6 +363,9 @@ class PPOConfig(TrainingArguments):
             if count is not None:  # a share of the run, below 1, needs no change of unit
                 setattr(args, name, count if 0 < count < 1 else int(count) * sizes.updates)
         if args.deepspeed:  # read before the units were changed; accelerate launch's is read later
+            from accelerate.utils import DeepSpeedPlugin
+            from transformers.integrations import HfTrainerDeepSpeedConfig
+
             args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
             args.hf_deepspeed_config.trainer_config_process(args)
             args.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=args.hf_deepspeed_config)

@@ -10,10 +10,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.columns import detect_format
 from rlhf_recipes.data.feedback.formats import Check, FeedbackArguments
@@ -30,6 +30,9 @@ from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.process import cut_beginning, encode_steps
 from rlhf_recipes.texts import Text, as_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 PAIRS = ("chosen", "rejected")
@@ -103,7 +106,7 @@ def in_share(text: str, low: float, high: float) -> bool:
 
 
 def settings_for(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int | None
+    tokenizer: PreTrainedTokenizerBase, model: "PreTrainedModel", max_length: int | None
 ) -> RewardModelSettings:
     """Settings that fit a model: an end-of-sequence token where the tokenizer sets none itself, and its limit.
 

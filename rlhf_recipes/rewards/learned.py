@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.prompts import tokenize_prompts
 from rlhf_recipes.modeling.critics import ValueModel
@@ -115,6 +114,9 @@ class LearnedReward:
             load_in_4bit, labels, probabilities,
         )  # fmt: skip
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
+        from peft import PeftModel  # here, because these take seconds, and the folder may not be there
+        from transformers import AutoModelForSequenceClassification
+
         self.tokenizer = own_tokenizer(processing_class, source)
         self.model: Any = place_model(AutoModelForSequenceClassification, model, device, dtype, load_in_4bit)
         check_vocabulary(self.model, self.tokenizer)

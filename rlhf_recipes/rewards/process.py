@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, warn_of_truncation
@@ -82,6 +82,8 @@ class TokenClassifierReward:
             model, policy_tokenizer, label, labels, probabilities, processing_class, batch_size, max_length, device,
             dtype, load_in_4bit, name,
         )  # fmt: skip
+        from transformers import AutoModelForTokenClassification
+
         self.reader = FrozenModel(
             AutoModelForTokenClassification, model, processing_class, max_length, device, dtype, load_in_4bit,
             needs_offsets=True,
@@ -203,6 +205,8 @@ class StepModel:
                 probabilities = settings.probabilities
         step_token = "\n" if step_token is None else step_token
         probabilities = True if probabilities is None else probabilities
+        from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
         kind = AutoModelForCausalLM if self.is_causal else AutoModelForTokenClassification
         self.reader = FrozenModel(
             kind, model, processing_class, max_length, device, dtype, load_in_4bit, needs_offsets=self.is_causal
