@@ -78,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Data and models.
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
-    rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
-    judges = load_rewards(args.judge_funcs) if args.judge_funcs else None
     name, options = model_args.model_name_or_path, {"padding_side": "left", "revision": model_args.model_revision}
     tokenizer = None if name is None else load_tokenizer(name, **options)
+    rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
+    judges = load_rewards(args.judge_funcs) if args.judge_funcs else None
 
     # Candidates.
     if args.completions_column is not None:

@@ -75,19 +75,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
     prompts = sample_rows(prepare_prompts(rows, prompt_args), data_args.max_eval_samples)
 
-    # Models. Imported last: these bring libraries for which --help and a wrong file name need not wait.
+    # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
+    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
+    reward = load_rewards(args.reward_funcs, args.reward_weights)
+    policy = load_policy(model_args, is_trainable=False)
+
+    # Imported here for the same reason: with these come libraries that --help need not wait for.
     from rlhf_recipes.modeling.roles import ActorCritic
     from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
 
-    policy = load_policy(model_args, is_trainable=False)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     if args.ref_model_name_or_path is None:
         roles = ActorCritic(policy, reference_is_base=True, critic=False)
     else:
         ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
         roles = ActorCritic(policy, load_policy(ref_args, is_trainable=False), critic=False)
     move_to_best_device(roles).eval()
-    reward = load_rewards(args.reward_funcs, args.reward_weights)
 
     # Sample and score.
     completions = list(

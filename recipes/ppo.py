@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluates = training_args.eval_strategy != "no"
     held_out = prompts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
 
-    # Models.
-    transformers.set_seed(training_args.seed)
-    policy = load_policy(model_args)
+    # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
     tokenizer = load_tokenizer(model_args.model_name_or_path, padding_side="left", revision=model_args.model_revision)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
+    transformers.set_seed(training_args.seed)
+    policy = load_policy(model_args)
 
-    # Trainer. Imported last: it brings libraries for which --help and a wrong file name need not wait.
+    # Trainer. Imported here for the same reason: with it come libraries that --help need not wait for.
     from rlhf_recipes.ppo import PPOTrainer
 
     trainer = PPOTrainer(

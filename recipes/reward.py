@@ -48,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_config(output_dir / "config.yaml", data_args, feedback_args, cleaning_args, training_args, model_args)
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
-    # Data, and the loss that reads it.
+    # Data, the loss that reads it, and the tokenizer.
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
     loss = choose_loss(training_args.loss, splits.kind)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
 
-    # Here, because these bring libraries for which --help and a wrong file name need not wait.
+    # Imported here, because with these come libraries for which --help and a wrong name need not wait.
     from rlhf_recipes.reward_modeling.evaluation.reporting import write_report
     from rlhf_recipes.reward_modeling.saving import push_reward_model, save_reward_model, save_settings
     from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer
@@ -63,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Model. The seed comes first, because a new head is drawn at random.
     transformers.set_seed(training_args.seed)
     training_args = fit_precision(training_args, model_args)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
     of_steps = objective.step_token is not None
     model = load_reward_model(model_args, tokenizer, labels=objective.label_names, token_level=of_steps)
     freeze_lower_layers(model, training_args.num_frozen_layers)

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if training_args.process_index != 0:
         return
 
-    # Here, because these bring libraries for which --help and a wrong file name need not wait.
+    # Imported here, because with these come libraries for which --help and a wrong name need not wait.
     from rlhf_recipes.report.reward_figures import draw_uncertainty
     from rlhf_recipes.reward_modeling.ensemble.averaging import average_models
     from rlhf_recipes.reward_modeling.ensemble.evaluation import (

@@ -38,6 +38,7 @@ from rlhf_recipes.rewards.loading import RewardArguments
 class RLOOConfig(trl.RLOOConfig):
     """TRL's options and defaults: beta 0.05 against the model as loaded; temperature, top_p and more for sampling."""
 
+    counted_in_batches = ("completions", "an optimizer step")
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
     reward_weights: list[float] | None = field(default=None, init=False)  # they come with the rewards
     remove_unused_columns: bool = field(default=False, init=False)  # rewards are given all columns of the dataset

@@ -1,13 +1,13 @@
 """`PPOConfig`: the settings of PPO. `batches.py` works out its batch sizes, `renamed.py` takes its old spellings."""
 
 import copy
-import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
+from rlhf_recipes.launch import refuse_strangers
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
@@ -133,6 +133,7 @@ class PPOConfig(TrainingArguments):
     """
 
     help_title = "PPO"
+    counted_in_batches = ("episodes", "a rollout")
     old_names: ClassVar[tuple[str, ...]] = tuple(TRL_1_12)
 
     output_dir: str | None = _option(None, "Folder of the run: the model, its checkpoints and figures.")
@@ -239,6 +240,7 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or processes would not find each other
         if isinstance(self.stop_token_id, int):
             self.stop_token_id = [self.stop_token_id]
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
@@ -258,12 +260,7 @@ class PPOConfig(TrainingArguments):
             )
         if self.target_kl is not None and self.fp16:
             raise ValueError("target_kl does not work with fp16, whose loss scaling must see every step. Use bf16.")
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched > self.world_size:
-            raise ValueError(
-                f"The launcher started {launched} processes, but they do not know of each other, and each would train "
-                "alone in the same folder. On a machine without GPUs, give --use_cpu."
-            )
+        refuse_strangers(self)
         self.batch_sizes()  # refuses what does not divide before a model is loaded
 
     def _check_ranges(self) -> None:
