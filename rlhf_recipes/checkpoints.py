@@ -170,8 +170,10 @@ def _put_aside(unfinished: Iterable[Path], reasons: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     for folder in unfinished:
-        names = (f"interrupted-{folder.name}{more}" for more in ("", *(f"-{count}" for count in itertools.count(2))))
-        place = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
+        place = folder.with_name(f"interrupted-{folder.name}")
+        numbers = itertools.count(2)
+        while place.exists():
+            place = folder.with_name(f"interrupted-{folder.name}-{next(numbers)}")
         folder.rename(place)
         reasons += f"; it is kept as {place.name}"
     logger.warning("No checkpoint was ever finished (%s), so the run begins anew.", reasons)

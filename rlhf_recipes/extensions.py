@@ -1,12 +1,13 @@
 """The extensions that DeepSpeed compiles when it first needs them: said while it does, and no waiting for nobody.
 
 torch builds each in a folder of its own, one process at a time: whoever has made the file `lock` there, and keeps it
-open, builds, and all others wait until it is gone. A build that was killed leaves it behind, and then every later start
-would wait for ever, without a word.
+open, builds, and all others wait until it is gone. A build that was killed leaves it behind, and then every later
+start would wait for ever, without a word.
 """
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -16,11 +17,12 @@ import psutil
 import torch
 
 logger = logging.getLogger(__name__)
-EVERY = 1.0  # seconds between two looks
+EVERY = 2.0  # seconds between two looks
 
 # Where another machine may hold a lock that no process here has open. After that long without a change nobody does.
 NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "afs", "fuse.sshfs")
 FORGOTTEN = 30 * 60.0
+COMPILERS = re.compile(r"ninja|cc1|[cg]\+\+|clang|nvcc|hipcc|cicc|ptxas|fatbinary|cudafe|collect2|^(as|ld|icpx)$")
 
 
 def watch_extensions() -> threading.Thread | None:
@@ -74,21 +76,21 @@ def free_if_left(lock: Path, say: bool = True) -> bool:
         say (`bool`, *optional*, defaults to `True`): Whether to say so of one that stays, too.
 
     Returns:
-        `bool`: whether it is gone.
+        `bool`: whether it was taken away.
     """
     try:
         seen = lock.stat()
-        holders = processes_with(lock)
+        holders = builders(lock)
         age = time.time() - max(entry.stat().st_mtime for entry in (lock, *lock.parent.iterdir()))
         elsewhere = on_network(lock) and age < FORGOTTEN
-        left = not holders and not elsewhere and seen.st_uid == os.getuid()
-        if left and lock.stat().st_ino == seen.st_ino:
+        left = not holders and not elsewhere and seen.st_uid == os.getuid() and lock.stat().st_ino == seen.st_ino
+        if left:
             lock.unlink()
-    except FileNotFoundError:  # it is gone, or a file beside it is: look again
-        return not lock.exists()
+    except FileNotFoundError:  # a build is done, or about to be
+        return False
     if left:
         logger.warning(
-            "%s was left behind by a start that was interrupted: no process holds it. It is taken away, because this "
+            "%s was left behind by a start that was interrupted: no process builds there. It is taken away, as this "
             "start would wait for it for ever.", lock
         )  # fmt: skip
     elif say and holders:
@@ -104,12 +106,13 @@ def free_if_left(lock: Path, say: bool = True) -> bool:
     return left
 
 
-def processes_with(file: Path) -> list[int]:
-    """The processes that have a file open, as far as this user can see them."""
-    path, found = os.path.realpath(file), []
+def builders(lock: Path) -> list[int]:
+    """The processes that have the lock open, and compilers at work in its folder: they outlive a parent's kill."""
+    path, folder, found = os.path.realpath(lock), os.path.realpath(lock.parent), []
     for process in psutil.process_iter():
         try:
-            if any(opened.path == path for opened in process.open_files()):
+            compiles = COMPILERS.search(process.name()) and process.cwd() == folder
+            if compiles or any(opened.path == path for opened in process.open_files()):
                 found.append(process.pid)
         except (psutil.Error, OSError):  # ended meanwhile, or another user's
             continue
