@@ -92,6 +92,8 @@ def wrong_commands(place):
             all_rows = (*all_rows, "--use_peft")
         if name not in ("evaluate", "best_of_n"):
             all_rows = (*all_rows, "--per_device_train_batch_size", 2, "--bf16", "false")
+        if name in ("reward", "reward_ensemble"):
+            all_rows = (*all_rows, "--validation_split", "null")
         if name == "sft":
             all_rows = (*all_rows, "--dataset_text_field", "chosen")
         if name in ("grpo", "rloo"):
