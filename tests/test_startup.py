@@ -75,7 +75,17 @@ def test_help_imports_nothing_that_trains():
 @pytest.fixture
 def place(tmp_path):
     """What a user might have, and folders in which something is missing."""
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "The film", "chosen": "is good", "rejected": "is bad"}\n' * 4)
+    (tmp_path / "rows").mkdir()
+    for number, split in enumerate(("train", "validation", "test")):
+        rows = [
+            {
+                "prompt": f"Film {number} of {row}",
+                "chosen": f"{row} is good",
+                "rejected": f"{row} is {number} times bad",
+            }
+            for row in ("Kurosawa", "Varda", "Tati", "Ozu")
+        ]
+        (tmp_path / f"rows/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
     return tmp_path
@@ -83,17 +93,15 @@ def place(tmp_path):
 
 def wrong_commands(place):
     """For each recipe that trains or measures: an option, a file, a dataset, a folder, a model that is not there."""
-    rows, out = place / "rows.jsonl", ("--output_dir", place / "out")
+    rows, out = place / "rows", ("--output_dir", place / "out")
     rewards = ("--reward_funcs", "EndsWithSentence")
     for name in ("ppo", "grpo", "rloo", "evaluate", "best_of_n", "sft", "dpo", "reward", "reward_ensemble"):
         samples = name in ("ppo", "grpo", "rloo", "evaluate", "best_of_n")
-        all_rows = (*out, "--dataset_test_split", "train", "--overwrite_output_dir", *(rewards if samples else ()))
+        all_rows = (*out, "--overwrite_output_dir", *(rewards if samples else ()))
         if name == "reward_ensemble":
             all_rows = (*all_rows, "--use_peft")
         if name not in ("evaluate", "best_of_n"):
             all_rows = (*all_rows, "--per_device_train_batch_size", 2, "--bf16", "false")
-        if name in ("reward", "reward_ensemble"):
-            all_rows = (*all_rows, "--validation_split", "null")
         if name == "sft":
             all_rows = (*all_rows, "--dataset_text_field", "chosen")
         if name in ("grpo", "rloo"):
@@ -140,6 +148,7 @@ assert not isinstance(adapted, integration_utils.PreTrainedModel)
 """
 
 
+@pytest.mark.slow
 def test_transformers_knows_models_as_soon_as_there_are_some():
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", STAND_IN], capture_output=True, text=True, env=env, timeout=200)

@@ -100,7 +100,7 @@ def check_model_path(name_or_path: str) -> str:
 
 def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer whose pad token is not its end-of-sequence token (see `ensure_pad_token`)."""
-    name = check_model_path(name_or_path)
+    name = check_model_path(_required(name_or_path))
     from transformers import AutoTokenizer
 
     return ensure_pad_token(AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs))
