@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Data and models.
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
+    tokenizer = load_policy_tokenizer(model_args, "left") if model_args.model_name_or_path else None
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     judges = load_rewards(args.judge_funcs) if args.judge_funcs else None
-    tokenizer = load_policy_tokenizer(model_args, "left") if model_args.model_name_or_path else None
 
     # Candidates.
     if args.completions_column is not None:

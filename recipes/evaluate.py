@@ -27,9 +27,7 @@ from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
-from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
-from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
 from rlhf_recipes.rewards import load_rewards
 
 
@@ -80,15 +78,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), data_args.max_eval_samples)
     prompts = ready_prompts(prompts, tokenizer, template_args, data_args, data_args.dataset_test_split)
 
-    # Models.
+    # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
+    reward = load_rewards(args.reward_funcs, args.reward_weights)
     policy = load_policy(model_args, is_trainable=False, tokenizer=tokenizer)
+
+    # Imported here for the same reason: with these come libraries that --help need not wait for.
+    from rlhf_recipes.modeling.roles import ActorCritic
+    from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
+
     if args.ref_model_name_or_path is None:
         roles = ActorCritic(policy, reference_is_base=True, critic=False)
     else:
         ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
         roles = ActorCritic(policy, load_policy(ref_args, False, tokenizer), critic=False)
     move_to_best_device(roles).eval()
-    reward = load_rewards(args.reward_funcs, args.reward_weights)
 
     # Sample and score.
     completions = list(

@@ -39,6 +39,7 @@ from rlhf_recipes.rewards.loading import RewardArguments
 class GRPOConfig(trl.GRPOConfig):
     """TRL's options and defaults: beta 0, so no reference; sampling by temperature, top_p, generation_kwargs."""
 
+    counted_in_batches = ("completions", "an optimizer step")
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
     reward_weights: list[float] | None = field(default=None, init=False)  # they come with the rewards
     chat_template_kwargs: dict | None = field(default=None, init=False)  # they come with the rows

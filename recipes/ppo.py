@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
 
 # isort: split
+import transformers
 import yaml
-from transformers import set_seed
 
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
@@ -31,7 +31,7 @@ from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.ppo import PPOConfig, PPOTrainer
+from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.ppo.run.checkpoint import STATE_FILE
 from rlhf_recipes.rewards import load_rewards
 from rlhf_recipes.rewards.loading import RewardArguments
@@ -58,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluates = training_args.eval_strategy != "no"
     held_out = prompts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
 
-    # Models.
-    set_seed(training_args.seed)
-    policy = load_policy(model_args, tokenizer=tokenizer)
+    # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
+    transformers.set_seed(training_args.seed)
+    policy = load_policy(model_args, tokenizer=tokenizer)
 
-    # Trainer.
+    # Trainer. Imported here for the same reason: with it come libraries that --help need not wait for.
+    from rlhf_recipes.ppo import PPOTrainer
+
     trainer = PPOTrainer(
         args=training_args,
         processing_class=tokenizer,

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
 
 # isort: split
-from transformers import set_seed
-from trl import RewardTrainer
+import transformers
+import trl
 
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
@@ -35,12 +35,9 @@ from rlhf_recipes.modeling.loading import ModelArguments, freeze_lower_layers, l
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
 from rlhf_recipes.reward_modeling.evaluation.measure import measure, summary
-from rlhf_recipes.reward_modeling.evaluation.reporting import write_report
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.losses import choose_loss
-from rlhf_recipes.reward_modeling.saving import push_reward_model, save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.splits import check_conversations, load_splits
-from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,16 +50,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_config(output_dir / "config.yaml", data_args, *others)
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
-    # Data, and the loss that reads it.
+    # Data, the loss that reads it, and the tokenizer.
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
     loss = choose_loss(training_args.loss, splits.kind)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
+
+    # Imported here, because with these come libraries for which --help and a wrong name need not wait.
+    from rlhf_recipes.reward_modeling.evaluation.reporting import write_report
+    from rlhf_recipes.reward_modeling.saving import push_reward_model, save_reward_model, save_settings
+    from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer
+
     objective = fitted_objective(loss, splits.train, training_args)
     print(f"{splits}\nLoss          {loss}")
 
     # Model. The seed comes first, because a new head is drawn at random.
-    set_seed(training_args.seed)
+    transformers.set_seed(training_args.seed)
     training_args = fit_precision(training_args, model_args)
-    tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
     check_conversations(splits, objective, tokenizer, template_args, data_args, training_args.validation_split)
     of_steps = objective.step_token is not None
     model = load_reward_model(model_args, tokenizer, labels=objective.label_names, token_level=of_steps)
@@ -82,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Save, measure what was saved, push.
     save_reward_model(trainer, model_args)
     if trainer.is_world_process_zero():
-        save_settings(output_dir, settings, objective, plain=isinstance(trainer, RewardTrainer))
+        save_settings(output_dir, settings, objective, plain=isinstance(trainer, trl.RewardTrainer))
         metrics = measure(output_dir, splits.train, splits.validation, splits.test, training_args) | {
             "loss": loss,
-            "train_pairs" if isinstance(trainer, RewardTrainer) else "train_rows": len(trainer.train_dataset),
+            "train_pairs" if isinstance(trainer, trl.RewardTrainer) else "train_rows": len(trainer.train_dataset),
             "train_texts": splits.train_texts,
             "threads": threads,
             "train_seconds": round(train_seconds, 1),

@@ -29,15 +29,7 @@ from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
-from rlhf_recipes.report.reward_figures import draw_uncertainty
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
-from rlhf_recipes.reward_modeling.ensemble.averaging import average_models
-from rlhf_recipes.reward_modeling.ensemble.evaluation import (
-    AVERAGE_FOLDER,
-    describe_ensemble,
-    finish_ensemble,
-    measure_ensemble,
-)
 from rlhf_recipes.reward_modeling.ensemble.train import EnsembleArguments, train_members
 from rlhf_recipes.reward_modeling.evaluation.measure import measure
 from rlhf_recipes.reward_modeling.losses import choose_loss
@@ -63,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     members = train_members(output_dir, splits, loss, training_args, model_args, ensemble_args)
     if training_args.process_index != 0:
         return
+
+    # Imported here, because with these come libraries for which --help and a wrong name need not wait.
+    from rlhf_recipes.report.reward_figures import draw_uncertainty
+    from rlhf_recipes.reward_modeling.ensemble.averaging import average_models
+    from rlhf_recipes.reward_modeling.ensemble.evaluation import (
+        AVERAGE_FOLDER,
+        describe_ensemble,
+        finish_ensemble,
+        measure_ensemble,
+    )
 
     # One scale for all of them, and one model with the mean of their weights.
     load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision).save_pretrained(output_dir)

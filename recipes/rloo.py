@@ -39,6 +39,7 @@ from rlhf_recipes.rewards.loading import RewardArguments
 class RLOOConfig(trl.RLOOConfig):
     """TRL's options and defaults: beta 0.05 against the model as loaded; temperature, top_p and more for sampling."""
 
+    counted_in_batches = ("completions", "an optimizer step")
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
     reward_weights: list[float] | None = field(default=None, init=False)  # they come with the rewards
     chat_template_kwargs: dict | None = field(default=None, init=False)  # they come with the rows

@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from rlhf_recipes import startup
+
 # Hugging Face libraries read this once, at their first import; a user who has set it keeps their choice.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -11,6 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # sleep. On an idle machine the difference was below 10%.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+startup.prepare()
 __version__ = "0.1.0"
 __all__ = ["PPOConfig", "PPOTrainer", "__version__"]
 

@@ -32,6 +32,8 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from rlhf_recipes.launch import LaunchArguments, check_launch, tell_launcher, watch_deepspeed
+
 logger = logging.getLogger(__name__)
 
 # Inherited options that a reader of --help should see at once; the rest is behind --help_all.
@@ -49,6 +51,10 @@ OFTEN_USED = [
 # fmt: on
 
 RESERVED = ("config", "env", "help", "help_all")
+
+# Options whose value is a path or an id of the Hub. Those under starter/ and runs/ are known as paths by their names.
+NAMED_HERE_OR_ON_HUB = ("dataset_name", "name_or_path", "reward_funcs")
+LIKE_A_HUB_ID = re.compile(r"(?!starter/|runs/)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SECRETS = re.compile(r"(token|hf_token|hub_token|push_to_hub_token|.*(api_?key|password|secret))", re.IGNORECASE)
 
 
@@ -103,6 +109,9 @@ class RecipeParser(HfArgumentParser):
 
     def __init__(self, dataclass_types: type | Iterable[type], description: str | None = None, **kwargs: Any) -> None:
         classes = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
+        training = [cls for cls in classes if "gradient_accumulation_steps" in _option_hints(cls)]
+        self._training = classes.index(training[0]) if training else None
+        classes += [LaunchArguments] if training else []
         self._hints: dict[str, Any] = {}
         self._shown: dict[str, dict[str, Any]] = {}
         for cls in classes:
@@ -148,7 +157,8 @@ class RecipeParser(HfArgumentParser):
             argv (`Sequence[str]`, *optional*): The arguments, `sys.argv[1:]` where it is `None`.
 
         Returns:
-            `tuple`: One instance per dataclass, in the order given to the constructor.
+            `tuple`: One instance per dataclass, in the order given to the constructor. Where one of them has the
+            settings of a training, [`~rlhf_recipes.launch.check_launch`] has logged the size of the batch.
         """
         try:
             typed, strangers = self.parse_known_args(_shield_negatives(sys.argv[1:] if argv is None else argv))
@@ -158,11 +168,22 @@ class RecipeParser(HfArgumentParser):
             in_files: dict[str, Any] = {}
             for path in given.pop("config", []):
                 in_files |= self._read_config(path)
-            return self._build(in_files | given)
-        except (argparse.ArgumentError, UsageError) as error:
+            if self._training is not None:
+                watch_deepspeed(in_files | given)
+            built = self._build(in_files | given)
+            if self._training is not None:
+                *built, launch = built
+                check_launch(built[self._training], launch.expect_processes)
+            return tuple(built)
+        except (argparse.ArgumentError, ValueError) as error:
             self.error(str(error))
 
-    def _build(self, given: dict[str, Any]) -> tuple[Any, ...]:
+    def error(self, message: str) -> NoReturn:
+        """End the process with the usage and the message, which a launcher is told too."""
+        tell_launcher(f"error: {message}")
+        super().error(message)
+
+    def _build(self, given: dict[str, Any]) -> list[Any]:
         missing = []
         for name, shown in self._shown.items():
             if shown.get("required") and name not in given:
@@ -182,7 +203,7 @@ class RecipeParser(HfArgumentParser):
             if getattr(args, "hub_token", None):
                 # Trainers pickle their arguments into training_args.bin, and push that file too.
                 os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
-        return tuple(built)
+        return built
 
     def _refuse(self, argument: str) -> NoReturn:
         if not argument.startswith("-"):
@@ -545,6 +566,9 @@ def _plain_percent(text: str) -> str:
 def save_config(path: str | os.PathLike[str], *args_dataclasses: Any) -> None:
     """Write the values that differ from their defaults as a YAML file that `--config` accepts.
 
+    A dataset, model or reward of this machine whose name the Hub could have as well gets `./` in front, so that the
+    file says which of them it was also to whoever reads it in another folder, as a model card does.
+
     Values that `__post_init__` would work out again are not written. Secrets are never written: `hub_token`,
     `push_to_hub_token`, and within mappings also keys such as `api_key`.
 
@@ -563,11 +587,20 @@ def save_config(path: str | os.PathLike[str], *args_dataclasses: Any) -> None:
             if name in getattr(type(args), "old_names", ()):  # the value stands under its new name
                 continue
             if name != "local_rank" and not SECRETS.fullmatch(name) and not _equal(value, defaults[name]):
-                values[name] = _to_yaml(value, name)
+                values[name] = _to_yaml(_local(value) if name.endswith(NAMED_HERE_OR_ON_HUB) else value, name)
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else "{}\n"
     file.write_text(f"# The options that differ from their defaults. Repeat the run with --config.\n{body}", "utf-8")
+
+
+def _local(value: Any) -> Any:
+    if isinstance(value, list):  # of rewards, whose names have no slash
+        return [_local(entry) if isinstance(entry, Mapping) or "/" in entry else entry for entry in value]
+    if isinstance(value, Mapping):
+        return {**value, "func": _local([value["func"]])[0]} if isinstance(value.get("func"), str) else value
+    looks_like_one = isinstance(value, str) and LIKE_A_HUB_ID.fullmatch(value)
+    return f"./{value}" if looks_like_one and Path(value).exists() else value
 
 
 def _equal(value: Any, default: Any) -> bool:

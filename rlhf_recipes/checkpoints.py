@@ -5,16 +5,16 @@ would end in a traceback of a library, hours into a queue. So every file is look
 directories at the end of zip files, which is fast whatever the model.
 """
 
+import itertools
 import json
 import logging
 import math
+import os
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
-
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf_recipes.texts import readable_bytes
 
@@ -34,7 +34,9 @@ def find_checkpoint(output_dir: str | Path, asked: str | None, required: Sequenc
             The folder of the run.
         asked (`str`, *optional*):
             A checkpoint, or `"auto"` for the last whole one in the folder, if there are any. Each newer one that is
-            not whole is named in a warning.
+            not whole is named in a warning. Where none was ever finished, as after a kill during the first save, the
+            run begins anew and says so; what was begun is kept under the name `interrupted-checkpoint-*`, so that
+            the files of two runs do not mix.
         required (`Sequence[str]`, *optional*):
             Files that a checkpoint of this recipe has besides those of the Trainer; see [`why_broken`].
 
@@ -43,8 +45,8 @@ def find_checkpoint(output_dir: str | Path, asked: str | None, required: Sequenc
 
     Raises:
         `FileNotFoundError`: if the checkpoint that was named is none.
-        `ValueError`: if the checkpoint that was named is not whole, or, with `"auto"`, if there are some and none is
-            whole: beginning anew would hide that the run is lost.
+        `ValueError`: if the checkpoint that was named is not whole, or, with `"auto"`, if some were finished and none
+            is whole any more: beginning anew would hide that the run is lost.
         `FileExistsError`: if none was named and an earlier run left some, whole or not. Checkpoints are told apart by
             their step alone: the Trainer would keep the old ones, delete the new, and go on from the wrong one later.
     """
@@ -60,6 +62,8 @@ def find_checkpoint(output_dir: str | Path, asked: str | None, required: Sequenc
     reasons = "; ".join(f"{folder.name} is not whole: {why}" for folder, why in broken.items())
     if last is not None and broken:
         logger.warning("%s; going on from %s", reasons, last.name)
+    elif broken and not any(_was_finished(folder) for folder in broken):
+        _put_aside(broken, reasons)
     elif broken:
         raise ValueError(
             f"No checkpoint in {str(output_dir)!r} is whole: {reasons}. To start anew, name another --output_dir or "
@@ -143,6 +147,8 @@ def _named(output_dir: Path, asked: str, required: Sequence[str]) -> str:
 
 def _last_whole(folder: Path, required: Sequence[str]) -> tuple[Path | None, dict[Path, str]]:
     """The last whole checkpoint, and those after it with what is wrong with each, newest first."""
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
     start = len(PREFIX_CHECKPOINT_DIR) + 1
     found = [entry for entry in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if entry.name[start:].isdecimal()]
     broken: dict[Path, str] = {}
@@ -152,6 +158,25 @@ def _last_whole(folder: Path, required: Sequence[str]) -> tuple[Path | None, dic
             return entry, broken
         broken[entry] = why
     return None, broken
+
+
+def _was_finished(folder: Path) -> bool:
+    """Whether the Trainer came to the end of it, whatever has become of its files since."""
+    return (folder / STATE).is_file() and _fault_of_json(folder / STATE) is None
+
+
+def _put_aside(unfinished: Iterable[Path], reasons: str) -> None:
+    """Rename checkpoints that were never finished. The first process does it; the others begin anew all the same."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for folder in unfinished:
+        place = folder.with_name(f"interrupted-{folder.name}")
+        numbers = itertools.count(2)
+        while place.exists():
+            place = folder.with_name(f"interrupted-{folder.name}-{next(numbers)}")
+        folder.rename(place)
+        reasons += f"; it is kept as {place.name}"
+    logger.warning("No checkpoint was ever finished (%s), so the run begins anew.", reasons)
 
 
 def _fault_of_json(file: Path) -> str | None:

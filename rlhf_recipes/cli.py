@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from rlhf_recipes.errors import RewardError
+from rlhf_recipes.launch import tell_launcher
 
 DEBUG = "RLHF_RECIPES_DEBUG"
 
@@ -18,7 +19,7 @@ USER_ERRORS = (OSError, ValueError, ImportError, RewardError, FloatingPointError
 
 
 def run(main: Callable[[], object], to_go_on: str = "The same command starts it anew.") -> None:
-    """Run `main` as a command: its log on stderr, and one message for an error that the user can mend.
+    """Run `main` as a command: its log on stderr, and for an error that the user can mend its cause as the last line.
 
     Args:
         main (`Callable`): The recipe's `main`, called without arguments.
@@ -41,7 +42,9 @@ def run(main: Callable[[], object], to_go_on: str = "The same command starts it 
     except USER_ERRORS as error:
         if os.environ.get(DEBUG) == "1":
             raise
-        sys.stderr.write(f"\nerror: {error or type(error).__name__}\n(With {DEBUG}=1 it shows where.)\n")
+        cause = f"error: {str(error).strip() or type(error).__name__}"
+        sys.stderr.write(f"\n({DEBUG}=1 before the command shows where in the code.)\n{cause}\n")
+        tell_launcher(cause)
         raise SystemExit(1) from None
 
 

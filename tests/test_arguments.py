@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from transformers import TrainingArguments
 
 from rlhf_recipes.arguments import RecipeParser, save_config, text_or_mapping
 from rlhf_recipes.data.loading import DataArguments
+from rlhf_recipes.report.markdown import hub_id
 
 DESCRIPTION = """Train a policy.
 
@@ -392,3 +394,37 @@ def test_what_is_wrong_with_a_reward_of_a_file_is_said_with_its_line(tmp_path):
     assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["reward_funcs"] == [
         "EndsWithSentence", {"func": "LengthWindow", "args": {"maxmum": 3}}
     ]  # fmt: skip
+
+
+# --- What is here, and what is on the Hub
+
+
+@dataclass
+class Named:
+    """Names that may be paths or ids."""
+
+    dataset_name: str = field(metadata={"help": "A folder or an id."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A folder or an id."})
+    reward_funcs: list[str | dict] | None = field(default=None, metadata={"help": "Rewards."})
+    output_dir: str | None = field(default=None, metadata={"help": "A folder."})
+
+
+def test_a_saved_config_tells_in_every_folder_what_was_a_path(tmp_path, monkeypatch):
+    for folder in ("data/films", "models/one", "judges/two", "Vader", "runs/three"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    rewards = ["judges/two", "Vader", "my-org/judge", {"func": "judges/two", "weight": 2.0}]
+    save_config("config.yaml", Named("data/films", "models/one", rewards, "data/films"))
+    saved = yaml.safe_load(Path("config.yaml").read_text())
+    assert saved == {
+        "dataset_name": "./data/films",
+        "model_name_or_path": "./models/one",
+        "reward_funcs": ["./judges/two", "Vader", "my-org/judge", {"func": "./judges/two", "weight": 2.0}],
+        "output_dir": "data/films",
+    }
+    monkeypatch.chdir("/")
+    assert [hub_id(saved[name]) for name in ("dataset_name", "model_name_or_path")] == [None, None]
+    save_config(tmp_path / "config.yaml", Named("data/films", "runs/three"))  # now nothing here is called so
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved == {"dataset_name": "data/films", "model_name_or_path": "runs/three"}
+    assert [hub_id(name) for name in saved.values()] == ["data/films", None]

@@ -213,6 +213,31 @@ def test_auto_refuses_to_begin_anew_where_all_are_broken(tmp_path):
         find_checkpoint(tmp_path, "auto")
 
 
+@pytest.mark.parametrize("left", [None, "", '{"global_st'], ids=["not there", "empty", "cut off"])
+def test_where_none_was_ever_finished_auto_begins_anew_and_says_so(tmp_path, caplog, left):
+    for folder in run_with(tmp_path, 4, 8):
+        (folder / "trainer_state.json").unlink()
+        if left is not None:
+            (folder / "trainer_state.json").write_text(left)
+    (tmp_path / "interrupted-checkpoint-4").mkdir()  # of an earlier start
+    assert find_checkpoint(tmp_path, "auto") is None
+    (said,) = warnings_in(caplog)
+    assert said.startswith("No checkpoint was ever finished (checkpoint-8 is not whole: ")
+    assert "it is kept as interrupted-checkpoint-8" in said
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert names == ["interrupted-checkpoint-4", "interrupted-checkpoint-4-2", "interrupted-checkpoint-8"]
+    assert (tmp_path / "interrupted-checkpoint-8/optimizer.pt").is_file()  # nothing is deleted
+    assert find_checkpoint(tmp_path, "auto") is None
+
+
+def test_only_the_first_process_renames(tmp_path, monkeypatch):
+    (folder,) = run_with(tmp_path, 4)
+    (folder / "trainer_state.json").unlink()
+    monkeypatch.setenv("RANK", "1")
+    assert find_checkpoint(tmp_path, "auto") is None
+    assert folder.is_dir()
+
+
 def test_a_broken_one_that_was_named_is_refused_with_the_last_whole_one(tmp_path):
     first, second = run_with(tmp_path, 4, 8)
     cut(second / "optimizer.pt", 100)

@@ -33,7 +33,7 @@ def launch_arguments(file, *more):
 
 
 def test_these_are_all():
-    assert [file.stem for file in TOPOLOGIES] == ["cpu", "ddp", "single", "zero2", "zero3"]
+    assert [file.stem for file in TOPOLOGIES] == ["cpu", "cpu_2", "ddp", "single", "zero2", "zero3"]
     assert [file.stem for file in ENGINES] == ["zero2", "zero3", "zero3_offload"]
 
 
@@ -42,6 +42,7 @@ def test_these_are_all():
     [
         ("single", DistributedType.NO, 1, False),
         ("cpu", DistributedType.NO, 1, True),
+        ("cpu_2", DistributedType.MULTI_GPU, 2, True),
         ("ddp", DistributedType.MULTI_GPU, 2, False),
         ("zero2", DistributedType.DEEPSPEED, 2, False),
         ("zero3", DistributedType.DEEPSPEED, 2, False),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.modeling.zero import is_divided
 
@@ -18,6 +18,8 @@ def check_decoder_config(config: Any, name: str) -> None:
             f"{name} is an encoder-decoder (model_type {config.model_type!r}), which reads a prompt apart from its "
             f"completion; here both are one text. {WORKS}"
         )
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     own_code = getattr(config, "auto_map", None) or {}
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
         raise ValueError(
@@ -28,6 +30,8 @@ def check_decoder_config(config: Any, name: str) -> None:
 
 def check_decoder_name(name: str, **kwargs: Any) -> None:
     """[`check_decoder_config`] of a folder or id, before its weights are read; `kwargs` are for `from_pretrained`."""
+    from transformers import AutoConfig
+
     check_decoder_config(AutoConfig.from_pretrained(name, **kwargs), repr(name))
 
 

@@ -8,24 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    AutoPeftModelForCausalLM,
-    AutoPeftModelForFeatureExtraction,
-    AutoPeftModelForSequenceClassification,
-    AutoPeftModelForTokenClassification,
-    PeftConfig,
-)
 from safetensors import safe_open
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    BitsAndBytesConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.compat import loaded_whole
 from rlhf_recipes.imports import optional
 from rlhf_recipes.modeling.foreign import foreign_head, load_with_head
 from rlhf_recipes.modeling.loading import (
@@ -41,12 +26,13 @@ from rlhf_recipes.modeling.tokenizers import fit_model
 
 logger = logging.getLogger(__name__)
 
-# What reads an adapter, for each class that reads a whole model.
+# What reads an adapter, for each class that reads a whole model. By their names, as below: the classes take seconds to
+# import, and whoever names a folder that is not there need not wait for them.
 ADAPTERS = {
-    AutoModel: AutoPeftModelForFeatureExtraction,
-    AutoModelForCausalLM: AutoPeftModelForCausalLM,
-    AutoModelForSequenceClassification: AutoPeftModelForSequenceClassification,
-    AutoModelForTokenClassification: AutoPeftModelForTokenClassification,
+    "AutoModel": "AutoPeftModelForFeatureExtraction",
+    "AutoModelForCausalLM": "AutoPeftModelForCausalLM",
+    "AutoModelForSequenceClassification": "AutoPeftModelForSequenceClassification",
+    "AutoModelForTokenClassification": "AutoPeftModelForTokenClassification",
 }
 HEADS = ("score", "classifier", "out_proj")
 
@@ -188,6 +174,8 @@ def own_tokenizer(
         folder = str(processing_class or source)
         adapter = Path(folder) / "adapter_config.json"
         if adapter.is_file() and not (adapter.parent / "tokenizer_config.json").is_file():
+            from peft import PeftConfig
+
             folder = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
         tokenizer = load_tokenizer(folder)
     tokenizer.padding_side = "right"
@@ -237,6 +225,10 @@ def check_batch_size(batch_size: int) -> None:
 def _load_model(
     kind: Any, source: str, device: torch.device, dtype: str | torch.dtype | None, load_in_4bit: bool
 ) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    from rlhf_recipes.compat import loaded_whole
+
     precision = dtype or ("auto" if device.type == "cuda" else "float32")
     kwargs: dict[str, Any] = {"dtype": precision}
     if load_in_4bit:
@@ -260,23 +252,26 @@ def _load_model(
 
 
 def _load_whole(kind: Any, source: str, kwargs: dict[str, Any]) -> Any:
-    head = foreign_head(source) if kind is AutoModelForSequenceClassification else None
+    head = foreign_head(source) if kind.__name__ == "AutoModelForSequenceClassification" else None
     if head is not None:
         logger.info("%s is a reward model of %s, and is read with its head.", source, head.project)
         return load_with_head(source, head, kwargs)
     if (Path(source) / "adapter_config.json").is_file():
-        if kind in (AutoModelForSequenceClassification, AutoModelForTokenClassification):
+        import peft
+
+        if kind.__name__ in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
             kwargs = {**kwargs, "num_labels": labels_of_adapter(Path(source))}
-        return ADAPTERS[kind].from_pretrained(source, **kwargs)
+        return getattr(peft, ADAPTERS[kind.__name__]).from_pretrained(source, **kwargs)
     model, info = kind.from_pretrained(source, output_loading_info=True, **kwargs)
     # An encoder is read before its pooler, which many files leave out.
-    missing = sorted(key for key in info["missing_keys"] if kind is not AutoModel or not key.startswith("pooler."))
+    optional_parts = ("pooler.",) if kind.__name__ == "AutoModel" else ()
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional_parts))
     if missing:
         unread = sorted(key for key in info["unexpected_keys"] if not key.startswith("lm_head."))
         instead = f" They hold {_some(unread)}, which the model has no place for." if unread else ""
         raise ValueError(
             f"The files of {source!r} lack {_some(missing)}, so these weights would be random, and so would be "
-            f"the reward.{instead} {ADVICE[kind]}"
+            f"the reward.{instead} {ADVICE[kind.__name__]}"
         )
     return model
 
@@ -287,20 +282,22 @@ def _some(names: list[str], limit: int = 6) -> str:
 
 
 ADVICE = {
-    AutoModel: "Give a trained encoder.",
-    AutoModelForCausalLM: "Give a trained causal language model.",
-    AutoModelForSequenceClassification: (
+    "AutoModel": "Give a trained encoder.",
+    "AutoModelForCausalLM": "Give a trained causal language model.",
+    "AutoModelForSequenceClassification": (
         "Give a trained sequence classifier; `recipes/reward.py` makes one. Heads of LLaMA-Factory, of OpenRLHF and "
         "of TRL's AutoModelForCausalLMWithValueHead are found where these projects put them. Any other head has to "
         "stand in the files as score.weight."
     ),
-    AutoModelForTokenClassification: "Give a trained token classifier.",
+    "AutoModelForTokenClassification": "Give a trained token classifier.",
 }
 
 
 def labels_of_adapter(folder: Path) -> int:
     """Number of labels of the head that was saved with an adapter; its configuration does not tell."""
     path = folder / "adapter_model.safetensors"
+    from peft import PeftConfig
+
     heads = PeftConfig.from_pretrained(str(folder)).modules_to_save or []
     if path.is_file():
         with safe_open(path, framework="pt") as tensors:

@@ -15,24 +15,18 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 from rlhf_recipes.modeling.decoders import check_decoder_name
 from rlhf_recipes.modeling.tokenizers import (
@@ -127,7 +121,9 @@ def find_file(source: str, filename: str) -> Path | None:
 
 def load_tokenizer(name_or_path: str, padding_side: str = "right", **kwargs: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer whose pad token is not its end-of-sequence token (see [`ensure_pad_token`])."""
-    name = check_model_path(name_or_path)
+    name = check_model_path(_required(name_or_path))
+    from transformers import AutoTokenizer
+
     return ensure_pad_token(AutoTokenizer.from_pretrained(name, padding_side=padding_side, **kwargs))
 
 
@@ -143,6 +139,8 @@ def load_policy_tokenizer(
         `ValueError`: with `must_end`, if neither tokenizer nor model names an end-of-sequence token.
     """
     name = check_model_path(_required(args.model_name_or_path))
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side=padding_side, revision=args.model_revision)
     ends = saved_ends(name, revision=args.model_revision)
     name_end(tokenizer, ends)
@@ -186,7 +184,7 @@ def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
 
 def load_policy(
     args: ModelArguments, is_trainable: bool = True, tokenizer: PreTrainedTokenizerBase | None = None
-) -> PreTrainedModel | PeftModel:
+) -> "PreTrainedModel | PeftModel":
     """Load a causal language model, quantized and with adapters where asked for.
 
     Args:
@@ -201,6 +199,9 @@ def load_policy(
         `ValueError`: if it is an encoder-decoder, or no language model at all.
     """
     name = check_model_path(_required(args.model_name_or_path))
+    from peft import AutoPeftModelForCausalLM, PeftConfig
+    from transformers import AutoModelForCausalLM
+
     kwargs = _loading_arguments(args)
     if _is_adapter(name):
         check_decoder_name(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
@@ -245,7 +246,7 @@ def load_reward_model(
     is_trainable: bool = True,
     labels: Sequence[str] = ("reward",),
     token_level: bool = False,
-) -> PreTrainedModel | PeftModel:
+) -> "PreTrainedModel | PeftModel":
     """Load an encoder or a decoder with a head; a new head where the model has none, or one of another size.
 
     The pad token is that of the tokenizer, because a decoder's head reads the last token that is not padding.
@@ -258,6 +259,8 @@ def load_reward_model(
         token_level (`bool`): Whether the head reads each token, for a process reward model.
     """
     name = check_model_path(_required(args.model_name_or_path))
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
     config = AutoConfig.from_pretrained(name, num_labels=len(labels), revision=args.model_revision)
     if tuple(labels) != ("reward",) or token_level:
         config.id2label = dict(enumerate(labels))
@@ -318,12 +321,16 @@ def _quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
-def add_adapters(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
+def add_adapters(model: "PreTrainedModel", args: ModelArguments) -> "PeftModel":
     """Wrap the model with fresh LoRA adapters as `args` describes them (arXiv 2106.09685).
 
     Without `lora_target_modules` they go where PEFT puts them by default, and on all linear layers of a model that it
     has no default for.
     """
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN_TARGETS
+    from trl import get_peft_config
+
     if args.lora_target_modules is None and model.config.model_type not in KNOWN_TARGETS:
         args = dataclasses.replace(args, lora_target_modules=["all-linear"])
     config = get_peft_config(args)
@@ -366,6 +373,8 @@ def _is_adapter(name: str) -> bool:
 
 
 def _loading_arguments(args: ModelArguments) -> dict[str, Any]:
+    from trl import get_quantization_config
+
     kwargs: dict[str, Any] = {"dtype": args.dtype}
     if args.attn_implementation is not None:
         kwargs["attn_implementation"] = args.attn_implementation
@@ -377,7 +386,7 @@ def _loading_arguments(args: ModelArguments) -> dict[str, Any]:
     return kwargs
 
 
-def freeze_lower_layers(model: PreTrainedModel, count: int) -> None:
+def freeze_lower_layers(model: "PreTrainedModel", count: int) -> None:
     """Freeze the embeddings and the lowest `count` layers; nothing if `count` is 0.
 
     Raises:
@@ -386,6 +395,8 @@ def freeze_lower_layers(model: PreTrainedModel, count: int) -> None:
     """
     if count == 0:
         return
+    from peft import PeftModel
+
     if isinstance(model, PeftModel):
         raise ValueError(
             f"num_frozen_layers is {count}, but with adapters the whole base is frozen already. To adapt the upper "

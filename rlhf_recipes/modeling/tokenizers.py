@@ -8,14 +8,16 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel
 from tokenizers import Tokenizer, models
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.modeling.zero import gathered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ def ends_of(*configs: Any) -> set[int]:
 def saved_ends(name: str, **kwargs: Any) -> set[int]:
     """[`ends_of`] what lies in a model's folder, or of a model id of the Hub."""
     configs: list[Any] = []
+    from transformers import AutoConfig, GenerationConfig
+
     for kind in (AutoConfig, GenerationConfig):
         try:
             config: Any = kind.from_pretrained(name, **kwargs)
@@ -154,6 +158,9 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     Where there is none, one row is added, the mean of all others: so a policy gives the pad token at most 1 / V of
     the probability, V tokens being known (by Jensen's inequality), where a row of zeros could get nearly all of it.
     """
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     pad, config = tokenizer.pad_token_id, cast(Any, getattr(base, "config", None))
     if pad is None or not hasattr(config, "get_text_config"):
@@ -171,7 +178,7 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             kept.pad_token_id = pad
 
 
-def embedding_rows(model: PreTrainedModel) -> int | None:
+def embedding_rows(model: "PreTrainedModel") -> int | None:
     """Rows of the embedding. ZeRO-3 divides weights, and their shape is then no longer told by the weight."""
     embedding: Any = model.get_input_embeddings()
     weight = getattr(embedding, "weight", None)
@@ -181,7 +188,7 @@ def embedding_rows(model: PreTrainedModel) -> int | None:
 
 
 @torch.no_grad()
-def _add_row(model: PreTrainedModel, rows: int) -> None:
+def _add_row(model: "PreTrainedModel", rows: int) -> None:
     before = embedding_rows(model)
     model.resize_token_embeddings(rows, mean_resizing=False)
     layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 
@@ -62,6 +61,8 @@ def whole_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
     Names that share one weight (tied embeddings) share one tensor here too. Of a model with adapters, the frozen base
     is left out, which is never saved.
     """
+    from peft import PeftModel
+
     peft = next((module for module in model.modules() if isinstance(module, PeftModel)), None)
     adapters = None if peft is None else [f".{name}" for name in peft.peft_config]
     found: dict[str, Tensor] = {}

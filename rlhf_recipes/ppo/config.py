@@ -1,16 +1,13 @@
 """`PPOConfig`: the settings of PPO. `batches.py` works out its batch sizes, `renamed.py` takes its old spellings."""
 
 import copy
-import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import DeepSpeedPlugin
 from transformers import TrainingArguments
-from transformers.integrations import HfTrainerDeepSpeedConfig
 
-from rlhf_recipes.modeling.generation import DECIDED
+from rlhf_recipes.launch import refuse_strangers
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
@@ -140,6 +137,7 @@ class PPOConfig(TrainingArguments):
     """
 
     help_title = "PPO"
+    counted_in_batches = ("episodes", "a rollout")
     old_names: ClassVar[tuple[str, ...]] = tuple(TRL_1_12)
 
     output_dir: str | None = _option(None, "Folder of the run: the model, its checkpoints and figures.")
@@ -249,6 +247,7 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or processes would not find each other
         if isinstance(self.stop_token_id, int):
             self.stop_token_id = [self.stop_token_id]
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):
@@ -268,12 +267,7 @@ class PPOConfig(TrainingArguments):
             )
         if self.target_kl is not None and self.fp16:
             raise ValueError("target_kl does not work with fp16, whose loss scaling must see every step. Use bf16.")
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched > self.world_size:
-            raise ValueError(
-                f"The launcher started {launched} processes, but they do not know of each other, and each would train "
-                "alone in the same folder. On a machine without GPUs, give --use_cpu."
-            )
+        refuse_strangers(self)
         self.batch_sizes()  # refuses what does not divide before a model is loaded
 
     def _check_ranges(self) -> None:
@@ -311,6 +305,8 @@ class PPOConfig(TrainingArguments):
                 f"{self.max_completion_length}."
             )
         for name in self.generation_kwargs or {}:
+            from rlhf_recipes.modeling.generation import DECIDED  # it brings models, for which --help does not wait
+
             if name in DECIDED:
                 raise ValueError(f"generation_kwargs has {name!r}, which the trainer decides: {DECIDED[name]}.")
             if name in SAMPLING_OPTIONS:
@@ -371,6 +367,9 @@ class PPOConfig(TrainingArguments):
             if count is not None:  # a share of the run, below 1, needs no change of unit
                 setattr(args, name, count if 0 < count < 1 else int(count) * sizes.updates)
         if args.deepspeed:  # read before the units were changed; accelerate launch's is read later
+            from accelerate.utils import DeepSpeedPlugin
+            from transformers.integrations import HfTrainerDeepSpeedConfig
+
             args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
             args.hf_deepspeed_config.trainer_config_process(args)
             args.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=args.hf_deepspeed_config)

@@ -152,8 +152,8 @@ class RewardConfig(trl.RewardConfig):
         if self.bf16 is None:
             has_gpu = torch.accelerator.is_available() and not self.use_cpu
             self.bf16 = not self.fp16 and (is_torch_bf16_gpu_available() if has_gpu else cpu_has_bfloat16())
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers takes bf16 on a CPU only if it is told that a CPU is meant
+        # Transformers takes bf16 on a CPU, and several processes there find each other, only if it is told so.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         parse_share(self.train_share)
         if self.loss not in (AUTO, *LOSSES):

@@ -10,10 +10,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import kwargs_of, once, render, whole
 from rlhf_recipes.data.columns import detect_format
@@ -32,6 +32,9 @@ from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.process import cut_beginning, encode_steps, own_mark
 from rlhf_recipes.texts import Text, as_text, is_conversational
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 PAIRS = ("chosen", "rejected")
@@ -106,7 +109,7 @@ def in_share(text: str, low: float, high: float) -> bool:
 
 def settings_for(
     tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     max_length: int | None,
     rows: Dataset | None = None,
     template_kwargs: Mapping[str, Any] | None = None,

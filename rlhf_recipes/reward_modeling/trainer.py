@@ -134,6 +134,14 @@ class FeedbackTrainer(Trainer):
             own.load_state_dict(load_file(Path(resume_from_checkpoint) / OBJECTIVE_FILE))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; into a checkpoint, the thresholds too, before trainer_state.json says that it is whole."""
+        super().save_model(output_dir, _internal_call)
+        own = self.objective.parameters()
+        if _internal_call and own is not None and self.is_world_process_zero():
+            tensors = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
+            save_file(tensors, Path(str(output_dir)) / OBJECTIVE_FILE)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
@@ -210,7 +218,7 @@ class FeedbackTrainer(Trainer):
 
 
 class _KeepObjective(TrainerCallback):
-    """Writes what a loss has learned into each checkpoint."""
+    """Takes what a loss had learned by the best checkpoint."""
 
     def __init__(self, own: torch.nn.Module | None) -> None:
         self.own = own
@@ -221,14 +229,6 @@ class _KeepObjective(TrainerCallback):
         # Trainer has taken the best model by now; its thresholds belong to it.
         if self.own is not None and args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self.own.load_state_dict(load_file(Path(state.best_model_checkpoint) / OBJECTIVE_FILE))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.own is None or not state.is_world_process_zero:
-            return
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.own.state_dict().items()}, folder / OBJECTIVE_FILE
-        )
 
 
 def _on(targets: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

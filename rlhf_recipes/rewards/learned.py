@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS, once, read_kwargs, render, whole
 from rlhf_recipes.data.prompts import tokenize_prompts
@@ -136,6 +135,9 @@ class LearnedReward:
             load_in_4bit, labels, probabilities, append_eos,
         )  # fmt: skip
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
+        from peft import PeftModel  # here, because these take seconds, and the folder may not be there
+        from transformers import AutoModelForSequenceClassification
+
         self.tokenizer = own_tokenizer(processing_class, source)
         self.model: Any = place_model(AutoModelForSequenceClassification, model, device, dtype, load_in_4bit)
         fit_model(self.model, self.tokenizer)  # a decoder's head reads the last token that does not pad

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.errors import RewardValueError
@@ -87,6 +87,8 @@ class TokenClassifierReward:
             model, policy_tokenizer, label, labels, probabilities, processing_class, batch_size, max_length, device,
             dtype, load_in_4bit, name,
         )  # fmt: skip
+        from transformers import AutoModelForTokenClassification
+
         self.reader = FrozenModel(
             AutoModelForTokenClassification, model, processing_class, max_length, device, dtype, load_in_4bit,
             needs_offsets=True,
@@ -211,6 +213,8 @@ class StepModel:
             if probabilities is None and settings.step_token is not None:
                 probabilities = settings.probabilities
         probabilities = True if probabilities is None else probabilities
+        from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
         kind = AutoModelForCausalLM if self.is_causal else AutoModelForTokenClassification
         self.reader = FrozenModel(
             kind, model, processing_class, max_length, device, dtype, load_in_4bit, needs_offsets=self.is_causal

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from rlhf_recipes.ppo import PPOConfig, PPOTrainer
+from tests.launching import run_whole
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -99,7 +99,7 @@ def torchrun_command(script, *arguments):
 
 def torchrun(script, *arguments, timeout=240):
     command, env = torchrun_command(script, *arguments)
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+    return run_whole(command, timeout, env=env)
 
 
 def same_log(one, other, tolerance=1e-7):

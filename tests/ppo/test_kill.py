@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from rlhf_recipes.cli import run as run_as_command
+from tests.launching import started
 from tests.ppo.helpers import (
     CARRIED,
     OPENINGS,
@@ -284,7 +285,7 @@ def test_the_recipe_is_interrupted_and_goes_on_with_the_command_it_names(tmp_pat
         "--max_completion_length", 6, "--use_cpu", "true", "--num_ppo_epochs", 2,
     ]  # fmt: skip
     command, env = list(map(str, command)), os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with started(command, env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         wait_for(lambda: (tmp_path / "step").exists() and (tmp_path / "step").read_text() >= "4")
         process.send_signal(number)
         _, said = process.communicate(timeout=PATIENCE)
@@ -404,7 +405,7 @@ def test_of_two_processes_stopped_and_resumed_equals_never_stopped(tmp_path, nev
     command, env = torchrun_command(SCRIPT, tmp_path, "stand still")
     with (
         open(tmp_path / "output", "w") as output,
-        subprocess.Popen(command, env=env, stdout=output, stderr=output) as launcher,
+        started(command, env=env, stdout=output, stderr=output) as launcher,
     ):
         wait_for(lambda: len(list(tmp_path.glob("still-*"))) == 2)
         pids = [int(path.name.split("-")[1]) for path in tmp_path.glob("still-*")]

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.launching import run_whole
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -77,21 +76,10 @@ def run_recipe(place, out, config, *more, **changed):
         start += ["--main_process_port", "0"]  # any that is free
     own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RLHF_RECIPES_DEBUG": "1", "DS_ACCELERATOR": "cpu"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [*start, "recipes/ppo.py", *words, *more],
-        cwd=ROOT,
-        env={**os.environ, **own, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+    done = run_whole(
+        [*start, "recipes/ppo.py", *words, *more], 280, cwd=ROOT, env={**os.environ, **own, "PYTHONPATH": path}
     )
-    try:
-        said, _ = process.communicate(timeout=280)
-    except BaseException:  # too slow, or the tests are interrupted
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher and all that it has started
-        raise
-    assert process.returncode == 0, said[-20_000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-20_000:]
     return out
 
 
@@ -147,6 +135,11 @@ def test_the_run_that_is_compared_with_has_learned_and_its_completions_end_at_di
     assert first["grad_norm"] > RUN["max_grad_norm"]
 
 
+def test_two_processes_on_the_cpu_give_what_one_process_gives(place, whole, tmp_path):
+    check_equal(run_recipe(place, tmp_path / "out", "cpu_2", "--expect_processes", "2"), whole)
+
+
+@pytest.mark.slow
 def test_ddp_gives_what_one_process_gives(place, whole, tmp_path):
     check_equal(run_recipe(place, tmp_path / "out", "ddp"), whole)
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.launching import run_whole
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -55,14 +55,17 @@ def train(place, out, processes):
     }
     start = [sys.executable]
     if processes > 1:
-        start += ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_configs/ddp.yaml"]
+        start += [
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            "accelerate_configs/cpu_2.yaml",
+        ]
         start += ["--main_process_port", "0"]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RLHF_RECIPES_DEBUG": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*start, "recipes/reward.py", *words], cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True,
-        timeout=280,
-    )  # fmt: skip
+    done = run_whole([*start, "recipes/reward.py", *words], 280, cwd=ROOT, env={**os.environ, **own})
     assert done.returncode == 0, done.stderr[-5000:]
     return load_file(out / "model.safetensors")
 

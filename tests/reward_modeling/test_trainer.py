@@ -157,6 +157,8 @@ def test_thresholds_are_learned_and_a_stopped_run_goes_on_with_them(tmp_path):
     start = whole.objective.link.raw.detach().clone()
     whole.train()
     assert (whole.objective.link.raw - start).abs().max() > 0.01
+    of_loss, last = (tmp_path / "whole/checkpoint-6" / name for name in (OBJECTIVE_FILE, "trainer_state.json"))
+    assert of_loss.stat().st_mtime_ns <= last.stat().st_mtime_ns  # which says that the checkpoint is whole
     saved = load_file(tmp_path / "whole/checkpoint-6" / OBJECTIVE_FILE)["raw"]
     assert torch.equal(saved, whole.objective.link.raw.detach())
     again = ours(tmp_path / "again", "ordinal", rated(), fitted_to=RATINGS, **options)

@@ -11,17 +11,18 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from rlhf_recipes.outputs import write_jsonl
 from rlhf_recipes.texts import cell_text, readable, shorten
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 TEXTS = ("prompt", "completion")
 FIGURES = ("score", "kl", "tokens", "finished")  # the keys that are not names of rewards
@@ -72,7 +73,7 @@ def save(rows: Iterable[Mapping[str, Any]], folder: str | Path, step: int, name:
 
 
 def report(
-    rows: Sequence[Mapping[str, Any]], callbacks: Iterable[TrainerCallback], step: int, name: str = "completions"
+    rows: Sequence[Mapping[str, Any]], callbacks: Iterable["TrainerCallback"], step: int, name: str = "completions"
 ) -> None:
     """Hand the table to those trackers that are logging in this process: TensorBoard, Weights & Biases, Trackio.
 
@@ -87,6 +88,8 @@ def report(
     """
     if not rows:
         return
+    from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
     columns = columns_of(rows)
     cells = [[readable(row[n]) if n in TEXTS else row.get(n) for n in columns] for row in rows]
     for callback in callbacks:

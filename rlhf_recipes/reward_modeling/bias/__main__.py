@@ -24,7 +24,6 @@ from rlhf_recipes.data.feedback.formats import FeedbackSettings, Kind
 from rlhf_recipes.data.feedback.recognize import normalize
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.outputs import prepare_output_dir, write_json
-from rlhf_recipes.report.reward_figures import save_pictures
 from rlhf_recipes.reward_modeling.bias.changes import NEUTRAL
 from rlhf_recipes.reward_modeling.bias.correction import ResidualReward
 from rlhf_recipes.reward_modeling.bias.measure import fit_correction, measure_bias, table
@@ -91,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, report in reports.items():
         write_json(output_dir / ("bias_corrected.json" if name == "corrected" else "bias.json"), report)
         print(f"{name.upper()}\n{table(report)}\n".lstrip())  # noqa: T201
+    from rlhf_recipes.report.reward_figures import save_pictures  # after --help and wrong names
+
     save_pictures(reports, output_dir)
     print(f"Saved in {output_dir}")  # noqa: T201
 

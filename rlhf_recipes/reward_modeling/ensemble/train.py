@@ -18,13 +18,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from datasets import Dataset
-from peft import PeftModel
 from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
-from trl import RewardTrainer
 
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
@@ -37,10 +35,11 @@ from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.losses.base import Objective
-from rlhf_recipes.reward_modeling.saving import save_settings
 from rlhf_recipes.reward_modeling.splits import Splits
-from rlhf_recipes.reward_modeling.trainer import choose_threads, fitted_objective, make_trainer
 from rlhf_recipes.rewards.combine.shared_ensemble import member_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 MEMBER_FILE = "member.json"
@@ -205,10 +204,14 @@ class _Base:
 
     def objective(self) -> Objective:
         """A loss that has learned from the rows, and nothing from a member."""
+        from rlhf_recipes.reward_modeling.trainer import fitted_objective
+
         return fitted_objective(self.loss, self.splits.train, self.training_args)
 
-    def fresh(self, seed: int) -> PeftModel:
+    def fresh(self, seed: int) -> "PeftModel":
         """The base with a new adapter and a new head: those that a run of its own would draw with that seed."""
+        from peft import PeftModel
+
         if isinstance(self.model, PeftModel):
             self.model = self.model.unload()
         for name, module in self.originals.items():
@@ -224,6 +227,11 @@ class _Base:
 
     def train(self, place: Path, seed: int, rows: Dataset, plan: Mapping[str, Any]) -> None:
         """Train one member and put it into its folder, which appears at the end."""
+        from trl import RewardTrainer
+
+        from rlhf_recipes.reward_modeling.saving import save_settings
+        from rlhf_recipes.reward_modeling.trainer import choose_threads, make_trainer
+
         work = place.with_name(f".{place.name}")
         args = dataclasses.replace(self.training_args, seed=seed, output_dir=str(work), push_to_hub=False)
         model, objective = self.fresh(seed), self.objective()

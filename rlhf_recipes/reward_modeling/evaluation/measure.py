@@ -25,7 +25,6 @@ from rlhf_recipes.reward_modeling.evaluation.labels import label_evaluation, ste
 from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics
 from rlhf_recipes.reward_modeling.evaluation.ratings import Curves, Evaluation, objective_evaluation, rating_evaluation
 from rlhf_recipes.reward_modeling.examples import load_feedback
-from rlhf_recipes.reward_modeling.saving import ADAPTER_FOLDER
 from rlhf_recipes.reward_modeling.scored import Scored, Scorer, Texts, kind_of, score_rows, score_steps
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import StepModel
@@ -252,6 +251,8 @@ def _calibrated(
         return calibration_of(settings)
     settings = dataclasses.replace(settings, calibration=fitted)
     settings.save(folder)
+    from rlhf_recipes.reward_modeling.saving import ADAPTER_FOLDER  # it brings trainers, which --help needs not
+
     if (Path(folder) / ADAPTER_FOLDER).is_dir():
         settings.save(Path(folder) / ADAPTER_FOLDER)
     return fitted

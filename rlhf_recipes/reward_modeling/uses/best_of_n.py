@@ -11,15 +11,16 @@ Candidates come from `rlhf_recipes.reward_modeling.uses.candidates`. The arithme
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_recipes.statistics import Floats, numbers, percentile_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CHOOSES = "score"  # the name of the reward that chooses, in curves, tables and pictures
 
@@ -339,12 +340,14 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, titles: Map
         path (`str` or `Path`): The file.
         titles (`Mapping[str, str]`, *optional*): What stands above each panel, instead of the name.
     """
+    from matplotlib.ticker import MaxNLocator
+
     from rlhf_recipes.figures import COLORS, MUTED, SERIES, draw_png
 
     names, sampled = series_of(curve), "kl_bound" in curve[0]
     sizes = [row["n"] for row in curve]
 
-    def paint_one(axes: Axes, name: str) -> None:
+    def paint_one(axes: "Axes", name: str) -> None:
         color = COLORS[SERIES[0 if name == CHOOSES else 1]]
         if all(row[f"{name}_ci95"] for row in curve):
             low, high = zip(*(row[f"{name}_ci95"] for row in curve), strict=True)
@@ -363,7 +366,7 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, titles: Map
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("n, and the most nats of KL" if sampled else "n")
 
-    def paint(canvas: Figure) -> None:
+    def paint(canvas: "Figure") -> None:
         panels = canvas.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             paint_one(axes, name)

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -21,12 +21,14 @@ from rlhf_recipes.data.chat import answered, kwargs_of
 from rlhf_recipes.data.columns import is_blank, require_columns
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.decoders import check_ids
-from rlhf_recipes.modeling.generation import LocalGenerator, Written, sampling_config, stable_key, token_lists, write
-from rlhf_recipes.modeling.logprobs import completion_logprobs
+from rlhf_recipes.modeling.generation import Written
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
-from rlhf_recipes.rewards.workbench.table import Sample, score_rows
 from rlhf_recipes.statistics import numbers
 from rlhf_recipes.texts import Text, as_text, is_conversational
+
+if TYPE_CHECKING:
+    from rlhf_recipes.modeling.generation import Written
+    from rlhf_recipes.rewards.workbench.table import Sample
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -80,6 +82,8 @@ def generate_candidates(
     Raises:
         `ValueError`: if `count` is below 1, or a prompt has no token or does not fit into the policy's context.
     """
+    from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
+
     if count < 1:
         raise ValueError(f"The number of candidates is {count}; give 1 or more.")
     prompts = list(dataset["prompt"])
@@ -108,7 +112,9 @@ def generate_candidates(
 
 
 @torch.no_grad()
-def _logprobs(policy: Any, written: Written, temperature: float) -> list[float]:
+def _logprobs(policy: Any, written: "Written", temperature: float) -> list[float]:
+    from rlhf_recipes.modeling.logprobs import completion_logprobs
+
     tokens = (written.prompt_ids, written.prompt_mask, written.completion_ids, written.mask)
     per_token, _, _ = completion_logprobs(policy, *tokens, temperature)
     return per_token.masked_fill(written.mask == 0, 0.0).double().sum(dim=1).tolist()
@@ -206,6 +212,8 @@ def score_candidates(rewards: WeightedSum, candidates: Candidates, chunk_size: i
         `RewardError`: if a reward fails, or applies to no candidate of a row; it names the row.
         `ValueError`: if a reward is per token and there are no token ids.
     """
+    from rlhf_recipes.rewards.workbench.table import Sample
+
     if rewards.token_names and candidates.ids is None:
         raise ValueError(
             f"Reward {rewards.token_names[0]!r} gives a number for each token, but given candidates have none. Name a "
@@ -230,13 +238,15 @@ def score_candidates(rewards: WeightedSum, candidates: Candidates, chunk_size: i
 
 
 def score_in_chunks(
-    rewards: WeightedSum, sample: Sample, groups: Sequence[Sequence[int]], chunk_size: int = 256
+    rewards: WeightedSum, sample: "Sample", groups: Sequence[Sequence[int]], chunk_size: int = 256
 ) -> dict[str, list[Any]]:
     """The values of each reward by name, in the order of the rows, from calls of about `chunk_size` rows.
 
     A group is never parted. Where a reward compares completions of a prompt (`wants_siblings`), two groups with the
     same prompt are not in one call either: lists that have no prompt at all must not be compared with one another.
     """
+    from rlhf_recipes.rewards.workbench.table import Sample, score_rows
+
     apart = any(getattr(func, "wants_siblings", False) for func in rewards.reward_funcs)
     parts: dict[str, list[Any]] = {name: [None] * len(sample) for name in rewards.names}
     with tqdm(total=len(sample), unit="row", desc="Scoring") as bar:
@@ -256,7 +266,7 @@ def score_in_chunks(
     return parts
 
 
-def _chunks(sample: Sample, groups: Sequence[Sequence[int]], size: int, apart: bool) -> Iterator[list[int]]:
+def _chunks(sample: "Sample", groups: Sequence[Sequence[int]], size: int, apart: bool) -> Iterator[list[int]]:
     chunk: list[int] = []
     prompts: set[str] = set()
     for group in groups:

@@ -11,15 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_recipes.imports import optional
 from rlhf_recipes.statistics import Floats, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 EXTRA = {"needed_by": "Selective labelling", "extra": "feedback"}
@@ -311,9 +312,11 @@ def draw_coverage(curves: Mapping[str, Sequence[Point]], path: str | Path, choic
         path (`str` or `Path`): The file.
         choice ([`Choice`], *optional*): Drawn on the first curve, and what was wanted as a line across.
     """
+    from matplotlib.ticker import FuncFormatter
+
     from rlhf_recipes.figures import COLORS, MUTED, SERIES, draw_png
 
-    def paint(canvas: Figure) -> None:
+    def paint(canvas: "Figure") -> None:
         axes = canvas.add_subplot()
         lowest = 1.0
         for color, (name, curve) in zip((COLORS[SERIES[0]], COLORS[SERIES[1]]), curves.items(), strict=False):

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftConfig
 from transformers import AutoTokenizer
 
 from rlhf_recipes.modeling.frozen import labels_of_adapter, warn_of_truncation
@@ -321,6 +320,8 @@ def check_members(places: Sequence[Path]) -> None:
         )
     first: dict[str, Any] = {}
     for place in places:
+        from peft import PeftConfig
+
         config = PeftConfig.from_pretrained(str(place))
         settings = RewardModelSettings.load(place)
         found = {

@@ -1,0 +1,1 @@
+"""The starter kit: a small language model, a small encoder and human ratings, as plain folders."""

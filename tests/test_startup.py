@@ -1,0 +1,214 @@
+"""What a command waits for before it answers, and what it leaves unsaid."""
+
+import json
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlhf_recipes  # noqa: F401 - it has put the libraries' loggers in order
+from tests.tiny import tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+COMMANDS = (
+    "data.feedback", "data.cleaning", "data.corruption", "data.starter", "reward_modeling.evaluation",
+    "reward_modeling.bias", "rewards score", "rewards calibrate", "report", "quickstart",
+)  # fmt: skip
+# What trains. Each takes seconds to import, or brings what does.
+HEAVY = (
+    "peft", "bitsandbytes", "deepspeed", "torch._inductor", "torch._dynamo", "transformers.modeling_utils",
+    "transformers.trainer", "trl.trainer.utils", "trl.trainer.sft_trainer", "sklearn", "captum",
+)  # fmt: skip
+# Runs commands one after the other in one process, and tells what each of them has brought in.
+RUN_ALL = """
+import io, json, runpy, sys, contextlib
+sys.path.insert(0, sys.argv[1])
+commands, heavy, told = json.loads(sys.argv[2]), json.loads(sys.argv[3]), {}
+for command in commands:
+    said = io.StringIO()
+    name, *sys.argv[1:] = command
+    sys.argv[0] = name
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            if name.endswith(".py"):
+                runpy.run_path(name, run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+    told[" ".join(command)] = [code, said.getvalue(), [module for module in heavy if module in sys.modules]]
+print(json.dumps(told))
+"""
+
+
+def run_all(commands, cwd=ROOT):
+    arguments = [str(ROOT), json.dumps(commands), json.dumps(HEAVY)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, *arguments], capture_output=True, text=True, env=env, cwd=cwd, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def recipe(name, *words):
+    return [str(ROOT / f"recipes/{name}.py"), *map(str, words)]
+
+
+def of_module(command, *words):
+    name, *rest = command.split()
+    return [f"rlhf_recipes.{name}", *rest, *words]
+
+
+def test_help_imports_nothing_that_trains():
+    commands = [recipe(name, "--help") for name in RECIPES] + [of_module(name, "--help") for name in COMMANDS]
+    for command, (code, said, brought) in run_all(commands).items():
+        assert (command, code, brought) == (command, 0, [])
+        assert "usage:" in said.lower() or "Options" in said
+
+
+@pytest.fixture
+def place(tmp_path):
+    """What a user might have, and folders in which something is missing."""
+    (tmp_path / "rows").mkdir()
+    for number, split in enumerate(("train", "validation", "test")):
+        rows = [
+            {
+                "prompt": f"Film {number} of {row}",
+                "chosen": f"{row} is good",
+                "rejected": f"{row} is {number} times bad",
+            }
+            for row in ("Kurosawa", "Varda", "Tati", "Ozu")
+        ]
+        (tmp_path / f"rows/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    tiny_tokenizer(chat_template=True).save_pretrained(tmp_path / "reader")
+    (tmp_path / "reader/config.json").write_text('{"model_type": "llama", "eos_token_id": 2}')
+    return tmp_path
+
+
+def wrong_commands(place):
+    """For each recipe that trains or measures: an option, a file, a dataset, a folder, a model that is not there."""
+    rows, out = place / "rows", ("--output_dir", place / "out")
+    rewards = ("--reward_funcs", "EndsWithSentence")
+    for name in ("ppo", "grpo", "rloo", "evaluate", "best_of_n", "sft", "dpo", "reward", "reward_ensemble"):
+        samples = name in ("ppo", "grpo", "rloo", "evaluate", "best_of_n")
+        all_rows = (*out, "--overwrite_output_dir", *(rewards if samples else ()))
+        if name == "reward_ensemble":
+            all_rows = (*all_rows, "--use_peft")
+        if name not in ("evaluate", "best_of_n"):
+            all_rows = (*all_rows, "--per_device_train_batch_size", 2, "--bf16", "false")
+        if name == "sft":
+            all_rows = (*all_rows, "--dataset_text_field", "chosen")
+        if name in ("grpo", "rloo"):
+            all_rows = (*all_rows, "--num_generations", 2)
+        known = ("--dataset_name", rows)
+        yield "--sedd", recipe(name, *all_rows, *known, "--sedd", 1)
+        yield "not-there.yaml", recipe(name, "--config", place / "not-there.yaml")
+        yield (
+            "no-rows",
+            recipe(name, *all_rows, "--model_name_or_path", place / "reader", "--dataset_name", place / "no-rows"),
+        )
+        yield "no-model", recipe(name, *all_rows, *known, "--model_name_or_path", place / "no-model")
+        full = (*all_rows, *known, "--model_name_or_path", place, "--output_dir", place / "full")
+        yield "thesis.txt", recipe(name, *(word for word in full if word != "--overwrite_output_dir"))
+
+
+def test_a_wrong_name_is_told_before_anything_that_trains_is_imported(place):
+    wrong = list(wrong_commands(place))
+    told = run_all([command for _, command in wrong])
+    for named, command in wrong:
+        code, said, brought = told[" ".join(command)]
+        last = said.splitlines()[-1]
+        assert (command, code, brought) == (command, 2 if named in ("--sedd", "not-there.yaml") else 1, [])
+        assert "error: " in last
+        assert named in last  # the cause
+
+
+STAND_IN = """
+import sys
+import rlhf_recipes
+from transformers import TrainingArguments, trainer_utils
+from transformers.integrations import integration_utils
+assert "peft" not in sys.modules
+assert "transformers.modeling_utils" not in sys.modules
+from tests.tiny import tiny_causal_lm, tiny_tokenizer
+model = tiny_causal_lm(tiny_tokenizer())
+assert not isinstance(model, trainer_utils.PeftModel)
+from peft import LoraConfig, get_peft_model
+adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+assert isinstance(adapted, trainer_utils.PeftModel)
+assert not isinstance(adapted, trainer_utils.PeftMixedModel)
+assert trainer_utils.unwrap_peft_model(adapted) is adapted.get_base_model()
+mixed = get_peft_model(model, LoraConfig(target_modules=["q_proj"]), mixed=True)
+assert isinstance(mixed, trainer_utils.PeftMixedModel)
+assert isinstance(model, integration_utils.PreTrainedModel)
+assert not isinstance(adapted, integration_utils.PreTrainedModel)
+"""
+
+
+@pytest.mark.slow
+def test_transformers_knows_models_as_soon_as_there_are_some():
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", STAND_IN], capture_output=True, text=True, env=env, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes.backends.cpu.ops", "DeepSpeed"])
+def test_two_lines_go_unsaid_and_all_others_are_said(name, caplog):
+    library = logging.getLogger(name)
+    library.addHandler(caplog.handler)
+    try:
+        library.warning(
+            "Failed to load CPU gemm_4bit_forward from kernels-community: %s." if "bits" in name else
+            "Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it%s.", ""
+        )  # fmt: skip
+        assert not caplog.records
+        library.warning("The weights are not there.")
+        assert "The weights are not there." in caplog.messages
+    finally:
+        library.removeHandler(caplog.handler)
+
+
+IN_ANOTHER_ORDER = """
+import peft, transformers
+import rlhf_recipes
+from transformers import trainer_utils
+from transformers.integrations import integration_utils
+assert trainer_utils.PeftModel is peft.PeftModel
+assert integration_utils.PreTrainedModel is transformers.PreTrainedModel
+"""
+
+
+@pytest.mark.slow
+def test_what_is_imported_already_has_no_stand_in():
+    done = subprocess.run([sys.executable, "-c", IN_ANOTHER_ORDER], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def processor_seconds(command):
+    """The median of five."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    taken = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], capture_output=True, env=env, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(taken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_help_and_wrong_names_take_little_more_than_torch_and_transformers(place):
+    least = processor_seconds(["-c", "import torch, transformers"])
+    helps = [recipe(name, "--help") for name in RECIPES]
+    for command in [*helps, *(command for _, command in list(wrong_commands(place))[:5])]:
+        assert processor_seconds(command) < max(4.0, 4 / 3 * least), command
