@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhf_recipes.modeling.loading import find_file
 
@@ -133,6 +131,9 @@ def load_with_head(source: str, head: ForeignHead, kwargs: dict[str, Any]) -> An
     Raises:
         `ValueError`: if it has weights besides the head that were not in its files, or a head of another size.
     """
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
     adapter = PeftConfig.from_pretrained(source) if find_file(source, "adapter_config.json") is not None else None
     base = source if adapter is None else str(adapter.base_model_name_or_path)
     revision = None if adapter is None else adapter.revision

@@ -23,10 +23,10 @@ from rlhf_recipes.modeling.loading import (
 )
 from rlhf_recipes.modeling.tokenizers import ends_of
 from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.run.shared_tokenizer import SharedTokenizerReward
 from rlhf_recipes.ppo.run.tables import FIGURES, TEXTS
 from rlhf_recipes.rewards import LearnedReward, WeightedSum, load_rewards
 from rlhf_recipes.rewards.contract.checks import check_can_stand
-from rlhf_recipes.rewards.learned import SharedTokenizerReward
 
 logger = logging.getLogger(__name__)
 

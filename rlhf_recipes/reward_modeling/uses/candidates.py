@@ -21,7 +21,6 @@ from rlhf_recipes.data.chat import answered, kwargs_of
 from rlhf_recipes.data.columns import is_blank, require_columns
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.decoders import check_ids
-from rlhf_recipes.modeling.generation import Written
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.statistics import numbers
 from rlhf_recipes.texts import Text, as_text, is_conversational
