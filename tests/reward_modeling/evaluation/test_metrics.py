@@ -9,10 +9,9 @@ from rlhf_recipes.reward_modeling.evaluation.metrics import (
     pair_metrics,
     pearson,
     rating_metrics,
-    ratio_interval,
-    samples_for,
     vote_rater_accuracy,
 )
+from rlhf_recipes.statistics import ratio_interval
 
 TEXTS = ["awful", "a dull film", "a film", "a wonderful film indeed"]
 RATINGS = [-3.0, -1.0, 0.0, 3.0]

@@ -157,7 +157,7 @@ def test_the_intervals_are_those_of_scipys_bootstrap():
 
     generator = np.random.default_rng(0)
     scores = generator.normal(size=(60, 8)) + generator.normal(size=(60, 1))
-    row = best_of_n_curve(scores.tolist(), sizes=[8], samples=20_000)[0]
+    row = best_of_n_curve(scores.tolist(), sizes=[8])[0]
     best = scores.max(axis=1)
     expected = bootstrap((best,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
     assert row["score_ci95"] == pytest.approx([expected.low, expected.high], abs=0.02)
