@@ -98,7 +98,9 @@ class Spread:
         return float(stdtrit(self.units - 1, 1 - TAIL))
 
 
-def spread_of(influences: NDArray[np.float64], sizes: NDArray[np.float64], rows: float, own: float = 0.0) -> Spread:
+def spread_of(
+    influences: NDArray[np.float64], sizes: NDArray[np.float64], rows: float, own: float = 0.0, own_third: float = 0.0
+) -> Spread:
     """The spread of a figure by what each unit brings.
 
     Args:
@@ -106,14 +108,14 @@ def spread_of(influences: NDArray[np.float64], sizes: NDArray[np.float64], rows:
         sizes (`(U,)`): How many rows these are. Units of size 0 do not count.
         rows (`float`): How many rows there are: the sum of the sizes, or half of it where rows are pairs of units.
         own (`float`, *optional*, defaults to 0): Sum of the squared influences of rows that are pairs of units.
+        own_third (`float`, *optional*, defaults to 0): Sum of their third powers.
     """
     there = sizes > 0
     units = int(min(there.sum(), rows))
-    squares = float((influences**2).sum())
-    variance = max(squares - own, own) * units / max(units - 1, 1)
-    skew = float((influences**3).sum()) / squares**1.5 if squares > 0 else 0.0
+    squares = max(float((influences**2).sum()) - own, own)
+    skew = (float((influences**3).sum()) - own_third) / squares**1.5 if squares > 0 else 0.0
     equal = min(float(rows), float(sizes.sum()) ** 2 / float((sizes**2).sum()))
-    return Spread(variance, skew, units, equal, bool(sizes.max() <= 1))
+    return Spread(squares * units / max(units - 1, 1), skew, units, equal, bool(sizes.max() <= 1))
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,11 @@ class Units:
             raise ValueError("other_units is given without units; give both texts of each pair.")
         index: dict[Hashable, int] = {}
         columns = []
-        for given in (range(rows) if units is None else units, other_units):
+        for name, given in (("units", range(rows) if units is None else units), ("other_units", other_units)):
             if given is None:
                 continue
             if len(given) != rows:
-                raise ValueError(f"There are {len(given)} units for {rows} rows; give one for each.")
+                raise ValueError(f"There are {len(given)} {name} for {rows} rows; give one for each.")
             columns.append([index.setdefault(as_key(unit), len(index)) for unit in given])
         weights = np.ones(rows) if sizes is None else np.asarray(sizes, dtype=np.float64)
         return cls(np.array(columns, dtype=np.int64), weights)
@@ -159,7 +161,8 @@ class Units:
         moved = np.asarray(influences, dtype=np.float64)
         twice = self.columns[0] != self.columns[-1]  # rows that are pairs of units
         sums, sizes = self._by_unit(moved, twice), self._by_unit(self.sizes, twice)
-        return spread_of(sums, sizes, float(self.sizes.sum()), float((moved[twice] ** 2).sum()))
+        own = moved[twice]
+        return spread_of(sums, sizes, float(self.sizes.sum()), float((own**2).sum()), float((own**3).sum()))
 
     def _by_unit(self, values: NDArray[np.float64], twice: NDArray[np.bool_]) -> NDArray[np.float64]:
         count = int(self.columns.max()) + 1

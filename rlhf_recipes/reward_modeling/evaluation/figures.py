@@ -500,7 +500,10 @@ def win_rate_curve(
 def _win_spreads(s: Floats, y: Floats, most: int) -> list[Spread]:
     """Of a pool of texts, by leaving out one text, or group of texts, after another."""
     group = np.random.default_rng(0).permutation(len(y)) % min(len(y), GROUPS)
-    left = np.array([_win_rates(s[group != out], y[group != out], most) for out in range(group.max() + 1)])  # (G, n)
+    # Of a pool that is smaller without them, the best of all is the best of n.
+    least = min(most, len(y) - int(np.bincount(group).max()))
+    left = np.array([_win_rates(s[group != out], y[group != out], least) for out in range(group.max() + 1)])
+    left = np.pad(left, ((0, 0), (0, most - least)), mode="edge")  # (G, n)
     influences = (left.mean(axis=0) - left) * (len(left) - 1) / len(left)
     return [replace(spread_of(column, np.ones(len(left)), len(left)), equal=len(y)) for column in influences.T]
 

@@ -94,7 +94,7 @@ def test_units_are_drawn_together():
     columns = [np.repeat(column, 10) for column in (scores, covariate, ratings)]
     together = partial_correlation(*columns, units=np.repeat(np.arange(40), 10).tolist())
     alone = partial_correlation(scores, covariate, ratings, units=list(range(40)))
-    assert together == {key: pytest.approx(value) for key, value in alone.items()}
+    assert together == {key: pytest.approx(value, rel=0.05, abs=0.02) for key, value in alone.items()}
 
 
 def test_what_cannot_be_said_is_none():
@@ -167,17 +167,20 @@ def test_the_logistic_fit_is_that_of_scikit_learn(separable):
     generator = np.random.default_rng(0)
     matrix = np.column_stack([np.ones(200), 3 * generator.normal(size=200)])
     target = (matrix[:, 1] + (0 if separable else 2) * generator.normal(size=200) > 0.3).astype(float)
-    weights = generator.integers(0, 4, size=(3, 200)).astype(float)
-    found = fit_logistic(matrix, target, weights, penalty=0.5)
-    for row, of_row in enumerate(weights):
-        theirs = linear_model.LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=1000)
-        assert found[row] == pytest.approx(theirs.fit(matrix, target, of_row).coef_[0], abs=1e-4)
+    theirs = linear_model.LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=1000)
+    found, influences = fit_logistic(matrix, target, penalty=0.5)
+    assert found == pytest.approx(theirs.fit(matrix, target).coef_[0], abs=1e-4)
+    # The influence of a row is what its weight does to the coefficients.
+    weights = np.ones(200)
+    weights[7] = 1.01
+    moved = (theirs.fit(matrix, target, weights).coef_[0] - found) / 0.01
+    assert influences[7] == pytest.approx(moved, abs=0.02 * np.abs(influences).max())
 
 
 def test_the_logistic_fit_takes_shares():
     # Half right at x = -1 and three quarters at x = 1: a + b = log 3, a - b = 0, but for a prior that hardly counts.
     matrix = np.array([[1.0, -1.0], [1.0, 1.0]])
-    found = fit_logistic(matrix, np.array([0.5, 0.75]), np.full((1, 2), 1e6))[0]
+    found, _ = fit_logistic(matrix, np.array([0.5, 0.75]), penalty=1e-6)
     assert found == pytest.approx([np.log(3) / 2, np.log(3) / 2], abs=1e-4)
 
 
@@ -253,7 +256,9 @@ def test_a_group_that_meets_no_other_is_not_favoured():
 
 
 def test_mean_with_interval():
-    mean, interval = mean_with_interval([1.0, 2.0, 6.0])
-    assert mean == 3.0
-    assert 1.0 <= interval[0] < 3.0 < interval[1] <= 6.0
+    mean, interval = mean_with_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert interval == pytest.approx([2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5], abs=1e-3)  # Student's t, 2 degrees
+    _, (low, high) = mean_with_interval([0.0] * 18 + [1.0, 9.0])
+    assert high - 0.5 > 0.5 - low  # what is seldom large may be larger than was seen
     assert mean_with_interval([4.0]) == (4.0, None)
