@@ -76,7 +76,7 @@ def headline(evaluation: Report, metrics: Report) -> str:
         text = f"tells {steps:.1%} of {metrics['steps']:,} held-out steps right from wrong{_bounds(bounds)}. "
         if usual is None:
             return f"T{text[1:].strip()}"
-        named = "saying the same of every step"
+        named = "the level of one answer for all"
         return _beside_chance(text, bounds, usual, named) + f"Saying of every step what is more frequent: {usual:.1%}."
     return "Measured on held-out feedback of people."
 
@@ -84,24 +84,24 @@ def headline(evaluation: Report, metrics: Report) -> str:
 def _beside_chance(text: str, interval: Any, chance: float, named: str) -> str:
     """The sentence, which begins with the bad news where there is some."""
     if not interval:
-        return f"Not told from {named}, on so little feedback: it {text}"
+        return f"At {named}, as far as so few rows tell: it {text}"
     if interval[1] < chance:
         return f"Worse than {named}: it {text}"
     if interval[0] <= chance:
-        return f"Not told from {named}: it {text}"
+        return f"At {named}: it {text}"
     return text[0].upper() + text[1:]
 
 
 def _beside_baselines(accuracy: float, metrics: Report) -> str:
     """What the length of a text and a lexicon do with the same pairs, and whether the model does more."""
-    names = {"length_accuracy": "the longer text", "vader_accuracy": "VADER, a lexicon of feelings"}
+    names = {"length_accuracy": "length", "vader_accuracy": "VADER"}
     found = {named: value for key, named in names.items() if (value := finite(metrics.get(key))) is not None}
     if not found:
         return ""
     said = " and ".join(f"{named} {value:.1%}" for named, value in found.items())
     no_better = [named for named, value in found.items() if accuracy <= value]
-    behind = f" It is no better than {' nor '.join(no_better)}." if no_better else ""
-    return f"On the same pairs {said}.{behind}"
+    behind = f" The model is no better than {' or '.join(no_better)}." if no_better else ""
+    return f"Of the same pairs, {said}.{behind}"
 
 
 def _bounds(interval: Any) -> str:
