@@ -38,6 +38,7 @@ class Spread:
         units (`int`): How many are independent.
         equal (`float`): As many as units of one size would be, `(sum of sizes)^2 / sum of squares` (Kish 1965).
         alone (`bool`): Whether each row is a unit.
+        together (`bool`): Whether units are of several rows, which may be right or wrong together.
     """
 
     variance: float
@@ -45,6 +46,7 @@ class Spread:
     units: int
     equal: float
     alone: bool = False
+    together: bool = False
 
     def interval(self, value: float) -> list[float] | None:
         """Of a mean, or another figure without ends; `None` for a single unit, which says nothing of others.
@@ -65,9 +67,10 @@ class Spread:
 
         The share `p = (value - low) / (high - low)` is taken for that of `n = p (1 - p) / variance` independent rows
         (Korn and Graubard 1998, Survey Methodology 24). Near an end few units differ, so that the variance is hardly
-        known, and 0 on it: a unit more counts as seen, that is wholly on one side or on the other. The ends are
-        quantiles of `Beta(p n + 1/4, n - p n + 3/4)` and of its mirror image, halfway between those of Clopper and
-        Pearson (1934), which hold too often, and those of Jeffreys' prior, which hold too seldom near 0 and 1.
+        known, and 0 on it: a unit more counts as seen, that is wholly on one side or on the other, and where rows hang
+        together up to three of them, the nearer the end. The interval goes between quantiles of
+        `Beta(p n + 1/4, n - p n + 3/4)` and of its mirror image, halfway between those of Clopper and Pearson (1934),
+        which hold too often, and those of Jeffreys' prior, which hold too seldom near 0 and 1.
 
         Args:
             value (`float`): The figure.
@@ -79,7 +82,11 @@ class Spread:
             return None
         width = high - low
         p = min(max((value - low) / width, 0.0), 1.0)
+        if self.together:
+            unseen *= 3 - 8 * p * (1 - p)
         n = replace(self, variance=self.variance / width**2).rows_worth(p, unseen)
+        if self.together and p in (0.0, 1.0):
+            n = max(n, self.equal)  # as if each unit were wholly right or wrong
         right, wrong = p * n, (1 - p) * n
         lower = float(betaincinv(right + 0.25, wrong + 0.75, TAIL)) if right > 1e-9 else 0.0
         upper = float(betaincinv(right + 0.75, wrong + 0.25, 1 - TAIL)) if wrong > 1e-9 else 1.0
@@ -91,7 +98,8 @@ class Spread:
         centre = (share * equal + 0.5) / (equal + 1)
         more = centre * (1 - centre) / equal
         rows = (share * (1 - share) + more) / (self.variance + more / equal)
-        return rows if self.alone else rows * (NORMAL_QUANTILE / self._t) ** 2
+        # The variance of a share of single rows is known from the share; any other is an estimate.
+        return rows if self.alone and unseen >= 1 else rows * (NORMAL_QUANTILE / self._t) ** 2
 
     @property
     def _t(self) -> float:
@@ -115,7 +123,9 @@ def spread_of(
     squares = max(float((influences**2).sum()) - own, own)
     skew = (float((influences**3).sum()) - own_third) / squares**1.5 if squares > 0 else 0.0
     equal = min(float(rows), float(sizes.sum()) ** 2 / float((sizes**2).sum()))
-    return Spread(squares * units / max(units - 1, 1), skew, units, equal, bool(sizes.max() <= 1))
+    alone = bool(sizes.max() <= 1)
+    together = not alone and rows >= sizes.sum()
+    return Spread(squares * units / max(units - 1, 1), skew, units, equal, alone, bool(together))
 
 
 @dataclass(frozen=True)
@@ -219,6 +229,7 @@ def combined(parts: Sequence[tuple[float, Spread]]) -> Spread:
         sum(spread.units - 1 for _, spread in parts) + 1,
         total**2 / sum(weight**2 / spread.equal for weight, spread in parts),
         all(spread.alone for _, spread in parts),
+        any(spread.together for _, spread in parts),
     )
 
 

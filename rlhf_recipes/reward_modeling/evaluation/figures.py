@@ -505,7 +505,9 @@ def _win_spreads(s: Floats, y: Floats, most: int) -> list[Spread]:
     left = np.array([_win_rates(s[group != out], y[group != out], least) for out in range(group.max() + 1)])
     left = np.pad(left, ((0, 0), (0, most - least)), mode="edge")  # (G, n)
     influences = (left.mean(axis=0) - left) * (len(left) - 1) / len(left)
-    return [replace(spread_of(column, np.ones(len(left)), len(left)), equal=len(y)) for column in influences.T]
+    return [
+        replace(spread_of(column, np.ones(len(left)), len(left)), equal=len(y), alone=False) for column in influences.T
+    ]
 
 
 def _win_rates(scores: Floats, quality: Floats, most: int) -> Floats:

@@ -194,7 +194,7 @@ def _spreads(right: Floats, groups: Sequence[int]) -> list[Spread]:
         hits += hit
         p, units = hits / count, len(own)
         variance = max(float(squares @ [1, -2 * p, p * p]), 0.0) / count**2 * units / max(units - 1, 1)
-        spreads.append(Spread(variance, 0.0, units, count**2 / float(squares[2]), units == count))
+        spreads.append(Spread(variance, 0.0, units, count**2 / float(squares[2]), units == count, units < count))
     return spreads
 
 

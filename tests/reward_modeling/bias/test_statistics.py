@@ -94,7 +94,7 @@ def test_units_are_drawn_together():
     columns = [np.repeat(column, 10) for column in (scores, covariate, ratings)]
     together = partial_correlation(*columns, units=np.repeat(np.arange(40), 10).tolist())
     alone = partial_correlation(scores, covariate, ratings, units=list(range(40)))
-    assert together == {key: pytest.approx(value, rel=0.05, abs=0.02) for key, value in alone.items()}
+    assert together == {key: pytest.approx(value, rel=0.05, abs=0.04) for key, value in alone.items()}
 
 
 def test_what_cannot_be_said_is_none():
