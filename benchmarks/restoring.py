@@ -179,7 +179,7 @@ def differences(
     found = {}
     for first, second in (*DIFFERENCES, ("after_sampled", "before_sampled"), ("after_sampled", "copy")):
         low, high = np.percentile(drawn[first] - drawn[second], [2.5, 97.5])
-        gain = paired_gain(by_sentence[second], by_sentence[first], seed, draws)
+        gain = paired_gain(by_sentence[second], by_sentence[first])
         found[f"{first} - {second}"] = {
             "bleu": round(whole[first] - whole[second], 3),
             "ci95": [round(float(low), 3), round(float(high), 3)],

@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--passes", type=int, default=8, help="How often each training text is paired.")
     parser.add_argument("--penalty", type=float, default=10.0, help="Weight of the group penalty.")
     parser.add_argument("--changed_texts", type=int, default=100, help="Texts on which edits are tried.")
-    parser.add_argument("--samples", type=int, default=1000, help="Of the bootstrap.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="Keep the reports and the pictures.")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="Draw what became of the length.")
@@ -247,11 +246,11 @@ def judged(
     changed = 0 if column else args.changed_texts
     report = measure_bias(
         reward, test, "ratings", column, ["length"], calibration=(np.asarray if column else None),
-        changed_texts=changed, neutral_sentence=SENTENCE, samples=args.samples, seed=args.seed,
+        changed_texts=changed, neutral_sentence=SENTENCE,
     )  # fmt: skip
     sys.stderr.write(f"\n=== {name}\n{table(report)}\n")
     scores, ratings = reward([""] * len(test), test["completion"]), list(test["score"])
-    accuracy = all_pairs_accuracy(scores, ratings)[0], all_pairs_interval(scores, ratings, samples=args.samples)
+    accuracy = all_pairs_accuracy(scores, ratings)[0], all_pairs_interval(scores, ratings)
     return {"accuracy": accuracy[0], "accuracy_ci95": accuracy[1], "report": report}
 
 

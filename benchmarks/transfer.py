@@ -185,7 +185,7 @@ def bootstrap(scores: ArrayLike, ratings: ArrayLike, documents: Sequence[Hashabl
 
     A pair of texts counts as often as both documents are drawn: with the weights w of a sample and the sums R of right
     and T of all pairs between every two documents, the accuracy is `w R w / w T w`. Where each document has one text
-    it is [`~rlhf_recipes.data.raters.agreement.all_pairs_interval`], to the last draw. (Cluster bootstrap: Davison
+    it draws what [`~rlhf_recipes.data.raters.agreement.all_pairs_interval`] works out. (Cluster bootstrap: Davison
     and Hinkley 1997, Bootstrap Methods and their Application, section 3.8.)
     """
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(ratings, dtype=np.float64)

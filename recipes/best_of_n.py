@@ -56,7 +56,7 @@ class BestOfNArguments:
     max_prompt_length: int = field(default=512, metadata={"help": "Longer prompts lose their beginning."})
     max_completion_length: int = field(default=53, metadata={"help": "Most new tokens in a completion."})
     batch_size: int = field(default=64, metadata={"help": "Completions at a time; changes no result."})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling noise and of the bootstrap."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling noise."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_jsonl(output_dir / "candidates.jsonl", candidates.candidate_rows(found, scored, said))
     write_jsonl(output_dir / "best.jsonl", candidates.best_rows(found, scored, said))
     sampled = found.logprobs is not None
-    curve = best_of_n.best_of_n_curve(scored.total, said, found.logprobs, sampled=sampled, seed=args.seed)
+    curve = best_of_n.best_of_n_curve(scored.total, said, found.logprobs, sampled=sampled)
     write_json(output_dir / "curve.json", curve)
     best_of_n.draw_curve(curve, output_dir / "best_of_n.png", {"score": " + ".join(rewards.names)})
 

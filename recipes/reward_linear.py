@@ -31,6 +31,7 @@ from rlhf_recipes.reward_modeling.linear.features import NAMED, Embedding, Featu
 from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel, r2, write_explanation
 from rlhf_recipes.reward_modeling.linear.reward import LinearReward
 from rlhf_recipes.reward_modeling.scored import Texts
+from rlhf_recipes.statistics import pair_units, shared
 
 
 @dataclass
@@ -102,13 +103,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         scores = reward(texts.prompts, texts.completions)
         said = model.calibration(scores).tolist() if model.calibration else None
         votes = list(test["votes"]) if "votes" in test.column_names else None
-        metrics = rating_metrics(texts.plain(), ratings, scores, said, votes, args.min_gap)
+        metrics = rating_metrics(texts.plain(), ratings, scores, said, votes, args.min_gap, shared(texts.prompts))
         metrics |= {"r2": r2(said, ratings)} if said else {}
         importance = model.importance(texts.prompts, texts.completions, ratings, min_gap=args.min_gap, seed=args.seed)
     else:
         texts, others = Texts.of(test, "chosen"), Texts.of(test, "rejected")
         scores = reward(texts.prompts, texts.completions), reward(others.prompts, others.completions)
-        metrics = pair_metrics(texts.plain(), others.plain(), *scores)
+        sides = texts.plain(), others.plain()
+        metrics = pair_metrics(*sides, *scores, *pair_units(texts.prompts, *sides))
         importance = model.importance_for_pairs(texts.prompts, texts.completions, others.completions, seed=args.seed)
     write_explanation(model, importance, output_dir)
     metrics |= {"features": len(model.features.features), "train_rows": len(train), "fit_seconds": fit_seconds}

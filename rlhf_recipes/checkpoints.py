@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from rlhf_recipes.texts import readable_bytes
 
 logger = logging.getLogger(__name__)
@@ -147,7 +150,6 @@ def _named(output_dir: Path, asked: str, required: Sequence[str]) -> str:
 
 def _last_whole(folder: Path, required: Sequence[str]) -> tuple[Path | None, dict[Path, str]]:
     """The last whole checkpoint, and those after it with what is wrong with each, newest first."""
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
     start = len(PREFIX_CHECKPOINT_DIR) + 1
     found = [entry for entry in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if entry.name[start:].isdecimal()]
@@ -269,3 +271,25 @@ CHECKS: dict[str, Callable[[Path], str | None]] = {
     ".bin": _fault_of_torch,
     ".distcp": _fault_of_shard,
 }
+
+
+def check_best_metric(args: TrainingArguments, eval_dataset: Any) -> None:
+    """Refuse, before training, to look for the best checkpoint by a figure that no evaluation will have.
+
+    Of several named sets the Trainer logs `eval_<set>_<figure>`, and so finds no `eval_<figure>` when it is too late.
+
+    Raises:
+        `ValueError`: if the best checkpoint is asked for, and `metric_for_best_model` is a figure of none of the sets.
+    """
+    wanted = args.load_best_model_at_end or args.save_strategy == "best"
+    if not wanted or not isinstance(eval_dataset, Mapping) or not eval_dataset:
+        return
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if any(metric.startswith(f"{name}_") for name in eval_dataset):
+        return
+    first = next(iter(eval_dataset))
+    raise ValueError(
+        f"The best checkpoint is wanted, by metric_for_best_model {metric!r}, but there are {len(eval_dataset)} "
+        f"evaluation sets with figures of their own: {', '.join(map(repr, eval_dataset))}. Name a figure of one of "
+        f"them, such as metric_for_best_model='{first}_{metric}', or give a single eval_dataset."
+    )

@@ -11,8 +11,10 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, get_token
+import yaml
+from huggingface_hub import CommitInfo, HfApi, get_token, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -142,6 +144,18 @@ def push_run(
         raise PushError(f"{_reason(error, repo_id, api.endpoint)} {_stays(root)}") from error
     logger.info("Pushed %d files: %s", len(names), commit.commit_url)
     return commit
+
+
+def license_of(base: str) -> str | None:
+    """The license that the card of a base model names, where that card is on this machine; nothing is fetched."""
+    card: Any = Path(base) / "README.md"
+    try:
+        if not card.is_file():
+            card = None if _is_local(base) else try_to_load_from_cache(base, "README.md")
+        named = (metadata_load(card) or {}).get("license") if isinstance(card, str | Path) else None
+    except (ValueError, yaml.YAMLError):  # no name of a repository, or a card that is no card
+        return None
+    return named if isinstance(named, str) else None
 
 
 def _upload(

@@ -4,12 +4,13 @@ import logging
 import os
 import pickle
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlhf_recipes.checkpoints import differences, find_checkpoint, why_broken
+from rlhf_recipes.checkpoints import check_best_metric, differences, find_checkpoint, why_broken
 
 
 def write_checkpoint(folder):
@@ -294,3 +295,17 @@ def test_differences_look_into_mappings_and_tell_true_from_1():
         "flag: True in the checkpoint, 1 now",
     ]
     assert differences(saved, saved) == []
+
+
+@pytest.mark.parametrize(("metric", "refused"), [(None, True), ("loss", True), ("eval_mine_loss", False),
+                                                 ("mine_objective/scores", False), ("others_loss", True)])  # fmt: skip
+def test_the_best_of_several_sets_needs_the_figure_of_one(metric, refused):
+    args = SimpleNamespace(load_best_model_at_end=True, save_strategy="steps", metric_for_best_model=metric)
+    sets = {"mine": None, "other": None}
+    check_best_metric(args, None)
+    check_best_metric(SimpleNamespace(**{**vars(args), "load_best_model_at_end": False}), sets)
+    if refused:
+        with pytest.raises(ValueError, match="2 evaluation sets .*'mine', 'other'.*metric_for_best_model='mine_"):
+            check_best_metric(args, sets)
+    else:
+        check_best_metric(args, sets)

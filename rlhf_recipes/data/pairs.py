@@ -2,16 +2,20 @@
 
 Which of two texts is better is asked of every two texts whose mean ratings are at least `min_gap` apart. A random
 sample of pairs would be noisier, and an interval that treats pairs as independent would be too narrow, since one text
-is in many of them: the bootstrap here draws texts.
+is in many of them: intervals here are over texts.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from rlhf_recipes.data.raters.agreement import chunks
+from rlhf_recipes.statistics import Units
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ def draw_pairs(
         raise ValueError(f"There are {len(texts)} texts and {len(y)} ratings; give one of each for every row.")
     if passes < 1 or min_gap < 0:
         raise ValueError(f"passes is {passes} and min_gap {min_gap}; give at least 1 pass and a gap of 0 or more.")
-    if not len(y) or not far_enough(y.max() - y.min(), min_gap):
+    if not len(y) or not _far_enough(y.max() - y.min(), min_gap):
         spread = f"all ratings lie between {y.min():g} and {y.max():g}" if len(y) else "there are no rows"
         raise ValueError(
             f"No pairs can be drawn: {spread}, so no two of {len(y)} texts are {min_gap:g} or more apart. "
@@ -95,7 +99,7 @@ def preferences(
     for row, prompt in enumerate(prompts):
         rows_of.setdefault(json.dumps(prompt), []).append(row)
     groups = [np.array(of_prompt) for of_prompt in rows_of.values()]
-    usable = [group for group in groups if far_enough(np.ptp(y[group]), min_gap)]
+    usable = [group for group in groups if _far_enough(np.ptp(y[group]), min_gap)]
     if not usable and len(groups) > 1:
         raise ValueError(
             f"No pairs can be drawn: none of {len(groups)} prompts has two completions that are {min_gap:g} or more "
@@ -122,7 +126,7 @@ def _draw_pass(
     pairs = order[: len(order) // 2 * 2].reshape(-1, 2).copy()
 
     def usable(candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return far_enough(np.abs(ratings[candidates[:, 0]] - ratings[candidates[:, 1]]), min_gap)
+        return _far_enough(np.abs(ratings[candidates[:, 0]] - ratings[candidates[:, 1]]), min_gap)
 
     for _ in range(REPAIR_ROUNDS):
         if usable(pairs).all():
@@ -141,11 +145,72 @@ def _draw_pass(
     return pairs
 
 
-def far_enough(gap: ArrayLike, min_gap: float) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class Comparison:
+    """All pairs of N texts that are far enough apart, by what they have to do with each text.
+
+    Args:
+        right (`(N,)`): Of the pairs with this text, how many the scores put in order; equal scores count half.
+        asked (`(N,)`): How many pairs there are with it.
+        squares (`float`): Sum over pairs of the squared credit (1, 1/4 or 0).
+    """
+
+    right: NDArray[np.float64]
+    asked: NDArray[np.float64]
+    squares: float
+
+    def __sub__(self, other: "Comparison") -> "Comparison":
+        """Without the pairs that another one has, too."""
+        return Comparison(self.right - other.right, self.asked - other.asked, self.squares - other.squares)
+
+    @property
+    def pairs(self) -> float:
+        return float(self.asked.sum()) / 2
+
+    @property
+    def share(self) -> float:
+        """Of the pairs that are in order."""
+        return float(self.right.sum()) / 2 / self.pairs
+
+    @property
+    def influences(self) -> NDArray[np.float64]:
+        """How far each text moves the share, `(N,)`."""
+        return (self.right - self.share * self.asked) / self.pairs
+
+    def interval(self, units: Sequence[Hashable] | None = None) -> list[float] | None:
+        """95% interval of the share; `None` without pairs. `units` say which texts hang together."""
+        if not self.pairs:
+            return None
+        own = (self.squares - self.share**2 * self.pairs) / self.pairs**2
+        together = Units.of(len(self.asked), units)
+        return together.spread_of_pairs(self.influences, self.asked, own).bounded(self.share)
+
+
+def compare_all(scores: ArrayLike, ratings: ArrayLike, min_gap: float) -> Comparison:
+    """Every two texts at least `min_gap` apart in rating, and whether the scores put them in the same order.
+
+    Raises:
+        `ValueError`: if lengths differ or a number is not finite.
+    """
+    s, y = _matching(scores, ratings)
+    right, asked, squares = np.zeros(len(y)), np.zeros(len(y)), 0.0
+    for rows in chunks(len(y)):
+        # A pair is met once: in the row of its better text.
+        apart = _far_enough(y[rows, None] - y[None, :], min_gap)  # (c, N)
+        credit = apart * (0.5 + 0.5 * np.sign(s[rows, None] - s[None, :]))
+        right[rows] += credit.sum(axis=1)
+        asked[rows] += apart.sum(axis=1)
+        right += credit.sum(axis=0)
+        asked += apart.sum(axis=0)
+        squares += float((credit**2).sum())
+    return Comparison(right, asked, squares)
+
+
+def _far_enough(gap: ArrayLike, min_gap: float) -> NDArray[np.bool_]:
     return np.asarray(gap) >= max(min_gap - TOLERANCE, TOLERANCE)
 
 
-def matching(scores: ArrayLike, ratings: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _matching(scores: ArrayLike, ratings: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     s, y = finite(scores, "scores"), finite(ratings, "ratings")
     if s.shape != y.shape:
         raise ValueError(f"There are {len(s)} scores and {len(y)} ratings; give one of each for every text.")

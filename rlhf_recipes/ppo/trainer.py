@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from rlhf_recipes.checkpoints import check_best_metric
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
 from rlhf_recipes.modeling.critics import build_critic
@@ -129,6 +130,7 @@ class PPOTrainer(PPOPlumbing):
     ) -> None:
         args = PPOConfig(output_dir="ppo") if args is None else args
         check_arguments(args, model, ref_model, reward_model, value_model, train_dataset)
+        check_best_metric(args, eval_dataset)
         set_seed(args.seed)  # Trainer does the same, but after adapters and heads are drawn
         tokenizer = resolve_tokenizer(processing_class, model)
         policy = resolve_policy(model, args, peft_config)
@@ -147,6 +149,7 @@ class PPOTrainer(PPOPlumbing):
         self.credit = Credit(args, has_critic=critic is not None)
         self.generator = generator
         self.rollout: Rollout | None = None
+        self.last_rows: list[dict[str, Any]] = []
         self.episodes_before = 0  # of the run that this one goes on from
         self.stopped = False  # whether target_kl ended the updates on this rollout
         self.tokens_of_step = 1  # over all processes, those to imitate included
@@ -252,7 +255,7 @@ class PPOTrainer(PPOPlumbing):
         sampled = time.perf_counter()
         moments = copy.deepcopy(self.credit.reward_moments)
         try:
-            rollout, _ = scoring.finish(rollout)
+            rollout, self.last_rows = scoring.finish(rollout)
             rollout = self.gather(rollout)
         except BaseException:
             self.credit.reward_moments = moments  # the rollout is collected anew on resume, and learned from then

@@ -319,7 +319,10 @@ def _samples(facts: RunFacts) -> str:
         [cell(sample.prompt), cell(sample.completion), *([rounded(sample.score)] if scored else [])]
         for sample in facts.samples
     ]
-    return "## What it writes\n\nA few completions, as they were sampled.\n\n" + markdown_table(rows, right=(2,))
+    return (
+        "## What it writes\n\nCompletions as they were sampled, from the best score to the worst.\n\n"
+        + markdown_table(rows, right=(2,))
+    )
 
 
 def _curves(pictures: Sequence[tuple[str, str, str]]) -> str:

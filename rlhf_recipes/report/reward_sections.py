@@ -65,15 +65,43 @@ class Table:
 
 
 def headline(evaluation: Report, metrics: Report) -> str:
-    """One sentence: the first figure, its interval, and what it stands beside."""
+    """The first figure and its interval, whether that is more than chance, and what costs nothing beside it."""
     accuracy, steps = finite(metrics.get("pairwise_accuracy")), finite(metrics.get("step_accuracy"))
     if accuracy is not None:
-        text = f"Puts {accuracy:.1%} of {metrics['pairs']:,} held-out pairs in people's order"
-        return text + _bounds(metrics.get("pairwise_accuracy_ci95")) + "."
+        bounds = metrics.get("pairwise_accuracy_ci95")
+        text = f"puts {accuracy:.1%} of {metrics['pairs']:,} held-out pairs in people's order{_bounds(bounds)}. "
+        return _beside_chance(text, bounds, 0.5, "chance") + _beside_baselines(accuracy, metrics)
     if steps is not None:
-        text = f"Tells {steps:.1%} of {metrics['steps']:,} held-out steps right from wrong"
-        return text + _bounds(metrics.get("step_accuracy_ci95")) + "."
+        bounds, usual = metrics.get("step_accuracy_ci95"), finite(metrics.get("step_base_accuracy"))
+        text = f"tells {steps:.1%} of {metrics['steps']:,} held-out steps right from wrong{_bounds(bounds)}. "
+        if usual is None:
+            return f"T{text[1:].strip()}"
+        named = "the level of one answer for all"
+        return _beside_chance(text, bounds, usual, named) + f"Saying of every step what is more frequent: {usual:.1%}."
     return "Measured on held-out feedback of people."
+
+
+def _beside_chance(text: str, interval: Any, chance: float, named: str) -> str:
+    """The sentence, which begins with the bad news where there is some."""
+    if not interval:
+        return f"At {named}, as far as so few rows tell: it {text}"
+    if interval[1] < chance:
+        return f"Worse than {named}: it {text}"
+    if interval[0] <= chance:
+        return f"At {named}: it {text}"
+    return text[0].upper() + text[1:]
+
+
+def _beside_baselines(accuracy: float, metrics: Report) -> str:
+    """What the length of a text and a lexicon do with the same pairs, and whether the model does more."""
+    names = {"length_accuracy": "length", "vader_accuracy": "VADER"}
+    found = {named: value for key, named in names.items() if (value := finite(metrics.get(key))) is not None}
+    if not found:
+        return ""
+    said = " and ".join(f"{named} {value:.1%}" for named, value in found.items())
+    no_better = [named for named, value in found.items() if accuracy <= value]
+    behind = f" The model is no better than {' or '.join(no_better)}." if no_better else ""
+    return f"Of the same pairs, {said}.{behind}"
 
 
 def _bounds(interval: Any) -> str:

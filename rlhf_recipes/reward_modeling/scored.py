@@ -25,6 +25,7 @@ from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.modeling.reading import check_finite, model_outputs
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import STEP_BREAK, StepModel
+from rlhf_recipes.statistics import shared
 from rlhf_recipes.texts import Text, as_text, is_conversational
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Scored:
 
     def shared_prompts(self) -> list[str] | None:
         """The prompt of each row, where one of them has several rows; else `None`, and rows are all there is."""
-        return self.prompts if len(set(self.prompts)) < len(self.prompts) and any(self.prompts) else None
+        return None if shared(self.prompts) is None else self.prompts
 
 
 def kind_of(dataset: Dataset, kind: Kind | None = None) -> Kind:

@@ -26,6 +26,7 @@ from transformers import (
 )
 from trl import RewardTrainer
 
+from rlhf_recipes.checkpoints import check_best_metric
 from rlhf_recipes.data.collators import FeedbackCollator, PairCollator
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import disable_dropout
@@ -81,6 +82,7 @@ class FeedbackTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_best_metric(args, eval_dataset)
         outputs = len(objective.label_names)
         if model.config.num_labels != outputs:
             raise ValueError(f"The model has {model.config.num_labels} outputs, but the loss needs {outputs}.")

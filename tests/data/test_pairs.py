@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlhf_recipes.data.pairs import draw_pairs
+from rlhf_recipes.data.pairs import compare_all, draw_pairs
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval, single_rater_accuracy
 
 LETTERS = list("abcdefgh")
@@ -106,23 +106,28 @@ def test_accuracy_needs_pairs_and_numbers():
         all_pairs_accuracy([1.0, 2.0], [3.0, 1.0, 2.0])
 
 
-def test_interval_is_exact_where_there_is_nothing_to_doubt():
-    assert all_pairs_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == [1.0, 1.0]
-    assert all_pairs_interval([3.0, 2.0, 1.0], [1.0, 2.0, 3.0]) == [0.0, 0.0]
+def test_interval_of_three_texts_all_in_order_is_wide_and_ends_at_the_border():
+    low, high = all_pairs_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert (low < 0.1, high) == (True, 1.0)
+    assert all_pairs_interval([3.0, 2.0, 1.0], [1.0, 2.0, 3.0]) == pytest.approx([0.0, 1 - low])
+    assert all_pairs_interval([1.0, 2.0], [1.0, 1.2]) is None
 
 
-def test_interval_is_that_of_texts_drawn_again_one_by_one():
-    scores, ratings = [1.0, 3.0, 2.0, 2.0, 5.0], [0.0, 1.0, 2.0, 3.0, 3.2]
-    weights = np.random.default_rng(0).multinomial(5, [0.2] * 5, size=200)
-    accuracies = []
-    for copies in weights:
-        drawn = np.repeat(np.arange(5), copies)
-        try:
-            accuracies.append(all_pairs_accuracy([scores[row] for row in drawn], [ratings[row] for row in drawn])[0])
-        except ValueError:  # all texts that were drawn are too close together
-            continue
-    expected = np.percentile(accuracies, [2.5, 97.5])
-    np.testing.assert_allclose(all_pairs_interval(scores, ratings, samples=200, seed=0), expected, atol=1e-6)
+def test_each_text_is_met_in_all_of_its_pairs():
+    # Gaps of 1 and more: 0-1 is right, 0-2 tied, 1-2 wrong.
+    found = compare_all([1.0, 2.0, 1.0], [0.0, 1.0, 2.0], 1.0)
+    assert found.right.tolist() == [1.5, 1.0, 0.5]
+    assert found.asked.tolist() == [2, 2, 2]
+    assert (found.pairs, found.share, found.squares) == (3, 0.5, 1.25)
+
+
+def test_interval_is_that_of_texts_drawn_again():
+    generator = np.random.default_rng(0)
+    ratings = generator.normal(size=150)
+    scores = ratings + generator.normal(size=150)
+    drawn = [all_pairs_accuracy(scores[rows], ratings[rows])[0] for rows in generator.integers(150, size=(400, 150))]
+    low, high = all_pairs_interval(scores, ratings)
+    assert (high - low) / 3.92 == pytest.approx(np.std(drawn), rel=0.15)
 
 
 def test_interval_of_texts_is_wider_than_one_of_pairs_would_be():

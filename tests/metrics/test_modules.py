@@ -55,7 +55,7 @@ def test_every_module_loads_without_a_network(tmp_path):
 
 def test_pairwise_accuracy_of_ratings(load):
     module = load("pairwise_accuracy")
-    found = module.compute(predictions=SCORES, references=RATINGS, samples=50)
+    found = module.compute(predictions=SCORES, references=RATINGS)
     # Pairs: (1, 0) right, (2, 0) right, (2, 1) right, (1, 0) of the last wrong, (2, 0) of the last right.
     assert (found["pairwise_accuracy"], found["pairs"]) == (0.8, 5)
     assert module.compute(predictions=SCORES, references=RATINGS, min_gap=2.0)["pairs"] == 2
@@ -80,12 +80,12 @@ def test_pairwise_accuracy_of_pairs(load):
 
 
 def test_modules_give_what_the_functions_give(load):
-    errors = load("rating_errors").compute(predictions=SCORES, references=RATINGS, samples=50, seed=3)
-    assert errors == rating_errors(SCORES, RATINGS, samples=50, seed=3)
+    errors = load("rating_errors").compute(predictions=SCORES, references=RATINGS)
+    assert errors == rating_errors(SCORES, RATINGS)
     sure = load("calibration").compute(predictions=SCORES, references=[1, 1, 1, 0], bins=2, pairs=True)
     assert sure == calibration(SCORES, [1, 1, 1, 0], bins=2, pairs=True)
-    wins = load("win_rate").compute(predictions=SCORES, references=RATINGS, max_n=3, samples=50)
-    curve = win_rate_curve(SCORES, RATINGS, max_n=3, samples=50)
+    wins = load("win_rate").compute(predictions=SCORES, references=RATINGS, max_n=3)
+    curve = win_rate_curve(SCORES, RATINGS, max_n=3)
     assert (wins["curve"], wins["win_rate"]) == (curve, curve[2]["win_rate"])
 
 

@@ -153,7 +153,7 @@ def test_says_what_the_things_are(html: str) -> None:
         "trained on other rows",
         "Every prompt of the evaluation",
         "temperature 1 and top_p 1",
-        "paired bootstrap over prompts",
+        "Paired over prompts",
         "nats per completion",
     ):
         assert statement in words

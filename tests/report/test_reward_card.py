@@ -16,6 +16,7 @@ from rlhf_recipes.modeling.heads import LinearCalibration, LogisticCalibration, 
 from rlhf_recipes.report.heat import HeatMap, WordAttribution, heat_pieces
 from rlhf_recipes.report.reward_card import write_card, write_page
 from rlhf_recipes.report.reward_figures import as_svg
+from rlhf_recipes.report.reward_sections import headline
 from rlhf_recipes.report.reward_usage import plain_code
 from rlhf_recipes.reward_modeling.evaluation.measure import measure
 from rlhf_recipes.rewards.learned import LearnedReward
@@ -75,7 +76,7 @@ def test_the_page_says_what_the_files_say(tmp_path):
     folder = reward_folder(tmp_path / "mine")
     metrics = json.loads((folder / "metrics.json").read_text())
     page = page_of(folder, data=DATA)
-    assert f"Puts {metrics['pairwise_accuracy']:.1%} of {metrics['pairs']:,} held-out pairs" in page.text
+    assert f"puts {metrics['pairwise_accuracy']:.1%} of {metrics['pairs']:,} held-out pairs" in page.text  # at chance
     for text in ("8,427", "27 empty text", "2 very long text", "dropped 27", "pairs_in_batch", "0.997"):
         assert text in page.text, text
     assert "Krippendorff" in page.text
@@ -177,6 +178,37 @@ def test_metrics_of_an_earlier_run_are_enough(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     page = Reader(write_page(tmp_path, title="old").read_text(encoding="utf-8"))
     assert "Puts 82.0% of 100 held-out pairs in people's order (95% interval 80.0% to 84.0%)." in page.text
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"pairwise_accuracy": 0.52, "pairwise_accuracy_ci95": [0.47, 0.57], "pairs": 400,
+          "length_accuracy": 0.55, "vader_accuracy": 0.5},
+         "At chance: it puts 52.0% of 400 held-out pairs in people's order (95% interval 47.0% to 57.0%). "
+         "Of the same pairs, length 55.0% and VADER 50.0%. The model is no better than length."),
+        ({"pairwise_accuracy": 0.4, "pairwise_accuracy_ci95": [0.3, 0.5], "pairs": 90}, "At chance: it puts 40.0%"),
+        ({"pairwise_accuracy": 0.3, "pairwise_accuracy_ci95": [0.2, 0.4], "pairs": 90}, "Worse than chance: it puts"),
+        ({"pairwise_accuracy": 1.0, "pairwise_accuracy_ci95": None, "pairs": 3}, "At chance, as far as so few rows"),
+        ({"pairwise_accuracy": 0.7, "pairwise_accuracy_ci95": [0.6, 0.8], "pairs": 90, "vader_accuracy": 0.8},
+         "Puts 70.0% of 90 held-out pairs in people's order (95% interval 60.0% to 80.0%). Of the same pairs, "
+         "VADER 80.0%. The model is no better than VADER."),
+        ({"step_accuracy": 0.8, "step_accuracy_ci95": [0.7, 0.9], "steps": 50, "step_base_accuracy": 0.75},
+         "At the level of one answer for all: it tells 80.0% of 50 held-out steps right from wrong"),
+        ({"step_accuracy": 0.8, "step_accuracy_ci95": [0.7, 0.9], "steps": 50}, "Tells 80.0% of 50 held-out steps"),
+        ({}, "Measured on held-out feedback"),
+    ],
+)  # fmt: skip
+def test_the_headline_says_what_is_no_better_than_chance(figures, said):
+    assert headline({}, figures).startswith(said)
+
+
+def test_a_wide_table_says_in_each_cell_what_it_is(tmp_path):
+    page_of(reward_folder(tmp_path / "mine"), data=DATA)
+    html = (tmp_path / "mine/report.html").read_text()
+    assert 'data-label="95% interval"' in html  # below each other on a narrow screen, where six columns are cut off
+    for wide in re.findall(r'class="card scroll wide([^"]*)".*?<thead><tr>(.*?)</tr>', html, re.DOTALL):
+        assert ("stack" in wide[0]) == (wide[1].count("<th") > 3)
 
 
 def test_bias_is_drawn_by_its_own_module(tmp_path, monkeypatch):

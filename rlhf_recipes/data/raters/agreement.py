@@ -6,7 +6,7 @@
 |---|---|
 | `texts`, `votes` | how many there are; `votes_per_text_min`, `_mean`, `_max` |
 | `alpha_nominal`, `alpha_ordinal`, `alpha_interval` | Krippendorff's alpha: of one vote; 1 agreement, 0 chance |
-| `alpha_interval_ci95` | its 95% bootstrap interval, over texts |
+| `alpha_interval_ci95` | its 95% interval, were texts drawn anew |
 | `icc_1`, `icc_k` | share of variance that is the texts': of one vote, and of the mean of a text's votes |
 | `split_half` | correlation of the means of two halves of each text's votes |
 | `split_half_reliability` | the same for the mean of all votes (Spearman and Brown) |
@@ -32,10 +32,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_recipes.data.pairs import ROWS_AT_ONCE, far_enough, finite, matching
+from rlhf_recipes.data.pairs import ROWS_AT_ONCE, compare_all, finite
 from rlhf_recipes.data.raters.votes import RatingModel, Votes, class_list, named_votes, normal_order, numeric_votes
 from rlhf_recipes.imports import optional
-from rlhf_recipes.statistics import Floats, is_missing, numbers, percentile_interval
+from rlhf_recipes.statistics import Floats, Units, is_missing, numbers, without_each
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 LEVELS = ("nominal", "ordinal", "interval", "ratio")
@@ -105,17 +105,22 @@ def _alpha(counts: NDArray[np.float64], values: list[Any], level: Level) -> floa
     return float(krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement=level))
 
 
-def _alpha_interval(counts: Floats, values: Floats, samples: int, seed: int) -> list[float]:
-    """95% bootstrap interval of the interval alpha, over texts, by sums of squares: a thousand times as fast."""
+def _alpha_interval(counts: Floats, values: Floats) -> list[float] | None:
+    """95% interval of the interval alpha, over texts, by sums of squares without one text after another."""
     n = counts.sum(axis=1)
     totals, squares = counts @ values, counts @ values**2
     within = (squares - totals**2 / n) * n / (n - 1)
-    drawn = np.random.default_rng(seed).multinomial(len(n), np.full(len(n), 1 / len(n)), size=samples)
-    votes = drawn @ n
-    spread = drawn @ squares - (drawn @ totals) ** 2 / votes
-    varied = spread > 1e-12
-    alphas = 1 - ((votes - 1) * (drawn @ within))[varied] / (votes * spread)[varied]
-    return percentile_interval(alphas)
+
+    def alpha(sums: Floats) -> dict[str, Floats]:
+        votes, total, square, inside = sums.T
+        spread = square - total**2 / votes
+        varied = spread > 1e-12
+        return {"alpha": np.where(varied, 1 - (votes - 1) * inside / (votes * np.where(varied, spread, 1.0)), np.nan)}
+
+    if len(n) < 2:
+        return None
+    value, influences = without_each(alpha, np.stack([n, totals, squares, within], axis=1))["alpha"]
+    return Units.of(len(n)).spread(influences).bounded(value, -1, 1, unseen=0.25)
 
 
 def cohen_kappa(
@@ -346,7 +351,6 @@ def agreement_metrics(
     raters: Sequence[Sequence[Hashable]] | None = None,
     min_gap: float = 0.5,
     wanted: Sequence[float] = (0.8, 0.9),
-    samples: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure the agreement of numeric votes: the keys of the table above.
@@ -356,8 +360,7 @@ def agreement_metrics(
         raters (`Sequence[Sequence]`, *optional*): Who gave each.
         min_gap (`float`, *optional*, defaults to 0.5): Least difference in mean rating of the pairs asked.
         wanted (`Sequence[float]`, *optional*): Reliabilities for `raters_for_<r>`.
-        samples (`int`, *optional*, defaults to 200), seed (`int`, *optional*, defaults to 0):
-            Bootstrap samples of the texts, and the seed of all that is random.
+        seed (`int`, *optional*, defaults to 0): Of the halves of `split_half`.
 
     Raises:
         `ValueError`: if nothing can be measured: fewer than two texts, no text with two votes, all votes equal.
@@ -375,7 +378,7 @@ def agreement_metrics(
         "votes_per_text_mean": sum(counts) / len(counts),
         "votes_per_text_max": max(counts),
         **{f"alpha_{level}": _alpha(table, values, level) for level in ("nominal", "ordinal", "interval")},
-        "alpha_interval_ci95": _alpha_interval(table, np.array(values, dtype=np.float64), samples, seed),
+        "alpha_interval_ci95": _alpha_interval(table, np.array(values, dtype=np.float64)),
         "icc_1": model.reliability(),
         "icc_k": model.reliability(sum(counts) / len(counts)),
         "split_half": half,
@@ -435,29 +438,27 @@ def all_pairs_accuracy(scores: ArrayLike, ratings: ArrayLike, min_gap: float = 0
     Raises:
         `ValueError`: if lengths differ, a number is not finite, or no pair is far enough apart.
     """
-    s, y = matching(scores, ratings)
-    right, total = count_right(s, y, min_gap, np.ones((1, len(y))))
-    if total[0] == 0:
-        raise ValueError(f"No two of the {len(y)} ratings are {min_gap:g} or more apart, so no pair can be asked.")
-    return float(right[0] / total[0]), int(total[0])
+    found = compare_all(scores, ratings, min_gap)
+    if not found.pairs:
+        raise ValueError(
+            f"No two of the {len(found.asked)} ratings are {min_gap:g} or more apart, so no pair can be asked."
+        )
+    return found.share, int(found.pairs)
 
 
 def all_pairs_interval(
-    scores: ArrayLike, ratings: ArrayLike, min_gap: float = 0.5, samples: int = 1000, seed: int = 0
-) -> list[float]:
-    """Interval of [`all_pairs_accuracy`] that holds 95 of 100 bootstrap samples of the texts.
+    scores: ArrayLike, ratings: ArrayLike, min_gap: float = 0.5, units: Sequence[Hashable] | None = None
+) -> list[float] | None:
+    """95% interval of [`all_pairs_accuracy`], were texts drawn anew: each is in many pairs, which are no new texts.
 
-    Texts are drawn with replacement and all pairs of the drawn texts compared (percentile bootstrap, Efron 1979). The
-    cost grows with `samples * N * N`: about a second for 1,000 texts.
+    Args:
+        scores, ratings, min_gap: As in [`all_pairs_accuracy`].
+        units (`Sequence` of length N, *optional*): What texts hang together by, such as prompts.
 
     Returns:
-        `list[float]`: the 2.5th and the 97.5th percentile.
+        `list[float]` of two, or `None` where no pair is far enough apart.
     """
-    s, y = matching(scores, ratings)
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(len(y), np.full(len(y), 1 / len(y)), size=samples)
-    right, total = count_right(s, y, min_gap, weights)
-    return percentile_interval(right[total > 0] / total[total > 0])
+    return compare_all(scores, ratings, min_gap).interval(units)
 
 
 def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5) -> float:
@@ -483,8 +484,8 @@ def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5
         voted = [of_text for of_text in series if len(of_text) > max(position, 1)]
         one = np.array([of_text[position] for of_text in voted])
         others = np.array([(of_text.sum() - of_text[position]) / (len(of_text) - 1) for of_text in voted])
-        counts = count_right(one, others, min_gap, np.ones((1, len(voted))))
-        right, total = right + counts[0][0], total + counts[1][0]
+        found = compare_all(one, others, min_gap)
+        right, total = right + found.right.sum(), total + found.asked.sum()
     if total == 0:
         raise ValueError(
             f"No two of {len(series)} texts are {min_gap:g} or more apart in the mean of all votes but one, so one "
@@ -493,22 +494,7 @@ def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5
     return float(right / total)
 
 
-def count_right(
-    scores: NDArray[np.float64], ratings: NDArray[np.float64], min_gap: float, weights: NDArray
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pairs in the right order and pairs in all, each `(S,)`; in sample `s`, text `i` stands `weights[s, i]` times."""
-    copies = weights.astype(np.float32)  # (S, N)
-    right, total = np.zeros(len(copies)), np.zeros(len(copies))
-    for rows in _chunks(len(ratings)):
-        # A pair is met once: in the row of its better text.
-        asked = far_enough(ratings[rows, None] - ratings[None, :], min_gap).astype(np.float32)  # (c, N)
-        credit = asked * (0.5 + 0.5 * np.sign(scores[rows, None] - scores[None, :])).astype(np.float32)
-        right += ((copies @ credit.T) * copies[:, rows]).sum(axis=1, dtype=np.float64)
-        total += ((copies @ asked.T) * copies[:, rows]).sum(axis=1, dtype=np.float64)
-    return right, total
-
-
-def _chunks(length: int) -> Iterator[slice]:
+def chunks(length: int) -> Iterator[slice]:
     for start in range(0, length, ROWS_AT_ONCE):
         yield slice(start, min(start + ROWS_AT_ONCE, length))
 

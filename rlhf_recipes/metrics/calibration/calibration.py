@@ -12,8 +12,7 @@ Args:
     references: outcome, 0 or 1, or the share of votes.
     bins: number of bins (default 10).
     pairs: whether rows are pairs, whose order means nothing (default False).
-    units, other_units: what the bootstrap draws: prompts, or both texts of each pair (default: the rows).
-    samples, seed: of the bootstrap (default 1000 and 0).
+    units, other_units: what intervals are over: prompts, or both texts of each pair (default: the rows).
 Returns:
     ece, brier, each with _ci95, rows, and bins: a list of from, to, rows, probability, outcome.
 """

@@ -11,9 +11,8 @@ Args:
     predictions: score of each text; in the configuration "pairs" of each chosen text.
     references: rating of each text; in the configuration "pairs" the score of the rejected text.
     min_gap (ratings): least difference of two ratings (default 0.5).
-    prompts: what each text answers; only texts of one prompt are compared, and prompts are drawn by the bootstrap.
+    prompts: what each text answers; only texts of one prompt are compared, and intervals are over prompts.
     subsets, sections, section_weights (pairs): as in subset_accuracy of rlhf_recipes.
-    samples, seed: of the bootstrap (default 1000 and 0).
 Returns:
     pairwise_accuracy, pairwise_accuracy_ci95, pairs; in the configuration "pairs" also subsets, sections, score.
 """

@@ -5,13 +5,12 @@ import evaluate
 
 from rlhf_recipes.reward_modeling.evaluation.figures import rating_errors
 
-DESCRIPTION = "MAE, RMSE, R2, Pearson, Spearman and Kendall's tau-b of scores and ratings, with bootstrap intervals."
+DESCRIPTION = "MAE, RMSE, R2, Pearson, Spearman and Kendall's tau-b of scores and ratings, with intervals."
 INPUTS = """
 Args:
     predictions: score of each text.
     references: rating of each text.
-    prompts: what the bootstrap draws (default: the rows).
-    samples, seed: of the bootstrap (default 1000 and 0).
+    prompts: what intervals are over (default: the rows).
 Returns:
     mae, rmse, r2, pearson, spearman, kendall, each with _ci95, and texts.
 """

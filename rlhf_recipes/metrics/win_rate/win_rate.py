@@ -12,7 +12,6 @@ Args:
     references: quality of each text, such as its rating.
     prompts: what each text answers (default: all texts are one pool).
     max_n: largest n.
-    samples, seed: of the bootstrap (default 1000 and 0).
 Returns:
     win_rate, that of the largest n, its _ci95, and curve: a list of n, win_rate, win_rate_ci95, ceiling, prompts.
 """

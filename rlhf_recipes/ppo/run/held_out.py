@@ -54,6 +54,7 @@ def evaluate(trainer: Any, eval_dataset: Any, prefix: str) -> dict[str, float]:
         label = f"{prefix}_{name}" if name else prefix
         figures, rows = measure(trainer, split, range(len(trainer.prompts[split])))
         metrics |= {f"{label}_{key}": value for key, value in figures.items()}
+        trainer.last_rows = rows
         _publish(trainer, rows, label, name)
     for split in [split for split in trainer.prompts if split.startswith("eval given")]:
         del trainer.prompts[split]

@@ -20,7 +20,7 @@ from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.compat import CheckpointOfRoles
 from rlhf_recipes.errors import PushError
-from rlhf_recipes.hub import push_run
+from rlhf_recipes.hub import license_of, push_run
 from rlhf_recipes.modeling.generation import stable_key
 from rlhf_recipes.modeling.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
@@ -29,6 +29,7 @@ from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision, wh
 from rlhf_recipes.ppo.metrics import Meter
 from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.ppo.run import held_out
+from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.run.checkpoint import (
     STATE_FILE,
     decisive_settings,
@@ -36,9 +37,11 @@ from rlhf_recipes.ppo.run.checkpoint import (
     refuse_other_settings,
     save_state,
 )
-from rlhf_recipes.report.policy_card import Reward, config_of, facts_of_run, write_model_card
+from rlhf_recipes.report.policy_card import Reward, Sample, config_of, facts_of_run, write_model_card
+from rlhf_recipes.texts import is_conversational
 
 logger = logging.getLogger(__name__)
+SAMPLES = 5  # completions on the model card
 
 
 class PPOPlumbing(CheckpointOfRoles):
@@ -64,6 +67,7 @@ class PPOPlumbing(CheckpointOfRoles):
     generator: Any
     start: float
     update_start: float
+    last_rows: list[dict[str, Any]]  # of this process: completions of the last rollout, or of held-out prompts
 
     @property
     def roles(self) -> ActorCritic:
@@ -319,6 +323,12 @@ class PPOPlumbing(CheckpointOfRoles):
             "num_examples": len(self.prompts["train"]),
             "repo_id": self.hub_model_id,
             "rewards": [Reward(name, weight) for name, weight in self.reward.weights_at(1.0).items()],
+            "samples": [
+                Sample(completions.readable(row["prompt"]), row["completion"], row["score"])
+                for row in completions.spread(self.last_rows, SAMPLES)
+            ],
+            "conversational": is_conversational(self.prompts["train"].dataset[0]["prompt"]),
+            "license": license_of(str(base)),
         }
         config = known.pop("config", None) or config_of(self.settings)
         history = self.state.log_history

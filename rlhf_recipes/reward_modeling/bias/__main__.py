@@ -49,7 +49,6 @@ class BiasArguments:
     min_gap: float = field(default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart."})
     changed_texts: int = field(default=200, metadata={"help": "Try edits on that many texts; 0: on none."})
     neutral_sentence: str = field(default=NEUTRAL, metadata={"help": "Sentence to append that says nothing."})
-    samples: int = field(default=1000, metadata={"help": "Bootstrap samples."})
     seed: int = field(default=0, metadata={"help": "Of what is drawn."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Write into a folder that holds other things."}
@@ -77,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             min_group=args.min_group,
             changed_texts=args.changed_texts,
             neutral_sentence=args.neutral_sentence,
-            samples=args.samples,
             seed=args.seed,
         )
 

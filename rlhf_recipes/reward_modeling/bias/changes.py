@@ -77,8 +77,6 @@ def measure_changes(
     changes: Mapping[str, Change] | None = None,
     std: float | None = None,
     units: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Metrics]:
     """How far each edit moves the score, in standard deviations of the score between texts.
 
@@ -87,7 +85,7 @@ def measure_changes(
         prompts, completions (`Sequence` of length N): The texts.
         changes (`Mapping[str, Callable]`, *optional*): Edits, from text to text. Default: [`text_changes`].
         std (`float`, *optional*): The unit. Default: the standard deviation of the scores of these texts.
-        units, samples, seed: Of the bootstrap, which draws texts, or prompts.
+        units (`Sequence` of length N, *optional*): What intervals are over, such as prompts. Default: the texts.
 
     Returns:
         `dict`: for each edit `effect` (the mean change), `effect_ci95`, `size` (the mean of its absolute value),
@@ -104,16 +102,16 @@ def measure_changes(
         effects = after - before[rows]
         known = np.isfinite(effects)
         keys = None if units is None else [units[row] for row, here in zip(rows, known, strict=True) if here]
-        found[name] = _effect(effects[known], spread, keys, samples, seed)
+        found[name] = _effect(effects[known], spread, keys)
     return found
 
 
-def _effect(effects: Floats, std: float | None, units: Keys | None, samples: int, seed: int) -> Metrics:
+def _effect(effects: Floats, std: float | None, units: Keys | None) -> Metrics:
     if not len(effects) or not std:
         keys = ("effect", "effect_ci95", "size", "largest")
         return {**dict.fromkeys(keys), "texts": len(effects)}
     effects = effects / std
-    mean, interval = mean_with_interval(effects, units, samples, seed)
+    mean, interval = mean_with_interval(effects, units)
     size = np.abs(effects)
     figures = {"size": float(size.mean()), "largest": float(size.max())}
     return {"effect": mean, "effect_ci95": interval, **figures, "texts": len(effects)}
@@ -179,8 +177,6 @@ def measure_encodings(
     completions: Sequence[Text],
     std: float | None = None,
     units: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Metrics]:
     """How far the score moves when the same text is put before the model in another way.
 
@@ -195,7 +191,7 @@ def measure_encodings(
     Args:
         reward ([`LearnedReward`]): A model with its tokenizer. Logits are compared, before any calibration.
         prompts, completions (`Sequence` of length N): The texts.
-        std, units, samples, seed: As in [`measure_changes`].
+        std, units: As in [`measure_changes`].
 
     Returns:
         `dict`: for each name what [`measure_changes`] gives. `texts` are those that have room for the change and are
@@ -217,10 +213,10 @@ def measure_encodings(
         rows = [row for row, ids in enumerate(encoded) if ids and ids != usual[row] and len(ids) <= limit]
         effects = reward._scores([encoded[row] or [] for row in rows]).double().numpy() - scores[rows] if rows else []
         keys = None if units is None else [units[row] for row in rows]
-        found[name] = _effect(np.asarray(effects, dtype=np.float64), spread, keys, samples, seed)
+        found[name] = _effect(np.asarray(effects, dtype=np.float64), spread, keys)
     for side in ("left", "right"):
         effects = _padded(reward, usual, side) - scores
-        found[f"padding on the {side}"] = _effect(effects, spread, units, samples, seed)
+        found[f"padding on the {side}"] = _effect(effects, spread, units)
     return found
 
 

@@ -53,7 +53,6 @@ def measure_bias(
     changed_texts: int = 200,
     exact_texts: int = 20,
     neutral_sentence: str = NEUTRAL,
-    samples: int = 1000,
     seed: int = 0,
 ) -> Metrics:
     """Measure what a score leans on besides people's judgement.
@@ -75,7 +74,7 @@ def measure_bias(
         changed_texts (`int`, *optional*, defaults to 200), exact_texts (`int`, *optional*, defaults to 20):
             On how many texts, drawn by chance, edits are tried, and identities checked; 0 leaves them out.
         neutral_sentence (`str`, *optional*): See `bias_changes.text_changes`.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        seed (`int`, *optional*, defaults to 0): Of what is drawn.
 
     Returns:
         `dict`, which JSON can hold:
@@ -109,11 +108,11 @@ def measure_bias(
         "pairs": len(material.pairs),
         "accuracy": float((0.5 + 0.5 * np.sign(scores[better] - scores[other])).mean()),
         "score_std": float(scores.std()),
-        "covariates": _covariate_figures(material, scores, names, samples, seed),
-        "groups": _group_figures(material, scores, group_column, calibration, min_group, samples, seed),
+        "covariates": _covariate_figures(material, scores, names),
+        "groups": _group_figures(material, scores, group_column, calibration, min_group),
     }
     changing = _some(material, changed_texts, seed)
-    common: dict[str, Any] = {"std": report["score_std"], "units": changing.units, "samples": samples, "seed": seed}
+    common: dict[str, Any] = {"std": report["score_std"], "units": changing.units}
     edits = text_changes(neutral_sentence)
     report["changes"] = measure_changes(reward, changing.prompts, changing.completions, edits, **common)
     report["encodings"] = {}
@@ -153,9 +152,7 @@ def _pair_units(material: Material) -> tuple[list[Hashable], list[Hashable] | No
     return better, None if better == other else other
 
 
-def _covariate_figures(
-    material: Material, scores: Floats, names: Sequence[str], samples: int, seed: int
-) -> dict[str, Metrics]:
+def _covariate_figures(material: Material, scores: Floats, names: Sequence[str]) -> dict[str, Metrics]:
     x = covariates(material.completions, names)
     columns = {name: x[:, index] for index, name in enumerate(names)}
     if material.places is not None:
@@ -169,9 +166,9 @@ def _covariate_figures(
         if material.within:
             s, y, inside = (_above_list(values, material.units) for values in (scores, material.ratings, column))
         differences = scores[better] - scores[other], column[better] - column[other], material.gaps
-        of_pairs: dict[str, Any] = {"units": units, "other_units": others, "samples": samples, "seed": seed}
+        of_pairs: dict[str, Any] = {"units": units, "other_units": others}
         found = {
-            **partial_correlation(s, inside, y, reliability, material.units, samples, seed),
+            **partial_correlation(s, inside, y, reliability, material.units),
             **matched_accuracy(*differences, **of_pairs),
             **preference_coefficients(*differences, **of_pairs),
         }
@@ -209,8 +206,6 @@ def _group_figures(
     column: str | None,
     calibration: Callable[[ArrayLike], Any] | None,
     min_group: int,
-    samples: int,
-    seed: int,
 ) -> Metrics | None:
     if material.groups is None:
         return None
@@ -225,12 +220,12 @@ def _group_figures(
     y = material.ratings
     if y is not None and not material.within and large:
         residuals = _calibrated(scores, y, calibration) - y
-        for group, said in group_residuals(residuals, judged, material.units, samples, seed).items():
+        for group, said in group_residuals(residuals, judged, material.units).items():
             figures[str(group)] |= said
     better, other = material.pairs.T
     if large:
         sides = [judged[row] for row in better], [judged[row] for row in other]
-        preferences = group_preferences(scores[better] - scores[other], *sides, *_pair_units(material), samples, seed)
+        preferences = group_preferences(scores[better] - scores[other], *sides, *_pair_units(material))
         for group, said in preferences.items():
             figures[str(group)] |= said
     small = {name: count for name, count in sorted(counts.items()) if name not in large}

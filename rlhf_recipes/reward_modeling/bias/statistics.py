@@ -1,10 +1,11 @@
 """How much scores lean on what people were not asked about: the arithmetic of `measure.py`, on columns of numbers.
 
-x is a covariate such as the length of a text, s the score, y what people say. Intervals are 95% percentile bootstrap
-intervals; they draw texts, or prompts where several texts answer one. `None` stands for a figure that does not exist.
+x is a covariate such as the length of a text, s the score, y what people say. Intervals are 95% intervals, over texts,
+or prompts where several texts answer one. `None` stands for a figure that does not exist.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,15 +14,20 @@ from rlhf_recipes.statistics import (
     Floats,
     Keys,
     Metrics,
-    bootstrap_interval,
+    Units,
     float_columns,
     numbers,
-    row_weights,
     rows_by_key,
     strata_of,
+    without_each,
 )
 
 NEWTON_STEPS = 50
+
+# The ends of figures that have some. Of a correlation a fourth of a unit counts as unseen, see `Spread.bounded`.
+BETWEEN = dict.fromkeys(("with_score", "with_rating", "partial", "partial_corrected"), (-1.0, 1.0, 0.25))
+BETWEEN |= dict.fromkeys(("accuracy_difference", "favoured"), (-1.0, 1.0, 1.0))
+BETWEEN |= dict.fromkeys(("accuracy_more", "accuracy_less", "accuracy", "by_score", "by_people"), (0.0, 1.0, 1.0))
 CONSTANT = 1e-12  # a share of a variance, below which what is left of it is rounding
 
 
@@ -34,8 +40,6 @@ def partial_correlation(
     ratings: ArrayLike | None = None,
     reliability: float | None = None,
     units: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> Metrics:
     """How score and covariate go together, and what of it is left among texts that people rate alike.
 
@@ -55,8 +59,7 @@ def partial_correlation(
         scores (`ArrayLike` of shape `(N,)`), covariate (`ArrayLike` of shape `(N,)`): s and x.
         ratings (`ArrayLike` of shape `(N,)`, *optional*): y. Without, only `with_score` can be said.
         reliability (`float`, *optional*): Share of the variance of y that is the texts', above 0 and at most 1.
-        units (`Sequence` of length N, *optional*): What the bootstrap draws. Default: the rows.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        units (`Sequence` of length N, *optional*): What intervals are over. Default: the rows.
 
     Returns:
         `dict`: the keys above, each with `<key>_ci95`. `None` where a column does not vary, or where y says all of x.
@@ -71,12 +74,8 @@ def partial_correlation(
     z = np.stack([_standard(column) for column in columns], axis=1)
     left, right = np.triu_indices(z.shape[1])
     moments = np.concatenate([np.ones((len(z), 1)), z, z[:, left] * z[:, right]], axis=1)
-    figures = _partials(moments.sum(axis=0)[None], z.shape[1], reliability)
-    drawn: dict[str, list[Floats]] = {key: [] for key in figures}
-    for block in row_weights(len(z), units, None, samples, seed):
-        for key, values in _partials(block @ moments, z.shape[1], reliability).items():
-            drawn[key].append(values)
-    return _with_intervals(figures, drawn)
+    found = without_each(lambda sums: _partials(sums, z.shape[1], reliability), moments)
+    return _with_intervals(found, Units.of(len(z), units))
 
 
 def _standard(column: Floats) -> Floats:
@@ -130,8 +129,6 @@ def matched_accuracy(
     strata: int = 4,
     units: Keys | None = None,
     other_units: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> Metrics:
     """Accuracy where the better text has more of the covariate against where it has less, at the same rating gap.
 
@@ -144,9 +141,8 @@ def matched_accuracy(
         covariate_differences (`ArrayLike` of shape `(M,)`): The same of the covariate.
         gaps (`ArrayLike` of shape `(M,)`, *optional*): By how much people prefer the better text.
         strata (`int`, *optional*, defaults to 4): Pairs of equal gaps are never put apart, so there may be fewer.
-        units, other_units (`Sequence` of length M, *optional*): The texts of each pair, or their prompt, for the
-            bootstrap. Default: the pairs.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        units, other_units (`Sequence` of length M, *optional*): What intervals are over: the texts of each pair, or
+            their prompt. Default: the pairs.
 
     Returns:
         `dict`: `accuracy_more`, `accuracy_less`, `accuracy_difference` (more less less), with intervals, `pairs_more`
@@ -160,12 +156,8 @@ def matched_accuracy(
     more, less = member * (x > 0)[:, None], member * (x < 0)[:, None]
     credit = (0.5 + 0.5 * np.sign(d))[:, None]
     sums = np.concatenate([more, less, credit * more, credit * less], axis=1)  # (M, 4 B)
-    figures = _matched(sums.sum(axis=0)[None])
-    drawn: dict[str, list[Floats]] = {key: [] for key in figures}
-    for block in row_weights(len(d), units, other_units, samples, seed):
-        for key, values in _matched(block @ sums).items():
-            drawn[key].append(values)
-    return {**_with_intervals(figures, drawn), "pairs_more": int((x > 0).sum()), "pairs_less": int((x < 0).sum())}
+    figures = _with_intervals(without_each(_matched, sums), Units.of(len(d), units, other_units))
+    return {**figures, "pairs_more": int((x > 0).sum()), "pairs_less": int((x < 0).sum())}
 
 
 def _matched(sums: Floats) -> dict[str, Floats]:
@@ -186,8 +178,6 @@ def preference_coefficients(
     gaps: ArrayLike | None = None,
     units: Keys | None = None,
     other_units: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> Metrics:
     """What decides which text of a pair the score prefers: that people prefer it, or that it has more of x.
 
@@ -197,7 +187,7 @@ def preference_coefficients(
     follows people alone has b = 0. b = 1: one such unit more of the covariate multiplies the odds by 2.7.
 
     Args:
-        score_differences, covariate_differences, gaps, units, other_units, samples, seed: As in [`matched_accuracy`].
+        score_differences, covariate_differences, gaps, units, other_units: As in [`matched_accuracy`].
 
     Returns:
         `dict`: `logistic` (b) and `logistic_human` (a, and with gaps a + c, at the root mean square of the gaps), with
@@ -213,73 +203,54 @@ def preference_coefficients(
         size = float(np.sqrt((g**2).mean()))
         design += [g / size] if np.ptp(g) > 0 else []
     matrix, target = np.stack(design, axis=1), 0.5 + 0.5 * np.sign(d)
-    whole = fit_logistic(matrix, target)
-    drawn = [
-        fit_logistic(matrix, target, block, start=whole[0])
-        for block in row_weights(len(d), units, other_units, samples, seed)
-    ]
-
-    def said(coefficients: Floats) -> dict[str, Floats]:
-        human = coefficients[:, 0] + (coefficients[:, 2] if matrix.shape[1] > 2 else 0.0)
-        return {"logistic": coefficients[:, 1], "logistic_human": human}
-
-    blocks = [said(block) for block in drawn]
-    return _with_intervals(said(whole), {key: [block[key] for block in blocks] for key in said(whole)})
+    found, influences = fit_logistic(matrix, target)
+    human = [0, 2] if matrix.shape[1] > 2 else [0]
+    said = {
+        "logistic": (float(found[1]), influences[:, 1]),
+        "logistic_human": (float(found[human].sum()), influences[:, human].sum(axis=1)),
+    }
+    return _with_intervals(said, Units.of(len(d), units, other_units))
 
 
-def fit_logistic(
-    matrix: Floats, target: Floats, weights: Floats | None = None, penalty: float = 1.0, start: Floats | None = None
-) -> Floats:
-    """`argmin_b  sum_n w_n [log(1 + e^(x_n b)) - t_n x_n b] + penalty / 2 |b|^2`, for many sets of weights at once.
+def fit_logistic(matrix: Floats, target: Floats, penalty: float = 1.0) -> tuple[Floats, Floats]:
+    """`argmin_b  sum_n [log(1 + e^(x_n b)) - t_n x_n b] + penalty / 2 |b|^2`, and what each row does to it.
 
     By Newton's method, the step halved where it leads too far. scikit-learn's LogisticRegression has the same
-    minimum (`C = 1 / penalty`, no intercept), but takes one set of weights and targets of 0 and 1.
+    minimum (`C = 1 / penalty`, no intercept), but takes targets of 0 and 1 alone.
 
     Args:
         matrix (`(N, K)`): One column for each coefficient; a constant column for an intercept.
         target (`(N,)`): From 0 to 1.
-        weights (`(S, N)`, *optional*): Bootstrap samples. Default: one set of ones.
         penalty (`float`, *optional*, defaults to 1.0): Above 0, so that there is always one minimum.
-        start (`(K,)`, *optional*): Where to begin.
 
     Returns:
-        `numpy.ndarray` of shape `(S, K)`.
+        `tuple`: coefficients `(K,)` and influences `(N, K)`, `(t_n - p_n) H^-1 x_n` with the Hessian H.
     """
-    w = np.ones((1, len(target))) if weights is None else weights
     k = matrix.shape[1]
-    outer = (matrix[:, :, None] * matrix[:, None, :]).reshape(len(matrix), k * k)
-    b = np.zeros((len(w), k)) if start is None else np.tile(start, (len(w), 1))
+    b = np.zeros(k)
 
-    def loss(at: Floats) -> Floats:
-        eta = at @ matrix.T
-        return np.asarray(
-            (w * (np.logaddexp(0.0, eta) - target * eta)).sum(axis=1) + penalty / 2 * (at**2).sum(axis=1)
-        )
+    def loss(at: Floats) -> float:
+        eta = matrix @ at
+        return float((np.logaddexp(0.0, eta) - target * eta).sum() + penalty / 2 * (at @ at))
 
-    current = loss(b)
     for _ in range(NEWTON_STEPS):
-        p = 0.5 * (1.0 + np.tanh(0.5 * (b @ matrix.T)))  # (S, N)
-        gradient = (w * (p - target)) @ matrix + penalty * b
-        hessian = ((w * p * (1 - p)) @ outer).reshape(-1, k, k) + penalty * np.eye(k)
-        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        p = 0.5 * (1.0 + np.tanh(0.5 * (matrix @ b)))
+        hessian = (matrix * (p * (1 - p))[:, None]).T @ matrix + penalty * np.eye(k)
+        step = np.linalg.solve(hessian, matrix.T @ (p - target) + penalty * b)
         if np.abs(step).max() < 1e-6:  # the next step would be about its square
             break
-        size = np.ones((len(w), 1))
-        for _ in range(20):
-            new = loss(b - size * step)
-            worse = new > current + 1e-9 * np.abs(current)
-            if not worse.any():
-                break
-            size[worse] /= 2
-        b, current = b - size * step, new
-    return b
+        current, size = loss(b), 1.0
+        while loss(b - size * step) > current + 1e-9 * abs(current) and size > 1e-6:
+            size /= 2
+        b = b - size * step
+    return b, (target - p)[:, None] * np.linalg.solve(hessian, matrix.T).T
 
 
 # --- Groups ----------------------------------------------------------------------------------------------
 
 
 def group_residuals(
-    residuals: ArrayLike, groups: Sequence[Hashable], units: Keys | None = None, samples: int = 1000, seed: int = 0
+    residuals: ArrayLike, groups: Sequence[Hashable], units: Keys | None = None
 ) -> dict[Hashable, Metrics]:
     """Whether the score is too high for some group: mean of score less rating in a group, and against all others.
 
@@ -290,7 +261,7 @@ def group_residuals(
     Args:
         residuals (`ArrayLike` of shape `(N,)`): Calibrated score less rating, in units of the rating.
         groups (`Sequence` of length N): The group of each text; those of `None` count among the others.
-        units, samples, seed: Of the bootstrap, as in [`partial_correlation`].
+        units: As in [`partial_correlation`].
 
     Returns:
         `dict`: for each group `residual` (its mean) and `beyond_others` (less the mean of the texts of other groups),
@@ -307,15 +278,13 @@ def group_residuals(
         mean = total / _positive(count)
         return {"residual": mean, "beyond_others": mean - others}
 
-    own = said(sums.sum(axis=0)[None])
-    blocks = [said(block @ sums) for block in row_weights(len(r), units, None, samples, seed)]
-    return {
-        name: _with_intervals(
-            {key: values[:, column] for key, values in own.items()},
-            {key: [block[key][:, column] for block in blocks] for key in own},
-        )
-        for column, name in enumerate(names)
-    }
+    together = Units.of(len(r), units)
+
+    def of_group(column: int) -> Metrics:
+        found = without_each(lambda of: {key: values[:, column] for key, values in said(of).items()}, sums)
+        return _with_intervals(found, together)
+
+    return {name: of_group(column) for column, name in enumerate(names)}
 
 
 def group_preferences(
@@ -324,15 +293,13 @@ def group_preferences(
     other: Sequence[Hashable],
     units: Keys | None = None,
     other_units: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> dict[Hashable, Metrics]:
     """Accuracy within each group, and between groups how often score and people prefer a text of the group.
 
     Args:
         score_differences (`ArrayLike` of shape `(M,)`): Score of the better text less that of the other.
         better (`Sequence` of length M), other (`Sequence` of length M): The groups of both texts.
-        units, other_units, samples, seed: Of the bootstrap, as in [`matched_accuracy`].
+        units, other_units: As in [`matched_accuracy`].
 
     Returns:
         `dict`: for each group `accuracy` (both texts are of it) and `pairs_within`; `by_score` and `by_people`, the
@@ -356,13 +323,12 @@ def group_preferences(
         shares["favoured"] = shares["by_score"] - shares["by_people"]
         return {"accuracy": right / _positive(within), **shares}
 
-    blocks = [block @ sums for block in row_weights(len(d), units, other_units, samples, seed)]
-    whole = sums.sum(axis=0)[None]
+    whole, together = sums.sum(axis=0), Units.of(len(d), units, other_units)
     figures: dict[Hashable, Metrics] = {}
     for group, name in enumerate(names):
-        own, drawn = said(whole, group), [said(block, group) for block in blocks]
-        counts = {"pairs_within": int(whole[0, 5 * group]), "pairs_across": int(whole[0, 5 * group + 2])}
-        figures[name] = _with_intervals(own, {key: [block[key] for block in drawn] for key in own}) | counts
+        counts = {"pairs_within": int(whole[5 * group]), "pairs_across": int(whole[5 * group + 2])}
+        found = without_each(partial(said, group=group), sums)
+        figures[name] = _with_intervals(found, together) | counts
     return figures
 
 
@@ -371,13 +337,13 @@ def _names(groups: Sequence[Hashable], rows: int) -> list[Hashable]:
     return [name for name in firsts if name is not None]
 
 
-def _with_intervals(figures: Mapping[str, Floats], drawn: Mapping[str, Sequence[Floats]]) -> Metrics:
-    """Figures of one sample, each with the interval of its bootstrap values; NaN is a figure that does not exist."""
+def _with_intervals(figures: Mapping[str, tuple[float, Floats]], units: Units) -> Metrics:
+    """Figures, each with its interval by the influences of rows; NaN is a figure that does not exist."""
     metrics: Metrics = {}
-    for key, value in figures.items():
-        known = bool(np.isfinite(value[0]))
-        of_samples = np.concatenate([*drawn[key], np.zeros(0)])
-        of_samples = of_samples[np.isfinite(of_samples)]
-        metrics[key] = float(value[0]) if known else None
-        metrics[f"{key}_ci95"] = bootstrap_interval(of_samples) if known else None
+    for key, (value, influences) in figures.items():
+        known = bool(np.isfinite(value))
+        spread = units.spread(influences)
+        ends = spread.bounded(value, *BETWEEN[key]) if key in BETWEEN and known else spread.interval(value)
+        metrics[key] = value if known else None
+        metrics[f"{key}_ci95"] = ends if known else None
     return metrics

@@ -180,14 +180,14 @@ def _orders(test: Read, scores: dict[str, Floats], asked: Comparisons) -> Metric
     right = {name: asked.right(own) for name, own in scores.items()}
     alone = np.mean([own for name, own in right.items() if name.startswith("adapter_")], axis=0)
     gains = {f"gain {name}": own - alone for name, own in right.items() if not name.startswith("adapter_")}
-    found = asked.means(right | gains)
+    found = asked.means(right) | asked.means(gains, low=-1.0)
     scorers: Metrics = {
         name: {"pairwise_accuracy": found[name][0], "pairwise_accuracy_ci95": found[name][1], "pairs": len(alone)}
         for name in scores
     }
     if test.scored.kind == "ratings":
         for name, own in scores.items():
-            errors = rating_errors(test.by_row(own), list(test.scored.dataset["score"]), samples=200)
+            errors = rating_errors(test.by_row(own), list(test.scored.dataset["score"]))
             scorers[name] |= {key: errors[key] for key in ("pearson", "pearson_ci95")}
     gain: Metrics = {"member_accuracy": float(alone.mean())}
     for name in gains:

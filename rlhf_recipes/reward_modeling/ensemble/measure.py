@@ -1,11 +1,11 @@
 """Whether members of an ensemble that disagree are wrong: accuracy, error and calibration by disagreement.
 
 Everything here takes scores of K members for U texts, `(K, U)`, and pairs of these texts of which people say which is
-better. Intervals are 95% percentile bootstrap intervals over texts, or over rows where texts come in pairs or lists.
+better. Intervals are 95% intervals over texts, or over rows where texts come in pairs or lists.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,16 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from rlhf_recipes.data.feedback.formats import Kind
+from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.reward_modeling.evaluation.comparisons import best_worst_quality
 from rlhf_recipes.reward_modeling.evaluation.figures import calibration, pair_probabilities, rating_errors
 from rlhf_recipes.reward_modeling.evaluation.metrics import log_loss
 from rlhf_recipes.reward_modeling.scored import Scored, score_rows
-from rlhf_recipes.statistics import percentile_interval
+from rlhf_recipes.statistics import Units, mean_with_interval
 from rlhf_recipes.texts import Text, as_text
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, Any]
-SAMPLES = 200  # of a bootstrap, each of which goes over all pairs
 MOST_TEXTS = 2000  # of which all pairs are made
 PAIRS_FOR_ECE = 5000
 BLOCK = 100_000  # pairs
@@ -89,7 +89,7 @@ class Comparisons:
 
     Args:
         better (`(P,)`), worse (`(P,)`): Places of the texts.
-        units (`(U,)`): What the bootstrap draws: the text itself, or the row that it is in.
+        units (`(U,)`): What intervals are over: the text itself, or the row that it is in.
     """
 
     better: NDArray[np.int64]
@@ -100,38 +100,30 @@ class Comparisons:
         """1 where the better text has the higher score, 0.5 where both have the same. `(U,) -> (P,)`"""
         return 0.5 + 0.5 * np.sign(scores[self.better] - scores[self.worse])
 
-    def weights(self, samples: int = SAMPLES, seed: int = 0) -> Iterator[Floats]:
-        """How often each pair stands in a bootstrap sample, `(P,)`: as often as both of its units are drawn."""
-        count = int(self.units.max()) + 1
-        generator = np.random.default_rng(seed)
-        first, second = self.units[self.better], self.units[self.worse]
-        for _ in range(samples if count > 1 else 0):
-            drawn = np.bincount(generator.integers(count, size=count), minlength=count).astype(np.float64)
-            yield np.where(first == second, drawn[first], drawn[first] * drawn[second])
-
-    def means(self, columns: Mapping[str, Floats], groups: Mapping[str, NDArray[np.bool_]] | None = None) -> Metrics:
+    def means(
+        self, columns: Mapping[str, Floats], groups: Mapping[str, NDArray[np.bool_]] | None = None, low: float = 0.0
+    ) -> Metrics:
         """Mean over the pairs of each column `(P,)`, or of one column over each group of pairs, with its interval.
+
+        Values lie between `low` and 1.
 
         Returns:
             `dict[str, tuple]`: for each name the mean and its interval; `None` of a group without pairs.
         """
-        kept = groups or {}
         single = next(iter(columns.values()))
-        drawn: dict[str, list[float]] = {name: [] for name in (kept or columns)}
-        for weights in self.weights():
-            for name, own in drawn.items():
-                of_pairs = weights[kept[name]] if kept else weights
-                total = of_pairs.sum()
-                if total > 0:
-                    own.append(float(of_pairs @ (single[kept[name]] if kept else columns[name]) / total))
-        found = {name: single[group] for name, group in kept.items()} if kept else dict(columns)
-        return {
-            name: (
-                float(values.mean()) if len(values) else None,
-                percentile_interval(drawn[name]) if len(values) and drawn[name] else None,
-            )
-            for name, values in found.items()
-        }
+        if groups is None:
+            return {name: self._mean(values, low) for name, values in columns.items()}
+        return {name: self._mean(single[group], low, group) for name, group in groups.items()}
+
+    def _mean(
+        self, values: Floats, low: float, rows: NDArray[np.bool_] | None = None
+    ) -> tuple[float | None, list[float] | None]:
+        if not len(values):
+            return None, None
+        sides = np.stack([self.units[self.better], self.units[self.worse]])
+        pairs = Units(sides if rows is None else sides[:, rows], np.ones(len(values)))
+        mean, influences = pairs.mean(values)
+        return mean, pairs.spread(influences).bounded(mean, low)
 
 
 def comparisons(read: Read, min_gap: float = 0.5) -> Comparisons | None:
@@ -251,7 +243,7 @@ def pair_calibration(asked: Comparisons, raw: Floats, most: int = PAIRS_FOR_ECE,
     result: Metrics = {"pairs": len(rows)}
     named = {**{f"adapter_{index}": own for index, own in enumerate(alone)}, "ensemble": alone.mean(axis=0)}
     for name, p in named.items():
-        found = calibration(p, np.ones(len(p)), pairs=True, samples=SAMPLES, **units)
+        found = calibration(p, np.ones(len(p)), pairs=True, **units)
         inner = np.clip(p, 1e-12, 1 - 1e-12)
         result[name] = {key: found[key] for key in ("ece", "ece_ci95", "brier")}
         result[name]["log_loss"] = log_loss(np.log(inner) - np.log1p(-inner), np.ones(len(p)))
@@ -274,7 +266,7 @@ def error_by_disagreement(spread: Floats, error: Floats, parts: int = 10) -> Met
         `dict`: `spearman` and `pearson` of the two, with intervals, and `parts`, a list of `disagreement`, `error` and
         `texts`, means of each part.
     """
-    found = rating_errors(spread, error, samples=1000)
+    found = rating_errors(spread, error)
     order = np.array_split(np.argsort(spread, kind="stable"), min(parts, len(spread)))
     return {key: found[key] for key in ("spearman", "spearman_ci95", "pearson", "pearson_ci95")} | {
         "parts": [
@@ -293,13 +285,12 @@ def shuffled_words(text: str, seed: int = 0) -> str:
 
 def spread_table(name: str, spread: Floats, at_home: Floats | None = None) -> Metrics:
     """Mean disagreement, and how often it is above that of a test text: 0.5 where the two are alike."""
-    generator = np.random.default_rng(0)
-    drawn = spread[generator.integers(len(spread), size=(1000, len(spread)))].mean(axis=1)
+    mean, ends = mean_with_interval(spread)
     table: Metrics = {
         "name": name,
         "texts": len(spread),
-        "disagreement": float(spread.mean()),
-        "disagreement_ci95": percentile_interval(drawn),
+        "disagreement": mean,
+        "disagreement_ci95": ends,
         "quantiles": np.quantile(spread, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist(),
     }
     if at_home is not None:
@@ -307,17 +298,7 @@ def spread_table(name: str, spread: Floats, at_home: Floats | None = None) -> Me
     return table
 
 
-def area_above(high: Floats, low: Floats) -> tuple[float, list[float]]:
-    """Area under the ROC curve: how often one of `high` is above one of `low`, with a bootstrap over both."""
-
-    def area(a: Floats, b: Floats) -> float:
-        ordered = np.sort(b)
-        below, up_to = np.searchsorted(ordered, a, side="left"), np.searchsorted(ordered, a, side="right")
-        return float((below + up_to).mean() / (2 * len(b)))
-
-    generator = np.random.default_rng(0)
-    drawn = [
-        area(high[generator.integers(len(high), size=len(high))], low[generator.integers(len(low), size=len(low))])
-        for _ in range(SAMPLES)
-    ]
-    return area(high, low), percentile_interval(drawn)
+def area_above(high: Floats, low: Floats) -> tuple[float, list[float] | None]:
+    """Area under the ROC curve: how often one of `high` is above one of `low`, with its interval over both."""
+    found = compare_all(np.concatenate([high, low]), [1.0] * len(high) + [0.0] * len(low), 1.0)
+    return found.share, found.interval()

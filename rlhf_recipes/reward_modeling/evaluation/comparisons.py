@@ -5,6 +5,7 @@ The parts of `evaluation.json` are listed in `ratings.py`.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,11 @@ from rlhf_recipes.reward_modeling.evaluation.metrics import (
     entropy,
     log_loss,
     pair_metrics,
-    ratio_interval,
     vote_rater_accuracy,
 )
 from rlhf_recipes.reward_modeling.evaluation.ratings import BINS, WORST, Evaluation, started
 from rlhf_recipes.reward_modeling.scored import Scored
+from rlhf_recipes.statistics import pair_units, ratio_interval
 
 logger = logging.getLogger(__name__)
 VOTE_EDGES = (0.5, 0.6, 0.8, 1.0)  # share of the majority
@@ -57,16 +58,15 @@ def pair_evaluation(scored: Scored, shares: Sequence[float] | None = None) -> Ev
     chosen, rejected = ([texts[int(turned[row]) ^ side][row] for row in clear] for side in (0, 1))
     keys = scored.shared_prompts()
     prompts = None if keys is None else [keys[row] for row in clear]
+    together = pair_units(scored.prompts, *texts)
     if len(clear):
-        result.flat |= pair_metrics(chosen, rejected, better.tolist(), worse.tolist())
-        if prompts is not None:  # pairs of one prompt hang together
-            drawn = subset_accuracy(better, worse, ["all"] * len(clear), prompts)
-            result.flat["pairwise_accuracy_ci95"] = drawn["pairwise_accuracy_ci95"]
+        units = [None if of_pair is None else [of_pair[row] for row in clear] for of_pair in together]
+        result.flat |= pair_metrics(chosen, rejected, better.tolist(), worse.tolist(), *units)
     else:
         logger.warning("All %d pairs are ties: there is no order to be right about.", len(y))
         result.flat |= {"pairwise_accuracy": None, "pairwise_accuracy_ci95": None, "pairs": 0}
     result.flat["log_loss"] = log_loss(first - second, y)
-    result.part("calibration", lambda: _pair_calibration(first, second, y, keys))
+    result.part("calibration", lambda: _pair_calibration(first, second, y, together))
     if "calibration" in result.nested:
         result.flat["ece"] = result.nested["calibration"]["ece"]
     if scored.kind == "votes":
@@ -84,10 +84,10 @@ def pair_evaluation(scored: Scored, shares: Sequence[float] | None = None) -> Ev
 
 
 def _pair_calibration(
-    first: NDArray[np.float64], second: NDArray[np.float64], y: NDArray[np.float64], prompts: list[str] | None
+    first: NDArray[np.float64], second: NDArray[np.float64], y: NDArray[np.float64], units: Sequence[Any]
 ) -> Metrics:
     probabilities = pair_probabilities(first, second)
-    return {"of": "pairs"} | calibration(probabilities, y, BINS, pairs=True, units=prompts, samples=500)
+    return {"of": "pairs"} | calibration(probabilities, y, BINS, True, *units)
 
 
 def _add_voters(result: Evaluation, scored: Scored, y: NDArray[np.float64]) -> None:
@@ -180,8 +180,8 @@ def list_evaluation(scored: Scored, quality: Sequence[Sequence[float]]) -> Evalu
         "pairwise_accuracy": bucket["accuracy"],
         "pairwise_accuracy_ci95": bucket["accuracy_ci95"],
         "pairs": bucket["pairs"],
-        "vader_accuracy": accuracy_by_margin(columns["vader"], y, [0], rows, samples=0)[0]["accuracy"],
-        "length_accuracy": accuracy_by_margin(columns["length"], y, [0], rows, samples=0)[0]["accuracy"],
+        "vader_accuracy": accuracy_by_margin(columns["vader"], y, [0], rows)[0]["accuracy"],
+        "length_accuracy": accuracy_by_margin(columns["length"], y, [0], rows)[0]["accuracy"],
     }
     tops = np.array([_hit(own, wanted) for own, wanted in zip(scored.scores, quality, strict=True)])  # (N, 2)
     figures: Metrics = {
@@ -232,11 +232,11 @@ def _hit(scores: Sequence[float], quality: Sequence[float]) -> tuple[float, floa
 def _kendall(scores: Sequence[Sequence[float]], quality: Sequence[Sequence[float]]) -> Metrics:
     """Mean over lists of tau-b; a list of equal scores counts 0, because it tells nothing of the order."""
     found = [
-        rating_errors(own, wanted, samples=0)["kendall"] or 0.0
+        rating_errors(own, wanted, intervals=False)["kendall"] or 0.0
         for own, wanted in zip(scores, quality, strict=True)
         if len(set(wanted)) > 1
     ]
-    return {"kendall": float(np.mean(found)), "kendall_ci95": ratio_interval(found, np.ones(len(found)))}
+    return {"kendall": float(np.mean(found)), "kendall_ci95": ratio_interval(found, np.ones(len(found)), -1, 1)}
 
 
 def _worst_of_lists(scored: Scored, quality: Sequence[Sequence[float]]) -> list[Metrics]:

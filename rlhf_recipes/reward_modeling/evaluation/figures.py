@@ -1,40 +1,45 @@
 """How good scores of texts are, seen from every side: margins, distances, probabilities, best of n, subsets.
 
 Each function takes columns of numbers and returns figures that JSON can hold. A key `<figure>_ci95` beside a figure is
-its 95% percentile bootstrap interval. The bootstrap draws texts, or prompts where rows belong to prompts, and not
+its 95% interval (`rlhf_recipes.statistics`), were texts drawn anew, or prompts where rows belong to prompts, and not
 pairs: one text is in many pairs, so pairs are not independent, and an interval over them is too narrow.
 
 `None` stands for a figure that does not exist: a correlation where one side does not vary, a bucket without pairs, an
-interval over a single text or prompt, or of 0 samples. A number that is missing, NaN or infinite is an error that
-names its row.
+interval over a single text or prompt. A number that is missing, NaN or infinite is an error that names its row.
 
 Baselines that cost nothing belong beside every figure: [`baseline_scores`] and [`beside_baselines`]. The ceiling that
 people's disagreement sets is in `rlhf_recipes.data.raters.agreement`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import erf
 
-from rlhf_recipes.data.raters.agreement import count_right
-from rlhf_recipes.imports import optional
+from rlhf_recipes.data.pairs import Comparison, compare_all
 from rlhf_recipes.rewards.sentiment import Vader
 from rlhf_recipes.statistics import (
+    NORMAL_QUANTILE,
     Floats,
     Keys,
     Metrics,
-    bootstrap_interval,
-    bootstrap_weights,
+    Spread,
+    Units,
     check_length,
+    combined,
     correlation,
     float_columns,
-    hashable,
     numbers,
-    row_weights,
+    ratio_interval,
     rows_by_key,
+    spread_of,
 )
+
+CORRELATIONS = ("pearson", "spearman", "kendall")
+GROUPS = 200  # of texts that are left out in turn, where a figure has no formula for what each text brings
 
 # RewardBench's sections and the weight of each subset in them: its number of rows, but for math-prm, whose 447 rows
 # weigh as much as the 984 of code (Lambert et al., arXiv 2403.13787, and the constants of its code).
@@ -73,8 +78,7 @@ def accuracy_by_margin(
     ratings: ArrayLike,
     edges: Sequence[float] = (0.5, 1.0, 2.0),
     prompts: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
+    units: Keys | None = None,
 ) -> list[Metrics]:
     """Share of pairs in people's order, for pairs that are close in rating and for those that are far apart.
 
@@ -87,9 +91,9 @@ def accuracy_by_margin(
         edges (`Sequence[float]`, *optional*, defaults to `(0.5, 1.0, 2.0)`):
             Where buckets of the rating gap begin: 0.5 to 1, 1 to 2, 2 and more. A gap on an edge is in the upper one.
         prompts (`Sequence` of length N, *optional*):
-            What each text answers. Only texts of one prompt are compared then, and the bootstrap draws prompts.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0):
-            Bootstrap samples. The cost without prompts grows with `samples * N * N * len(edges)`.
+            What each text answers. Only texts of one prompt are compared then, and intervals are over prompts.
+        units (`Sequence` of length N, *optional*):
+            Where all texts are compared, what they are drawn with, such as their prompts. Default: each by itself.
 
     Returns:
         `list[dict]`: `from`, `to` (`None` for the last), `accuracy`, `accuracy_ci95` and `pairs` of each bucket.
@@ -101,49 +105,24 @@ def accuracy_by_margin(
     starts = [float(edge) for edge in edges]
     if not starts or starts[0] < 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
         raise ValueError(f"edges is {list(edges)}; give one or more, 0 or above, each larger than the one before.")
-    parts, drawn = _counts_by_edge(s, y, starts, prompts, samples, seed)
+    groups = [slice(None)] if prompts is None else rows_by_key(prompts, len(y))
+    nothing = [Comparison(np.zeros(1), np.zeros(1), 0.0)] * len(groups)
+    from_edge = [[compare_all(s[rows], y[rows], edge) for rows in groups] for edge in starts] + [nothing]
     buckets = []
-    for row, edge in enumerate(starts):
-        last = row + 1 == len(starts)
-        right, pairs = parts[row] - (0 if last else parts[row + 1])
-        of_samples = drawn[row] - (0 if last else drawn[row + 1])
-        asked = of_samples[:, 1] > 0
+    for place, edge in enumerate(starts):
+        found = [lower - upper for lower, upper in zip(from_edge[place], from_edge[place + 1], strict=True)]
+        right, pairs = (np.array([float(column.sum()) / 2 for column in columns])
+                        for columns in ([one.right for one in found], [one.asked for one in found]))  # fmt: skip
         buckets.append(
             {
                 "from": edge,
-                "to": None if last else starts[row + 1],
-                "accuracy": float(right / pairs) if pairs else None,
-                "accuracy_ci95": bootstrap_interval(of_samples[asked, 0] / of_samples[asked, 1]) if pairs else None,
-                "pairs": int(pairs),
+                "to": starts[place + 1] if place + 1 < len(starts) else None,
+                "accuracy": float(right.sum() / pairs.sum()) if pairs.any() else None,
+                "accuracy_ci95": found[0].interval(units) if prompts is None else ratio_interval(right, pairs),
+                "pairs": int(pairs.sum()),
             }
         )
     return buckets
-
-
-def _counts_by_edge(
-    s: Floats, y: Floats, starts: Sequence[float], prompts: Keys | None, samples: int, seed: int
-) -> tuple[Floats, Floats]:
-    """Right and all pairs that are an edge or more apart, `(E, 2)`, and the same of each sample, `(E, S, 2)`."""
-    ones = np.ones((1, len(y)))
-    if prompts is None:
-        parts = np.stack([np.concatenate(count_right(s, y, edge, ones)) for edge in starts])  # (E, 2)
-        blocks = [
-            np.stack([np.stack(count_right(s, y, edge, block), axis=-1) for edge in starts])
-            for block in bootstrap_weights(len(y), samples, seed)
-        ]
-        drawn = np.concatenate(blocks, axis=1) if len(y) > 1 and blocks else np.zeros((len(starts), 0, 2))
-    else:
-        groups = rows_by_key(prompts, len(y))
-        counts = np.array(
-            [
-                [np.concatenate(count_right(s[rows], y[rows], edge, ones[:, rows])) for rows in groups]
-                for edge in starts
-            ]
-        )  # (E, G, 2)
-        parts = counts.sum(axis=1)
-        blocks = [block @ counts for block in bootstrap_weights(len(groups), samples, seed)]
-        drawn = np.concatenate(blocks, axis=1) if len(groups) > 1 and blocks else np.zeros((len(starts), 0, 2))
-    return parts, drawn
 
 
 def subset_accuracy(
@@ -153,12 +132,10 @@ def subset_accuracy(
     prompts: Keys | None = None,
     sections: Mapping[str, Mapping[str, float] | Sequence[str]] | None = None,
     section_weights: Mapping[str, float] | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> Metrics:
     """Accuracy on rows of prompt, chosen, rejected and subset, such as RewardBench's; equal scores count half.
 
-    The bootstrap draws rows, or prompts, within each subset, because the subsets and their sizes are given.
+    Intervals are over rows, or prompts, within each subset, because the subsets and their sizes are given.
 
     Args:
         chosen_scores (`ArrayLike` of shape `(N,)`), rejected_scores (`ArrayLike` of shape `(N,)`):
@@ -172,7 +149,6 @@ def subset_accuracy(
             to weight, such as `REWARD_BENCH_SECTIONS`. A subset in no section counts for none.
         section_weights (`Mapping[str, float]`, *optional*):
             Weight of each section in `score`. Default: the same for all.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
 
     Returns:
         `dict`: `pairwise_accuracy` of all rows and `pairs`; `subsets`, for each name its `accuracy` and `pairs`; with
@@ -183,34 +159,38 @@ def subset_accuracy(
     """
     chosen, rejected = float_columns(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
     credit = 0.5 + 0.5 * np.sign(chosen - rejected)
-    generator = np.random.default_rng(seed)
     keys = range(len(credit)) if prompts is None else prompts
     check_length(keys, len(credit), "prompts")
-    accuracy, count, drawn, figures = {}, {}, {}, {}
+    found: dict[Any, _Subset] = {}
     for name, rows in zip(dict.fromkeys(subsets), rows_by_key(subsets, len(credit), "subsets"), strict=True):
-        units = rows_by_key([keys[row] for row in rows], len(rows), "prompts")
-        sums = np.array([[credit[rows[unit]].sum(), len(unit)] for unit in units])
-        weights = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), size=samples) @ sums
-        accuracy[name], count[name] = float(credit[rows].mean()), len(rows)
-        drawn[name] = weights[:, 0] / weights[:, 1]
-        interval = bootstrap_interval(drawn[name]) if len(units) > 1 else None
-        figures[name] = {"accuracy": accuracy[name], "accuracy_ci95": interval, "pairs": len(rows)}
-    total = sum(drawn[name] * count[name] for name in drawn) / len(credit)
+        units = Units.of(len(rows), [keys[row] for row in rows])
+        accuracy, influences = units.mean(credit[rows])
+        found[name] = _Subset(accuracy, len(rows), units.spread(influences))
+    whole = {name: of.rows / len(credit) for name, of in found.items()}
     metrics: Metrics = {
         "pairwise_accuracy": float(credit.mean()),
-        "pairwise_accuracy_ci95": bootstrap_interval(np.asarray(total)) if len({*map(hashable, keys)}) > 1 else None,
+        "pairwise_accuracy_ci95": combined([(share, found[name].spread) for name, share in whole.items()]).bounded(
+            float(credit.mean())
+        ),
         "pairs": len(credit),
-        "subsets": figures,
+        "subsets": {
+            name: {"accuracy": of.accuracy, "accuracy_ci95": of.spread.bounded(of.accuracy), "pairs": of.rows}
+            for name, of in found.items()
+        },
     }
     if sections is not None:
-        metrics |= _sections(accuracy, count, drawn, sections, section_weights or {})
+        metrics |= _sections(found, sections, section_weights or {})
     return metrics
 
 
+class _Subset(NamedTuple):
+    accuracy: float
+    rows: int
+    spread: Spread
+
+
 def _sections(
-    accuracy: Mapping[Any, float],
-    count: Mapping[Any, int],
-    drawn: Mapping[Any, Floats],
+    found: Mapping[Any, _Subset],
     sections: Mapping[str, Mapping[str, float] | Sequence[str]],
     section_weights: Mapping[str, float],
 ) -> Metrics:
@@ -218,30 +198,32 @@ def _sections(
     if strangers:
         raise ValueError(f"section_weights names {sorted(strangers)}, which is none of {sorted(sections)}.")
     figures: Metrics = {}
-    score: Any = 0.0
-    score_drawn: Any = 0.0
+    weights: dict[Any, float] = dict.fromkeys(found, 0.0)  # of each subset in the score
     whole = sum(float(section_weights.get(name, 1.0)) for name in sections)
     for name, members in sections.items():
-        missing = [subset for subset in members if subset not in accuracy]
+        missing = [subset for subset in members if subset not in found]
         if missing or not members:
             raise ValueError(
                 f"The section {name!r} has subsets without rows: {missing or 'none are named'}. There are rows of "
-                f"{sorted(map(str, accuracy))}. Leave them out of the section, or score their rows too."
+                f"{sorted(map(str, found))}. Leave them out of the section, or score their rows too."
             )
-        weight = {s: float(members[s] if isinstance(members, Mapping) else count[s]) for s in members}
+        weight = {s: float(members[s] if isinstance(members, Mapping) else found[s].rows) for s in members}
         share = {s: weight[s] / sum(weight.values()) for s in members}
-        value, of_samples = (sum(share[s] * table[s] for s in members) for table in (accuracy, drawn))
-        figures[name] = {"accuracy": float(value), "accuracy_ci95": bootstrap_interval(np.asarray(of_samples))}
+        value = float(sum(share[s] * found[s].accuracy for s in members))
+        spread = combined([(share[s], found[s].spread) for s in members])
+        figures[name] = {"accuracy": value, "accuracy_ci95": spread.bounded(value)}
         part = float(section_weights.get(name, 1.0)) / whole
-        score, score_drawn = score + part * value, score_drawn + part * of_samples
-    return {"sections": figures, "score": float(score), "score_ci95": bootstrap_interval(np.asarray(score_drawn))}
+        weights |= {s: weights[s] + part * share[s] for s in members}
+    score = sum(weight * found[s].accuracy for s, weight in weights.items())
+    spread = combined([(weight, found[s].spread) for s, weight in weights.items() if weight])
+    return {"sections": figures, "score": float(score), "score_ci95": spread.bounded(score)}
 
 
 # --- distance --------------------------------------------------------------------------------------------
 
 
 def rating_errors(
-    scores: ArrayLike, ratings: ArrayLike, prompts: Keys | None = None, samples: int = 1000, seed: int = 0
+    scores: ArrayLike, ratings: ArrayLike, prompts: Keys | None = None, intervals: bool = True
 ) -> Metrics:
     """How far scores lie from ratings, and how well the two go together.
 
@@ -255,8 +237,9 @@ def rating_errors(
     Args:
         scores (`ArrayLike` of shape `(N,)`): What is measured; calibrated, for the first three.
         ratings (`ArrayLike` of shape `(N,)`): What people say.
-        prompts (`Sequence` of length N, *optional*): What is drawn by the bootstrap. Default: the rows.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        prompts (`Sequence` of length N, *optional*): What intervals are over. Default: the rows.
+        intervals (`bool`, *optional*, defaults to `True`):
+            Whether there are any: they take as long as the figures of 200 such sets of rows.
 
     Returns:
         `dict`: the keys above, each with its interval, and `texts`. `r2` is `None` where all ratings are equal, and
@@ -266,33 +249,77 @@ def rating_errors(
         `ValueError`: if lengths differ, there are no rows, or a number is not finite.
     """
     s, y = float_columns(scores=scores, ratings=ratings)
-    groups = rows_by_key(range(len(y)) if prompts is None else prompts, len(y))
+    check_length(range(len(y)) if prompts is None else prompts, len(y), "prompts")
     figures = _errors(s, y)
-    drawn: dict[str, list[float]] = {key: [] for key in figures}
-    generator = np.random.default_rng(seed)
-    for _ in range(samples if len(groups) > 1 else 0):
-        rows = np.concatenate([groups[unit] for unit in generator.integers(len(groups), size=len(groups))])
-        for key, value in _errors(s[rows], y[rows]).items():
-            if value is not None:
-                drawn[key].append(value)
+    ends: dict[str, list[float] | None] = {}
+    if intervals:
+        units = Units.of(len(y), prompts)
+        ends = _distance_intervals(s, y, units) | _correlation_intervals(s, y, units, figures)
     metrics: Metrics = {}
     for key, value in figures.items():
         metrics[key] = value
-        metrics[f"{key}_ci95"] = None if value is None else bootstrap_interval(np.array(drawn[key]))
+        metrics[f"{key}_ci95"] = None if value is None else ends.get(key)
     return {**metrics, "texts": len(y)}
 
 
+def _distance_intervals(s: Floats, y: Floats, units: Units) -> dict[str, list[float] | None]:
+    """Of `mae`, of `rmse` as the root of that of the squares, and of `r2` as that of a ratio of squares."""
+    ends: dict[str, list[float] | None] = {}
+    for key, values in (("mae", np.abs(s - y)), ("rmse", (s - y) ** 2)):
+        mean, influences = units.mean(values)
+        ends[key] = _above_zero(units.spread(influences).interval(mean))
+    if ends["rmse"] is not None:
+        ends["rmse"] = [float(np.sqrt(end)) for end in ends["rmse"]]
+    squares, deviations = (s - y) ** 2, (y - y.mean()) ** 2
+    if deviations.any():
+        left = squares.sum() / deviations.sum()
+        found = units.spread((squares - left * deviations) / deviations.sum()).interval(float(left))
+        ends["r2"] = None if found is None else [min(1.0 - end, 1.0) for end in reversed(found)]
+    return ends
+
+
+def _correlation_intervals(
+    s: Floats, y: Floats, units: Units, figures: Mapping[str, float | None]
+) -> dict[str, list[float] | None]:
+    """By leaving out one text, prompt, or group of them after another (jackknife, Efron 1982)."""
+    count = int(units.columns.max()) + 1
+    order = np.random.default_rng(0).permutation(count) % min(count, GROUPS)  # the group of each unit
+    group = order[units.columns[0]]
+    left = [_correlations(s[group != out], y[group != out]) for out in range(order.max() + 1 if count > 1 else 0)]
+    ends: dict[str, list[float] | None] = {}
+    for key in CORRELATIONS:
+        value, known = figures[key], np.array([one[key] for one in left if one[key] is not None], dtype=np.float64)
+        if value is None or len(known) < 2:
+            continue
+        influences = (known.mean() - known) * (len(known) - 1) / len(known)
+        spread = spread_of(influences, np.ones(len(known)), len(known))
+        ends[key] = replace(spread, equal=units.spread(np.zeros(len(y))).equal).bounded(value, -1, 1, unseen=0.25)
+    return ends
+
+
+def _above_zero(ends: list[float] | None) -> list[float] | None:
+    return None if ends is None else [max(end, 0.0) for end in ends]
+
+
 def _errors(s: Floats, y: Floats) -> dict[str, float | None]:
-    stats = optional("scipy.stats", "rating_errors", "scipy", extra="feedback")
     squares, spread = float(((s - y) ** 2).sum()), float(((y - y.mean()) ** 2).sum())
-    varied, both = np.ptp(y) > 0, np.ptp(y) > 0 and np.ptp(s) > 0
     return {
         "mae": float(np.abs(s - y).mean()),
         "rmse": float(np.sqrt(squares / len(y))),
-        "r2": 1.0 - squares / spread if varied else None,
-        "pearson": correlation(s, y) if both else None,
-        "spearman": correlation(stats.rankdata(s), stats.rankdata(y)) if both else None,
-        "kendall": float(stats.kendalltau(s, y).statistic) if both else None,
+        "r2": 1.0 - squares / spread if np.ptp(y) > 0 else None,
+        **_correlations(s, y),
+    }
+
+
+def _correlations(s: Floats, y: Floats) -> dict[str, float | None]:
+    if not (np.ptp(y) > 0 and np.ptp(s) > 0):
+        return dict.fromkeys(CORRELATIONS)
+    from scipy import stats  # takes most of a second
+
+    return {
+        "pearson": correlation(s, y),
+        "spearman": correlation(stats.rankdata(s), stats.rankdata(y)),
+        "kendall": float(stats.kendalltau(s, y).statistic),
     }
 
 
@@ -312,15 +339,13 @@ def calibration(
     pairs: bool = False,
     units: Keys | None = None,
     other_units: Keys | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> Metrics:
     """Whether what is said to be 80% sure happens 8 times of 10: ECE, Brier score, and the table behind them.
 
     `ece = sum_b n_b / N |mean probability - mean outcome|` over bins of equally many rows (Naeini et al. 2015, with
     equal mass); `brier = mean (p - y)^2` (Brier 1950). The ECE of a perfect model is above 0 by chance, the more so
-    the fewer rows a bin has, and its bootstrap interval lies a little too high: compare models on the same rows and
-    bins.
+    the fewer rows a bin has: compare models on the same rows and bins. Its interval has this taken off (the mean of
+    `|x|` of a normal x of the bin's own error), and begins at 0 where chance alone could make as much.
 
     Args:
         probabilities (`ArrayLike` of shape `(N,)`):
@@ -334,9 +359,7 @@ def calibration(
             the text which the model prefers, from 0.5 to 1; at 0.5 the outcome counts half. Without this, pairs with
             the chosen text first would all have the outcome 1, and any doubt would look like an error.
         units (`Sequence` of length N, *optional*), other_units (`Sequence` of length N, *optional*):
-            What the bootstrap draws: the prompt of each row; or the two texts of each pair, when a pair counts
-            as often as both are drawn (the product). Default: the rows.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+            What intervals are over: the prompt of each row; or the two texts of each pair. Default: the rows.
 
     Returns:
         `dict`: `ece`, `brier`, their intervals, `rows`, and `bins`, a list of `from`, `to`, `rows`, `probability`,
@@ -364,20 +387,31 @@ def calibration(
     of_bin, edges = equal_mass_bins(p, bins)
     members = np.eye(len(edges) - 1)[of_bin]  # (N, B)
     gaps = members * (p - y)[:, None]
-    drawn_ece, drawn_brier = [], []
-    for block in row_weights(len(p), units, other_units, samples, seed):
-        block = block[block.sum(axis=1) > 0]
-        rows = block.sum(axis=1)
-        drawn_ece.append(np.abs(block @ gaps).sum(axis=1) / rows)
-        drawn_brier.append(block @ squares / rows)
+    independent = Units.of(len(p), units, other_units)
+    brier, influences = independent.mean(squares)
     return {
         "ece": float(np.abs(gaps.sum(axis=0)).sum() / len(p)),
-        "ece_ci95": bootstrap_interval(np.concatenate([*drawn_ece, np.zeros(0)])),
-        "brier": float(squares.mean()),
-        "brier_ci95": bootstrap_interval(np.concatenate([*drawn_brier, np.zeros(0)])),
+        "ece_ci95": _ece_interval(gaps / len(p), independent),
+        "brier": brier,
+        "brier_ci95": _above_zero(independent.spread(influences).interval(brier)),
         "rows": len(p),
         "bins": _reliability_table(p, y, of_bin, edges),
     }
+
+
+def _ece_interval(gaps: Floats, units: Units) -> list[float] | None:
+    """Of `sum_b |sum_n gaps[n, b]|`, `(N, B)`; see [`calibration`] for what is done to its lower end."""
+    of_bins = gaps.sum(axis=0)
+    ece = float(np.abs(of_bins).sum())
+    errors = np.array([units.spread(gap - gap.mean()).variance ** 0.5 for gap in gaps.T])
+    by_chance, variance = np.sqrt(2 / np.pi) * errors.sum(), (1 - 2 / np.pi) * (errors**2).sum()
+    size = np.where(errors > 0, of_bins / np.where(errors > 0, errors, 1.0), np.inf)
+    expected = np.sqrt(2 / np.pi) * errors * np.exp(-(size**2) / 2) + np.abs(of_bins) * erf(np.abs(size) / np.sqrt(2))
+    found = units.spread(gaps @ np.sign(of_bins) - ece / len(gaps)).interval(2 * ece - float(expected.sum()))
+    if found is None:
+        return None
+    low = 0.0 if ece <= by_chance + NORMAL_QUANTILE * np.sqrt(variance) else max(found[0], 0.0)
+    return [low, max(found[1], ece)]
 
 
 def _reliability_table(p: Floats, y: Floats, of_bin: NDArray[np.int64], edges: Floats) -> list[Metrics]:
@@ -409,8 +443,6 @@ def win_rate_curve(
     quality: ArrayLike,
     prompts: Keys | None = None,
     max_n: int | None = None,
-    samples: int = 1000,
-    seed: int = 0,
 ) -> list[Metrics]:
     """How often the text that the score chooses among n beats a random one, for n = 1, 2, ...: best of n on paper.
 
@@ -424,12 +456,11 @@ def win_rate_curve(
         scores (`ArrayLike` of shape `(N,)`): What chooses.
         quality (`ArrayLike` of shape `(N,)`): What people say, or a judge.
         prompts (`Sequence` of length N, *optional*):
-            What each text answers; win rates are averaged over prompts, which are also what the bootstrap draws.
-            Without, all texts are one pool, and the bootstrap draws texts.
+            What each text answers; win rates are averaged over prompts, and intervals are over them, too. Without,
+            all texts are one pool, and intervals are over texts.
         max_n (`int`, *optional*):
             Largest n. Prompts with fewer texts are left out at every n, so that all n have the same prompts. Default:
             the least number of texts of a prompt that has two or more; 16 at most without prompts.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0): Of the bootstrap.
 
     Returns:
         `list[dict]`: for each n `n`, `win_rate`, `win_rate_ci95`, `ceiling` (the same where quality itself chooses)
@@ -451,23 +482,31 @@ def win_rate_curve(
         )
     rates = np.array([_win_rates(s[pool], y[pool], most) for pool in pools])  # (G, n)
     ceiling = np.array([_win_rates(y[pool], y[pool], most) for pool in pools]).mean(axis=0)
-    if len(pools) > 1:
-        blocks = [block @ rates / len(pools) for block in bootstrap_weights(len(pools), samples, seed)]
-        drawn = np.concatenate([*blocks, np.zeros((0, most))])
-    elif prompts is not None:
-        drawn = np.zeros((0, most))
-    else:
-        rows = np.random.default_rng(seed).integers(len(y), size=(samples, len(y)))
-        drawn = np.array([_win_rates(s[sample], y[sample], most) for sample in rows]).reshape(-1, most)
+    spreads = _win_spreads(s, y, most) if prompts is None else [
+        Units.of(len(pools)).spread((rates[:, n] - rates[:, n].mean()) / len(pools)) for n in range(most)
+    ]  # fmt: skip
     return [
         {
             "n": n + 1,
             "win_rate": float(rates[:, n].mean()),
-            "win_rate_ci95": bootstrap_interval(drawn[:, n]),
+            "win_rate_ci95": spreads[n].bounded(float(rates[:, n].mean())),
             "ceiling": float(ceiling[n]),
             "prompts": len(pools),
         }
         for n in range(most)
+    ]
+
+
+def _win_spreads(s: Floats, y: Floats, most: int) -> list[Spread]:
+    """Of a pool of texts, by leaving out one text, or group of texts, after another."""
+    group = np.random.default_rng(0).permutation(len(y)) % min(len(y), GROUPS)
+    # Of a pool that is smaller without them, the best of all is the best of n.
+    least = min(most, len(y) - int(np.bincount(group).max()))
+    left = np.array([_win_rates(s[group != out], y[group != out], least) for out in range(group.max() + 1)])
+    left = np.pad(left, ((0, 0), (0, most - least)), mode="edge")  # (G, n)
+    influences = (left.mean(axis=0) - left) * (len(left) - 1) / len(left)
+    return [
+        replace(spread_of(column, np.ones(len(left)), len(left)), equal=len(y), alone=False) for column in influences.T
     ]
 
 

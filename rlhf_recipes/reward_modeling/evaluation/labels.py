@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from rlhf_recipes.modeling.heads import LogisticCalibration
 from rlhf_recipes.reward_modeling.evaluation.figures import calibration
-from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics, entropy, log_loss, rating_metrics, ratio_interval
+from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics, entropy, log_loss, rating_metrics
 from rlhf_recipes.reward_modeling.evaluation.ratings import BINS, WORST, Evaluation, started
 from rlhf_recipes.reward_modeling.scored import Scored
+from rlhf_recipes.statistics import mean_with_interval, ratio_interval
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,10 @@ def label_evaluation(
         curve ([`LogisticCalibration`], *optional*): From 0 to 1.
     """
     result = started(scored)
-    x, y = np.array(scored.column(0)), np.asarray(labels, dtype=np.float64)
+    x, y, prompts = np.array(scored.column(0)), np.asarray(labels, dtype=np.float64), scored.shared_prompts()
     ranked = y if order is None else np.asarray(order, dtype=np.float64)
     if np.ptp(ranked) > 0:
-        found = rating_metrics(scored.texts(), ranked.tolist(), x.tolist(), min_gap=0.0)
+        found = rating_metrics(scored.texts(), ranked.tolist(), x.tolist(), min_gap=0.0, units=prompts)
         result.flat |= {key: value for key, value in found.items() if key != "pearson"}
         result.accuracies()
     else:
@@ -56,12 +57,12 @@ def label_evaluation(
         "base_rate": base,
         "base_log_loss": entropy([base]),
     }
-    result.part("calibration", lambda: {"of": "labels"} | calibration(_sigmoid(logits), y, BINS, samples=500))
+    result.part("calibration", lambda: {"of": "labels"} | calibration(_sigmoid(logits), y, BINS, units=prompts))
     if "calibration" in result.nested:
         result.flat["ece"] = result.nested["calibration"]["ece"]
     result.nested["labels"] = {
         "log_loss": result.flat["log_loss"],
-        "log_loss_ci95": ratio_interval(losses, np.ones(len(losses))),
+        "log_loss_ci95": mean_with_interval(losses, prompts)[1],
         "base_rate": base,
         "base_log_loss": result.flat["base_log_loss"],
         "calibrated_on_validation": curve is not None,
@@ -86,7 +87,7 @@ def step_evaluation(scored: Scored, labels: Sequence[Sequence[float | None]]) ->
 
     The first error and the answers without one are asked as ProcessBench asks them (arXiv 2412.06559): `process_f1` is
     the harmonic mean of the share of wrong answers whose first wrong step is the first that the model flags, and of
-    the share of right answers of which it flags none. The bootstrap draws answers.
+    the share of right answers of which it flags none. Intervals are over answers.
 
     Args:
         scored ([`Scored`]): For each step the probability that it is right.
@@ -140,7 +141,7 @@ def _step_calibration(scored: Scored, labels: Sequence[Sequence[float | None]]) 
         if label is not None
     ]
     scores, wanted, units = zip(*rows, strict=True)
-    return {"of": "steps"} | calibration(scores, wanted, BINS, units=units, samples=500)
+    return {"of": "steps"} | calibration(scores, wanted, BINS, units=units)
 
 
 def _worst_steps(scored: Scored, labels: Sequence[Sequence[float | None]]) -> list[Metrics]:

@@ -3,7 +3,7 @@
 | key | meaning |
 |---|---|
 | `pairwise_accuracy` | share of the test pairs that the model puts in people's order; equal scores count half |
-| `pairwise_accuracy_ci95` | its 95% bootstrap interval, over what is rated: texts, pairs, or lists |
+| `pairwise_accuracy_ci95` | its 95% interval, were what is rated drawn anew: texts, pairs, or lists |
 | `pairs` | number of those pairs |
 | `pearson` | correlation of scores (calibrated, if there is a calibration) and mean ratings |
 | `mae` | mean distance of calibrated score and mean rating, in units of the rating |
@@ -27,7 +27,7 @@ What is nested (intervals of all of them, tables, curves) is in `evaluation.json
 `rlhf_recipes.reward_modeling.evaluation.ratings`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,16 +35,9 @@ from numpy.typing import ArrayLike
 
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval, single_rater_accuracy
 from rlhf_recipes.rewards.sentiment import Vader
-from rlhf_recipes.statistics import percentile_interval
+from rlhf_recipes.statistics import Units
 
 Metrics = dict[str, Any]
-BUDGET = 4e9  # comparisons of two texts in a bootstrap over texts: 1,000 samples of 2,000 texts, some seconds
-FEWEST = 50  # samples of a bootstrap, however many texts there are
-
-
-def samples_for(texts: int, wanted: int = 1000) -> int:
-    """How many bootstrap samples of all pairs of so many texts are drawn: fewer where each takes long."""
-    return int(max(FEWEST, min(wanted, BUDGET // max(texts, 1) ** 2)))
 
 
 def rating_metrics(
@@ -54,6 +47,7 @@ def rating_metrics(
     scores: Sequence[float] | None = None,
     votes: Sequence[Sequence[float]] | None = None,
     min_gap: float = 0.5,
+    units: Sequence[Hashable] | None = None,
 ) -> Metrics:
     """Measure a model on texts with ratings, over all pairs at least `min_gap` apart.
 
@@ -64,6 +58,7 @@ def rating_metrics(
         scores (`Sequence[float]` of length N, *optional*): The same after calibration, in units of the rating.
         votes (`Sequence[Sequence[float]]` of length N, *optional*): Every rater's vote.
         min_gap (`float`, *optional*, defaults to 0.5): Least difference of two ratings.
+        units (`Sequence` of length N, *optional*): What the interval is over, such as prompts. Default: the texts.
 
     Returns:
         `dict`: the keys of the table above; `mae` needs `scores`, `single_rater_accuracy` needs `votes`, and each is
@@ -72,7 +67,7 @@ def rating_metrics(
     accuracy, pairs = all_pairs_accuracy(logits, ratings, min_gap)
     metrics: Metrics = {
         "pairwise_accuracy": accuracy,
-        "pairwise_accuracy_ci95": all_pairs_interval(logits, ratings, min_gap, samples_for(len(ratings))),
+        "pairwise_accuracy_ci95": all_pairs_interval(logits, ratings, min_gap, units),
         "pairs": pairs,
         "pearson": pearson(logits if scores is None else scores, ratings),
         **baseline_accuracies(texts, ratings, min_gap),
@@ -97,30 +92,28 @@ def pair_metrics(
     rejected: Sequence[str],
     chosen_scores: Sequence[float],
     rejected_scores: Sequence[float],
-    samples: int = 1000,
-    seed: int = 0,
+    units: Sequence[Hashable] | None = None,
+    other_units: Sequence[Hashable] | None = None,
 ) -> Metrics:
-    """Measure a model on pairs that people have put in order. The bootstrap draws pairs.
+    """Measure a model on pairs that people have put in order.
 
     Args:
         chosen (`Sequence[str]` of length N), rejected (`Sequence[str]` of length N):
             The texts, for the baselines.
         chosen_scores (`Sequence[float]` of length N), rejected_scores (`Sequence[float]` of length N):
             What the model says.
-        samples (`int`, *optional*, defaults to 1000), seed (`int`, *optional*, defaults to 0):
-            Number of bootstrap samples, and the seed of their draw.
+        units (`Sequence` of length N, *optional*), other_units (`Sequence` of length N, *optional*):
+            What the interval is over: the prompt of each pair, or both of its texts. Default: the pairs.
 
     Returns:
         `dict`: `pairwise_accuracy`, its interval, `pairs`, `vader_accuracy` and `length_accuracy`.
     """
     credit = _order_credit(chosen_scores, rejected_scores)
-    # How many of the drawn pairs are right, tied and wrong is all that counts.
-    kinds = np.array([1.0, 0.5, 0.0])
-    shares = [np.mean(credit == kind) for kind in kinds]
-    draws = np.random.default_rng(seed).multinomial(len(credit), shares, size=samples)  # (S, 3)
+    together = Units.of(len(credit), units, other_units)
+    accuracy, influences = together.mean(credit)
     return {
-        "pairwise_accuracy": float(credit.mean()),
-        "pairwise_accuracy_ci95": percentile_interval(draws @ kinds / len(credit)),
+        "pairwise_accuracy": accuracy,
+        "pairwise_accuracy_ci95": together.spread(influences).bounded(accuracy),
         "pairs": len(credit),
         "vader_accuracy": float(_order_credit(_vader(chosen), _vader(rejected)).mean()),
         "length_accuracy": float(_order_credit([*map(len, chosen)], [*map(len, rejected)]).mean()),
@@ -159,22 +152,6 @@ def vote_rater_accuracy(first: ArrayLike, second: ArrayLike) -> float | None:
         return None
     right = a * (0.5 + 0.5 * np.sign(a - 1 - b)) + b * (0.5 + 0.5 * np.sign(b - 1 - a))
     return float(right.sum() / (a + b).sum())
-
-
-def ratio_interval(sums: ArrayLike, counts: ArrayLike, samples: int = 1000, seed: int = 0) -> list[float] | None:
-    """95% bootstrap interval of `sum(sums) / sum(counts)`, one unit (a text, a list, an answer) drawn at a time.
-
-    Returns:
-        `list[float]` of two, or `None` of fewer than two units, which say nothing of their spread.
-    """
-    a, n = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
-    if len(a) < 2 or samples < 1:
-        return None
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(len(a), size=(samples, len(a)))
-    total = n[drawn].sum(axis=1)
-    ratios = a[drawn].sum(axis=1)[total > 0] / total[total > 0]
-    return percentile_interval(ratios) if len(ratios) else None
 
 
 def _vader(texts: Sequence[str]) -> list[float]:

@@ -39,7 +39,7 @@ from rlhf_recipes.reward_modeling.evaluation.figures import (
     rating_errors,
     win_rate_curve,
 )
-from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics, baseline_accuracies, rating_metrics, samples_for
+from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics, baseline_accuracies, rating_metrics
 from rlhf_recipes.reward_modeling.scored import Scored
 
 logger = logging.getLogger(__name__)
@@ -106,27 +106,26 @@ def rating_evaluation(
         train (`tuple`, *optional*): Texts and ratings to fit the baselines' distances to.
     """
     result = started(scored)
-    logits, texts = scored.column(0), scored.texts()
+    logits, texts, prompts = scored.column(0), scored.texts(), scored.shared_prompts()
     said = None if curve is None else np.asarray(curve(logits), dtype=np.float64).tolist()
     given = None if votes is None else [of_text.tolist() for of_text in numeric_votes(votes)]
     if np.ptp(ratings) < max(min_gap - TOLERANCE, TOLERANCE):
         logger.warning("No two of the ratings are %g or more apart (min_gap): pairs are not asked.", min_gap)
         result.flat |= {"pairwise_accuracy": None, "pairwise_accuracy_ci95": None, "pairs": 0}
     else:
-        result.flat |= rating_metrics(texts, ratings, logits, said, None, min_gap)
+        result.flat |= rating_metrics(texts, ratings, logits, said, None, min_gap, prompts)
         if given is not None:
             result.part("single_rater", lambda: result.flat.update({"single_rater_accuracy": _rater(given, min_gap)}))
         result.accuracies()
-        result.part("by_margin", lambda: _rating_margins(logits, texts, ratings, min_gap))
-    prompts = scored.shared_prompts()
+        result.part("by_margin", lambda: _rating_margins(logits, texts, ratings, min_gap, prompts))
     if prompts is not None:
         result.part("within_prompts", lambda: accuracy_by_margin(logits, ratings, [min_gap], prompts)[0])
-    result.part("errors", lambda: _distances(logits if said is None else said, ratings, said is not None))
+    result.part("errors", lambda: _distances(logits if said is None else said, ratings, said is not None, prompts))
     if said is not None and train is not None:
         result.part("baseline_errors", lambda: _baseline_errors(texts, ratings, *train))
     if said is not None:
         result.nested["reliability"] = reliability(said, ratings)
-    result.part("win_rate", lambda: win_rate_curve(logits, ratings, prompts, samples=200 if prompts is None else 1000))
+    result.part("win_rate", lambda: win_rate_curve(logits, ratings, prompts))
     if given is not None:
         result.part("ceiling", lambda: _rating_ceiling(given, min_gap))
     result.nested["worst"] = _worst_ratings(scored, ratings, said)
@@ -154,20 +153,26 @@ def _rater(votes: list[list[float]], min_gap: float) -> float:
 
 
 def _rating_margins(
-    logits: Sequence[float], texts: Sequence[str], ratings: Sequence[float], min_gap: float
+    logits: Sequence[float],
+    texts: Sequence[str],
+    ratings: Sequence[float],
+    min_gap: float,
+    prompts: Sequence[str] | None,
 ) -> Metrics:
     spread = float(np.std(ratings))
     edges = [edge * min_gap for edge in (1, 2, 4)] if min_gap > 0 else [0.0, 0.5 * spread, spread]
     vader = baseline_scores(texts)["vader"]
     return {
         "margin": "difference of the ratings",
-        "model": accuracy_by_margin(logits, ratings, edges, samples=samples_for(len(ratings), 200)),
-        "vader": accuracy_by_margin(vader, ratings, edges, samples=0),
+        "model": accuracy_by_margin(logits, ratings, edges, units=prompts),
+        "vader": accuracy_by_margin(vader, ratings, edges, units=prompts),
     }
 
 
-def _distances(scores: Sequence[float], ratings: Sequence[float], in_units: bool) -> Metrics:
-    errors = rating_errors(scores, ratings, samples=200)
+def _distances(
+    scores: Sequence[float], ratings: Sequence[float], in_units: bool, prompts: Sequence[str] | None
+) -> Metrics:
+    errors = rating_errors(scores, ratings, prompts)
     distances = ("mae", "rmse", "r2")
     return {key: value for key, value in errors.items() if in_units or key.removesuffix("_ci95") not in distances}
 
@@ -176,7 +181,7 @@ def _baseline_errors(
     texts: Sequence[str], ratings: Sequence[float], train_texts: Sequence[str], train_ratings: Sequence[float]
 ) -> Metrics:
     fitted = fit_baselines(texts, train_texts, train_ratings)
-    return {name: rating_errors(values, ratings, samples=0) for name, values in fitted.items()}
+    return {name: rating_errors(values, ratings, intervals=False) for name, values in fitted.items()}
 
 
 def _rating_ceiling(votes: Sequence[Sequence[float]], min_gap: float) -> Metrics:
@@ -259,17 +264,18 @@ def _each_objective(
     scored: Scored, table: Sequence[Mapping[str, float | None]], names: Sequence[str], curves: Curves
 ) -> Metrics:
     figures: Metrics = {}
-    all_texts = scored.texts()
+    all_texts, keys = scored.texts(), scored.shared_prompts()
     for name in names:
         rows = [row for row, own in enumerate(table) if own.get(name) is not None]
         if name not in scored.outputs or not rows:
             continue
         said = [scored.outputs[name][row] for row in rows]
         wanted = [float(table[row][name] or 0.0) for row in rows]
+        prompts = None if keys is None else [keys[row] for row in rows]
         in_units = name in curves
-        figures[name] = _distances(curves[name](said) if in_units else said, wanted, in_units)
+        figures[name] = _distances(curves[name](said) if in_units else said, wanted, in_units, prompts)
         if np.ptp(wanted) > TOLERANCE:
-            bucket = accuracy_by_margin(said, wanted, [0], samples=samples_for(len(rows), 200))[0]
+            bucket = accuracy_by_margin(said, wanted, [0], units=prompts)[0]
             figures[name] |= {"pairwise_accuracy": bucket["accuracy"], "pairs": bucket["pairs"]}
             figures[name] |= {"pairwise_accuracy_ci95": bucket["accuracy_ci95"]}
             figures[name] |= baseline_accuracies([all_texts[row] for row in rows], wanted, 0.0)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from rlhf_recipes.statistics import Floats, numbers, percentile_interval
+from rlhf_recipes.statistics import Floats, mean_with_interval, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,8 +152,6 @@ def best_of_n_curve(
     logprobs: Sequence[ArrayLike] | None = None,
     sizes: Sequence[int] | None = None,
     sampled: bool = True,
-    samples: int = 2000,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """What the choice is worth for each n, averaged over prompts, to the reward itself and to each judge.
 
@@ -170,14 +168,12 @@ def best_of_n_curve(
         sampled (`bool`, *optional*, defaults to `True`):
             Whether the candidates of a prompt are independent samples of one policy. Others, such as search results,
             have no KL.
-        samples (`int`, *optional*, defaults to 2000), seed (`int`, *optional*, defaults to 0):
-            Of the bootstrap, which draws prompts. The intervals hold 95 of 100 samples; `None` for a single prompt.
 
     Returns:
         `list[dict]`: for each n `n`, `prompts`, of samples `kl_bound` and, of every series (`score` and the judges)
         `<name>`, `<name>_ci95`, the difference from n = 1 as `<name>_gain`, `<name>_gain_ci95` of the same prompts,
         and `<name>_ceiling`, what the judge's own choice would be worth to it. With `logprobs` also `kl`, the mean of
-        [`kl_of_choice`].
+        [`kl_of_choice`]. Intervals are over prompts, and `None` for a single one.
 
     Raises:
         `ValueError`: if shapes differ, a number is not finite, or no prompt has enough candidates.
@@ -202,7 +198,7 @@ def best_of_n_curve(
         )
     worth, ceilings = _worth(lists, used, sizes)
     kl = None if logprobs is None else _mean_kl(lists[CHOOSES], logprobs, used, sizes)
-    rows = _rows(sizes, worth, ceilings, samples, seed)
+    rows = _rows(sizes, worth, ceilings)
     bounds = [{"kl_bound": kl_bound(n)} if sampled else {} for n in sizes]
     finer = [{} if kl is None else {"kl": value} for value in kl or [0.0] * len(rows)]
     return [row | bound | of_row for row, bound, of_row in zip(rows, bounds, finer, strict=True)]
@@ -240,36 +236,17 @@ def _rows(
     sizes: Sequence[int],
     worth: Mapping[str, Floats],
     ceilings: Mapping[str, Floats],
-    samples: int,
-    seed: int,
 ) -> list[dict[str, Any]]:
-    weights = _bootstrap(len(worth[CHOOSES]), samples, seed)
-    drawn = {name: weights @ values for name, values in worth.items()}  # (S, 1 + n)
     rows = []
     for place, n in enumerate(sizes, start=1):
         row: dict[str, Any] = {"n": n, "prompts": len(worth[CHOOSES])}
         for name, values in worth.items():
-            mean, samples_of = values.mean(axis=0), drawn[name]
-            row[name] = float(mean[place])
-            row[f"{name}_ci95"] = _interval(samples_of[:, place])
-            row[f"{name}_gain"] = float(mean[place] - mean[0])
-            row[f"{name}_gain_ci95"] = _interval(samples_of[:, place] - samples_of[:, 0])
+            for key, column in ((name, values[:, place]), (f"{name}_gain", values[:, place] - values[:, 0])):
+                row[key], row[f"{key}_ci95"] = mean_with_interval(column)
             if name != CHOOSES:
                 row[f"{name}_ceiling"] = float(ceilings[name][place - 1])
         rows.append(row)
     return rows
-
-
-def _bootstrap(prompts: int, samples: int, seed: int) -> NDArray[np.float64]:
-    """The weight of each prompt in each sample `(S, B)`; no samples where there is one prompt, which never varies."""
-    if prompts < 2:
-        return np.zeros((0, prompts))
-    drawn = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=samples)
-    return drawn / prompts
-
-
-def _interval(values: Floats) -> list[float] | None:
-    return percentile_interval(values) if len(values) else None
 
 
 # --- to be read ------------------------------------------------------------------------------------------

@@ -10,14 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_recipes.reward_modeling.uses.thresholds import (
-    Choice,
-    Point,
-    Sigmoid,
-    binomial_interval,
-    coverage_curve,
-    pick_threshold,
-)
+from rlhf_recipes.reward_modeling.uses.thresholds import Choice, Point, Sigmoid, coverage_curve, pick_threshold
 from rlhf_recipes.statistics import Floats
 
 Method = Literal["fitted", "sigmoid", "agreement"]
@@ -144,15 +137,29 @@ def curve_for(
 
 @dataclass(frozen=True)
 class Held:
-    """Labelled rows that a threshold can be looked at on: `confidence` and `right` `(M,)`, of `total` rows."""
+    """Labelled rows to look at a threshold on: `confidence`, `right`, `groups` `(M,)`, of `total` rows."""
 
     confidence: Floats
     right: Floats
     total: int
+    groups: list[int]
 
 
-def held_out(found: Verdicts, labels: Mapping[int, float], rows: Sequence[int], min_agreement: float = 0.0) -> Held:
+def held_out(
+    found: Verdicts,
+    labels: Mapping[int, float],
+    rows: Sequence[int],
+    min_agreement: float = 0.0,
+    groups: Sequence[int] | None = None,
+) -> Held:
     """How sure the model is of labelled rows, and whether it is right; refused and undecided rows count in `total`.
+
+    Args:
+        found ([`Verdicts`]): On the labelled rows.
+        labels (`Mapping[int, float]`): From 0 to 1, by row.
+        rows (`Sequence[int]`): Which of them are looked at.
+        min_agreement (`float`, *optional*, defaults to 0): Below it rows are refused.
+        groups (`Sequence[int]`, *optional*): Of each row, which others it hangs together with. Default: none.
 
     Raises:
         `ValueError`: if no row is left.
@@ -165,8 +172,9 @@ def held_out(found: Verdicts, labels: Mapping[int, float], rows: Sequence[int], 
             f"None of {len(rows)} labelled rows is left to choose a threshold on. Give more of them, a smaller "
             "fit_share, or a smaller min_agreement."
         )
-    confidence = np.array([found.confidence[decided[places[place]]] for place in kept])
-    return Held(confidence, right[kept], len(decided))
+    there = [decided[places[place]] for place in kept]
+    together = there if groups is None else [groups[row] for row in there]
+    return Held(found.confidence[there], right[kept], len(decided), together)
 
 
 def is_right(probability: Floats, labels: Sequence[float]) -> tuple[Floats, list[int]]:
@@ -202,7 +210,7 @@ class Line:
     def __str__(self) -> str:
         if self.choice is None:
             return f"Labels from a confidence of {self.threshold:.3f} on."
-        point, low_high = self.choice.point, binomial_interval(self.choice.point.right, self.choice.point.rows)
+        point, low_high = self.choice.point, self.choice.point.interval
         bound, guarantee = self.choice.bound, self.choice.guarantee
         sure = "nothing is guaranteed" if bound is None else f"at least {bound:.3f} with probability {guarantee:g}"
         return (
@@ -222,12 +230,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Known:
-    """Labelled rows: what the rewards say, the labels by row, and which rows are for fitting, and for looking."""
+    """Labelled rows: what the rewards say, the labels by row, which rows are for fitting, and for looking, and of each
+    which others it hangs together with, such as those of its prompt.
+    """
 
     evidence: Evidence
     labels: Mapping[int, float]
     for_fitting: Sequence[int]
     for_looking: Sequence[int]
+    groups: Sequence[int] | None = None
 
 
 def draw_line(args: DoubtArguments, evidence: Evidence, known: Known | None) -> Line:
@@ -258,12 +269,12 @@ def draw_line(args: DoubtArguments, evidence: Evidence, known: Known | None) -> 
             )
         rows = fit_rows
     sigmoid = curve_for(known.evidence, known.labels, fit_rows, method, args.decision_threshold)
-    held = held_out(verdicts(known.evidence, method, sigmoid), known.labels, rows, args.min_agreement)
-    curve = coverage_curve(held.confidence, held.right, held.total)
+    held = held_out(verdicts(known.evidence, method, sigmoid), known.labels, rows, args.min_agreement, known.groups)
+    curve = coverage_curve(held.confidence, held.right, held.total, held.groups)
     if args.wanted_accuracy is None:
         return Line(method, sigmoid, args.threshold, None, curve)
     asked = verdicts(evidence, method, sigmoid)
     grid = asked.confidence[~np.isnan(asked.confidence) & (asked.agreement >= args.min_agreement)]
-    given = (args.wanted_accuracy, args.guarantee, grid if len(grid) else None, held.total)
+    given = (args.wanted_accuracy, args.guarantee, grid if len(grid) else None, held.total, held.groups)
     choice = pick_threshold(held.confidence, held.right, *given)
     return Line(method, sigmoid, choice.threshold, choice, curve)

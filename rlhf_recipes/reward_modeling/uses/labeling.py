@@ -26,13 +26,14 @@ from rlhf_recipes.data.feedback.convert import convert
 from rlhf_recipes.data.feedback.formats import FeedbackSettings
 from rlhf_recipes.data.feedback.recognize import normalize, recognize
 from rlhf_recipes.data.loading import load_rows, sample_rows
+from rlhf_recipes.data.preprocessing import normalize_text
 from rlhf_recipes.outputs import write_jsonl
 from rlhf_recipes.reward_modeling.examples import in_share
 from rlhf_recipes.reward_modeling.uses.candidates import score_in_chunks
 from rlhf_recipes.reward_modeling.uses.confidence import Evidence, Known, Method, Verdicts, is_right
-from rlhf_recipes.reward_modeling.uses.thresholds import binomial_interval
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
-from rlhf_recipes.statistics import Floats
+from rlhf_recipes.rewards.workbench.table import Sample
+from rlhf_recipes.statistics import Floats, linked, ratio_interval
 from rlhf_recipes.texts import Text, as_text, is_conversational
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,6 @@ def _scored(
     rewards: WeightedSum, dataset: Dataset, texts: Sequence[Text], there: Sequence[int], chunk_size: int
 ) -> tuple[Floats, Floats]:
     """Weighted sum `(N,)` and each reward `(K, N)`; NaN where there is no text, or a reward does not apply."""
-    from rlhf_recipes.rewards.workbench.table import Sample
 
     nothing: Text = [] if is_conversational(texts[there[0]]) else ""
     prompts: list[Any] = list(dataset["prompt"]) if "prompt" in dataset.column_names else [None] * len(dataset)
@@ -191,18 +191,41 @@ def known_labels(
 def known_rows(
     rewards: WeightedSum, dataset: Dataset, decision_threshold: float, fit_share: float = 0.2, ensemble: bool = False
 ) -> Known:
-    """Score labelled rows, and part them by a hash of the text (of the prompt, if they have one) in two.
+    """Score labelled rows, and part them in two, by a hash, so that rows that hang together are on one side.
 
     Raises:
         `ValueError`: as [`known_labels`] and [`evidence_of`].
     """
     labels = known_labels(dataset, decision_threshold)
-    key = "prompt" if "prompt" in dataset.column_names else sides_of(dataset)[0]
-    keys = [as_text(value or "") for value in dataset.with_format(None)[key]]
+    groups, keys = groups_of(dataset)
     # Not the hash by which training rows are parted: those of one share would all be on one side here.
     inside = {row for row in labels if in_share(f"confidence {keys[row]}", 0.0, fit_share)} if fit_share else set()
     evidence = evidence_of(rewards, dataset, ensemble)
-    return Known(evidence, labels, sorted(inside), sorted(set(labels) - inside))
+    return Known(evidence, labels, sorted(inside), sorted(set(labels) - inside), groups)
+
+
+def groups_of(dataset: Dataset) -> tuple[list[int], list[str]]:
+    """Which rows hang together: those of one prompt, or without prompts those with a text in common.
+
+    Texts are the same after `normalize_text`. Rows of one group are right or wrong together more often than others, so
+    that an accuracy over them says less than one over as many strangers.
+
+    Returns:
+        `tuple`: the number of each row's group, and a text that stands for it: the prompt, or the text, of its first.
+    """
+    plain = dataset.with_format(None)
+    texts = [[as_text(text or "") for text in plain[side]] for side in sides_of(plain)]
+    prompts = [as_text(prompt or "") for prompt in plain["prompt"]] if "prompt" in plain.column_names else []
+    columns: list[list[Any]] = [[("prompt", normalize_text(prompt)) if prompt.strip() else None for prompt in prompts]]
+    for side in texts:
+        alone = [not prompt.strip() for prompt in prompts] or [True] * len(side)
+        columns.append([normalize_text(text) if here and text.strip() else None
+                        for text, here in zip(side, alone, strict=True)])  # fmt: skip
+    groups = linked(*(column for column in columns if column))
+    first: dict[int, str] = {}
+    for row, group in enumerate(groups):
+        first.setdefault(group, prompts[row] if prompts else texts[0][row])
+    return groups, [first[group] for group in groups]
 
 
 def accuracy_of(
@@ -218,9 +241,12 @@ def accuracy_of(
     right, places = is_right(found.probability[rows], [labels[row] for row in rows])
     spoken = [why[rows[place]] is None for place in places]
     labelled = right[spoken]
+    groups = groups_of(dataset)[0]
     figures: dict[str, Any] = {"accuracy_rows": len(labelled), "accuracy": None, "accuracy_ci95": None}
     if len(labelled):
-        interval = binomial_interval(int(labelled.sum()), len(labelled))
+        of_group = np.unique([groups[rows[place]] for place, said in zip(places, spoken, strict=True) if said],
+                             return_inverse=True)[1]  # fmt: skip
+        interval = ratio_interval(np.bincount(of_group, labelled), np.bincount(of_group)) or [0.0, 1.0]
         figures |= {"accuracy": float(labelled.mean()), "accuracy_ci95": interval}
     return figures | {"accuracy_of_all": float(right.mean()) if len(right) else None}
 

@@ -283,17 +283,12 @@ def test_agreement_metrics_of_simulated_votes():
     assert "cohen_kappa" not in metrics
 
 
-def test_the_interval_of_alpha_by_sums_of_squares_is_that_of_the_library(monkeypatch):
-    # With one sample that draws every text once, both ends are alpha itself.
-    class EachOnce:
-        def multinomial(self, n, shares, size):
-            return np.ones((size, n))
-
-    metrics = agreement_metrics(UNITS)
-    monkeypatch.setattr("rlhf_recipes.data.raters.agreement.split_half", lambda votes, seed: (0.5, 0.5))
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: EachOnce())
-    low, high = agreement_metrics(UNITS)["alpha_interval_ci95"]
-    assert low == high == pytest.approx(metrics["alpha_interval"])
+def test_the_interval_of_alpha_is_that_of_texts_drawn_again():
+    generator = np.random.default_rng(0)
+    votes = (generator.normal(size=(120, 1)) + generator.normal(size=(120, 4))).round(1)
+    drawn = [krippendorff_alpha(votes[rows].tolist()) for rows in generator.integers(120, size=(200, 120))]
+    low, high = agreement_metrics(votes.tolist())["alpha_interval_ci95"]
+    assert (high - low) / 3.92 == pytest.approx(np.std(drawn), rel=0.2)
 
 
 def test_agreement_metrics_with_raters():

@@ -55,7 +55,7 @@ def test_of_messages_the_last_text_is_edited():
 
 def test_effects_worked_out_by_hand():
     # Lengths 2 and 6: a standard deviation of 2. Said twice, a text has its own length and a space more.
-    found = measure_changes(length, ["", ""], ["ab", "abcdef"], samples=50)
+    found = measure_changes(length, ["", ""], ["ab", "abcdef"])
     assert found["said twice"]["effect"] == pytest.approx((3 / 2 + 7 / 2) / 2)
     assert found["said twice"]["largest"] == pytest.approx(7 / 2)
     assert found["newline at the end"] == {
@@ -65,7 +65,7 @@ def test_effects_worked_out_by_hand():
 
 
 def test_only_texts_that_change_count():
-    found = measure_changes(length, ["", ""], ["ab", "CD"], {"lower": str.lower}, std=1.0, samples=10)
+    found = measure_changes(length, ["", ""], ["ab", "CD"], {"lower": str.lower}, std=1.0)
     assert found["lower"]["texts"] == 1
 
 
@@ -73,7 +73,7 @@ def test_effects_that_do_not_exist_are_none():
     def some(prompts, completions, **kwargs):
         return [None if "x" in text else float(len(text)) for text in completions]
 
-    found = measure_changes(some, ["", "", ""], ["ab", "x", "abcd"], samples=10)["said twice"]
+    found = measure_changes(some, ["", "", ""], ["ab", "x", "abcd"])["said twice"]
     assert found["texts"] == 2
     constant = measure_changes(lambda prompts, completions: [1.0] * len(completions), ["", ""], ["a", "b"])
     assert constant["bold"]["effect"] is None
@@ -125,13 +125,13 @@ def test_models_score_a_text_by_itself(kind):
 
 
 def test_padding_on_the_right_changes_nothing_and_on_the_left_shifts_an_encoder():
-    found = measure_encodings(learned("bert"), PROMPTS, TEXTS, samples=20)
+    found = measure_encodings(learned("bert"), PROMPTS, TEXTS)
     assert found["padding on the right"]["largest"] < 1e-4
     assert found["padding on the left"]["size"] > 0.01
 
 
 def test_a_decoder_with_rotary_positions_can_be_padded_on_both_sides():
-    found = measure_encodings(learned("llama"), PROMPTS, TEXTS, samples=20)
+    found = measure_encodings(learned("llama"), PROMPTS, TEXTS)
     assert found["padding on the right"]["largest"] < 1e-3
     assert found["padding on the left"]["largest"] < 1e-3
 
@@ -143,7 +143,7 @@ def test_effects_of_tokens_are_those_of_the_model_itself():
     ids = tokenizer(text).input_ids  # [CLS] ... [SEP]
     with torch.inference_mode():
         usual, without, twice = (model(torch.tensor([row])).logits.item() for row in (ids, ids[1:-1], [ids[0], *ids]))
-    found = measure_encodings(reward, [""], [text], std=2.0, samples=10)
+    found = measure_encodings(reward, [""], [text], std=2.0)
     assert found["no special tokens"]["effect"] == pytest.approx((without - usual) / 2, abs=1e-5)
     assert found["one more beginning"]["effect"] == pytest.approx((twice - usual) / 2, abs=1e-5)
     assert found["chat template"]["texts"] == 0
@@ -152,7 +152,7 @@ def test_effects_of_tokens_are_those_of_the_model_itself():
 def test_a_chat_template_is_tried_where_there_is_one():
     reward = learned("llama", chat_template=True)
     prompts = ["Well?"] * 6
-    found = measure_encodings(reward, prompts, TEXTS, std=1.0, samples=10)["chat template"]
+    found = measure_encodings(reward, prompts, TEXTS, std=1.0)["chat template"]
     messages = [{"role": "user", "content": "Well?"}]
     answers = [[{"role": "assistant", "content": text}] for text in TEXTS]
     wanted = np.mean(reward([messages] * 6, answers)) - np.mean(reward(prompts, TEXTS))
@@ -164,4 +164,4 @@ def test_texts_without_room_for_one_more_token_are_left_out():
     reward = learned("bert")
     longest = max(len(reward.tokenizer(text).input_ids) for text in TEXTS)
     reward.max_length = longest
-    assert measure_encodings(reward, PROMPTS, TEXTS, samples=10)["one more beginning"]["texts"] < 6
+    assert measure_encodings(reward, PROMPTS, TEXTS)["one more beginning"]["texts"] < 6

@@ -11,7 +11,7 @@ from rlhf_recipes.reward_modeling.bias.material import MOST_PAIRS, Material
 from rlhf_recipes.reward_modeling.bias.measure import fit_correction, measure_bias, table
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
-QUICK = {"samples": 100, "changed_texts": 10, "exact_texts": 5}
+QUICK = {"changed_texts": 10, "exact_texts": 5}
 
 
 class Known:
@@ -290,7 +290,7 @@ def test_the_command(tmp_path, capsys):
     dataset, _ = rated(40)
     dataset.to_json(tmp_path / "rows.jsonl")
     common = ["--model", str(folder), "--dataset_name", str(tmp_path / "rows.jsonl"), "--dataset_test_split", "train"]
-    common += ["--group_column", "topic", "--min_group", "5", "--changed_texts", "5", "--samples", "20"]
+    common += ["--group_column", "topic", "--min_group", "5", "--changed_texts", "5"]
     main([*common, "--output_dir", str(tmp_path / "before")])
     before = json.loads((tmp_path / "before" / "bias.json").read_text())
     assert before["kind"] == "ratings"

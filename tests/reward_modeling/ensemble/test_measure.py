@@ -115,13 +115,12 @@ def test_members_that_never_differ_have_no_divided_pairs():
     assert found["unanimous"]["accuracy"] == 1.0
 
 
-def test_a_pair_counts_in_a_bootstrap_as_often_as_both_of_its_texts():
-    asked = Comparisons(np.array([0, 1]), np.array([1, 2]), np.arange(3))
-    rows = Comparisons(np.array([0, 2]), np.array([1, 3]), np.array([0, 0, 1, 1]))
-    # Three texts: 27 draws, of which all have a text at least once in 6; a pair has weight 1 * 1 then.
-    drawn = np.array(list(asked.weights(2000)))
-    assert drawn.mean(axis=0) == pytest.approx([2 / 3, 2 / 3], abs=0.06)  # E[n_a n_b] of a multinomial: 3 * 2 / 9
-    assert np.array(list(rows.weights(50))).sum(axis=1).tolist() == [2.0] * 50  # two rows are drawn each time
+def test_pairs_with_a_text_in_common_say_less_than_pairs_of_their_own():
+    own = Comparisons(np.arange(0, 40, 2), np.arange(1, 40, 2), np.arange(40))
+    star = Comparisons(np.zeros(20, dtype=int), np.arange(1, 21), np.array([0] * 11 + [*range(1, 11)]))
+    right = np.array([1.0] * 10 + [0.0] * 10)
+    widths = [np.ptp(asked.means({"x": right})["x"][1]) for asked in (own, star)]
+    assert widths[1] > 1.5 * widths[0]
 
 
 def test_the_interval_of_a_mean_holds_it():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
@@ -122,5 +123,13 @@ def test_pairs_of_one_prompt_are_drawn_together():
     alone = scored("pairs", scores, chosen=list("abcd"), rejected=list("efgh"))
     together = scored("pairs", scores, prompt=["p", "p", "p", "q"], chosen=list("abcd"), rejected=list("efgh"))
     low, high = pair_evaluation(together).flat["pairwise_accuracy_ci95"]
-    assert (low, high) == (0.0, 1.0)  # two prompts: one right, one wrong
-    assert pair_evaluation(alone).flat["pairwise_accuracy_ci95"][0] > 0.0
+    assert (low < 1e-3, high > 0.99) == (True, True)  # two prompts: one right, one wrong
+    assert pair_evaluation(alone).flat["pairwise_accuracy_ci95"][0] > 0.1
+
+
+def test_pairs_with_a_text_in_common_hang_together():
+    scores = [[1, 0]] * 6 + [[0, 1]] * 6
+    alone = scored("pairs", scores, chosen=list("abcdefghijkl"), rejected=list("mnopqrstuvwx"))
+    shared = scored("pairs", scores, chosen=list("aaaaaabbbbbb"), rejected=list("mnopqrstuvwx"))
+    widths = [np.ptp(pair_evaluation(rows).flat["pairwise_accuracy_ci95"]) for rows in (alone, shared)]
+    assert widths[1] > 1.5 * widths[0]

@@ -9,10 +9,9 @@ from rlhf_recipes.reward_modeling.evaluation.metrics import (
     pair_metrics,
     pearson,
     rating_metrics,
-    ratio_interval,
-    samples_for,
     vote_rater_accuracy,
 )
+from rlhf_recipes.statistics import ratio_interval
 
 TEXTS = ["awful", "a dull film", "a film", "a wonderful film indeed"]
 RATINGS = [-3.0, -1.0, 0.0, 3.0]
@@ -64,9 +63,11 @@ def test_pair_metrics_worked_out_by_hand():
     assert low < 0.625 < high
 
 
-def test_pair_interval_is_exact_where_there_is_nothing_to_doubt():
-    metrics = pair_metrics(["a"] * 3, ["b"] * 3, [1.0] * 3, [0.0] * 3)
-    assert metrics["pairwise_accuracy_ci95"] == [1.0, 1.0]
+def test_the_interval_of_pairs():
+    # All of 60 are right: 0.95 would do so in 1 run of 20, and 0.93 in 1 of 80.
+    low, high = pair_metrics(["a"] * 60, ["b"] * 60, [1.0] * 60, [0.0] * 60)["pairwise_accuracy_ci95"]
+    assert 0.93 < low < 0.95
+    assert high == 1.0
     # 100 pairs, half right: sqrt(0.25 / 100) = 0.05, so about 0.5 +- 1.96 * 0.05.
     low, high = pair_metrics(["a"] * 100, ["b"] * 100, [1.0, -1.0] * 50, [0.0] * 100)["pairwise_accuracy_ci95"]
     assert low == pytest.approx(0.402, abs=0.02)
@@ -114,16 +115,8 @@ def test_one_voter_against_the_others():
 
 
 def test_interval_of_a_ratio():
-    assert ratio_interval([2.0, 2.0, 2.0], [4.0, 4.0, 4.0]) == [0.5, 0.5]
     assert ratio_interval([1.0], [1.0]) is None
     # 100 units of one, half of them right: sqrt(0.25 / 100) = 0.05.
     low, high = ratio_interval([1.0, 0.0] * 50, [1.0] * 100)
     assert low == pytest.approx(0.402, abs=0.02)
     assert high == pytest.approx(0.598, abs=0.02)
-
-
-def test_fewer_samples_of_many_texts():
-    assert samples_for(1087) == 1000
-    assert samples_for(2000) == 1000
-    assert samples_for(4000) == 250
-    assert samples_for(10**6) == 50

@@ -147,9 +147,9 @@ def test_a_curve_by_hand():
     assert one["judge"] == pytest.approx((4.5 + 2.5) / 2)
     assert four["judge"] == pytest.approx((0 + 4) / 2)
     assert four["judge_ceiling"] == pytest.approx((7 + 4) / 2)
-    # gains of the two prompts are 1.5 and 1.5, so every sample has the same
-    assert four["score_gain_ci95"] == pytest.approx([1.5, 1.5])
-    assert four["judge_gain_ci95"] == pytest.approx([-4.5, 1.5])  # one prompt twice, or the other
+    assert four["score_gain_ci95"] == pytest.approx([1.5, 1.5])  # of both prompts
+    # -4.5 and 1.5: the mean is -1.5, its error 3, and Student's t of one degree 12.706
+    assert four["judge_gain_ci95"] == pytest.approx([-1.5 - 3 * 12.7062, -1.5 + 3 * 12.7062], abs=1e-3)
 
 
 def test_the_intervals_are_those_of_scipys_bootstrap():
@@ -157,7 +157,7 @@ def test_the_intervals_are_those_of_scipys_bootstrap():
 
     generator = np.random.default_rng(0)
     scores = generator.normal(size=(60, 8)) + generator.normal(size=(60, 1))
-    row = best_of_n_curve(scores.tolist(), sizes=[8], samples=20_000)[0]
+    row = best_of_n_curve(scores.tolist(), sizes=[8])[0]
     best = scores.max(axis=1)
     expected = bootstrap((best,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
     assert row["score_ci95"] == pytest.approx([expected.low, expected.high], abs=0.02)

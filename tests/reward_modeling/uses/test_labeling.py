@@ -24,6 +24,7 @@ from rlhf_recipes.reward_modeling.uses.labeling import (
     accuracy_of,
     counts,
     evidence_of,
+    groups_of,
     known_labels,
     known_rows,
     labelled_rows,
@@ -409,3 +410,26 @@ def test_labels_that_are_texts_need_a_map():
     assert known_labels(rows, 0.0, FeedbackSettings(label_map={"good": 1, "bad": 0})) == {0: 1.0, 1: 0.0}
     with pytest.raises(ValueError, match="label_map"):
         known_labels(rows, 0.0)
+
+
+def test_rows_of_one_prompt_hang_together_and_without_prompts_rows_with_a_text_in_common():
+    texts = Dataset.from_dict({"prompt": ["p", "q", " P ", "", ""], "completion": ["a", "b", "c", "d", "D"]})
+    groups, keys = groups_of(texts)
+    assert groups[0] == groups[2]
+    assert groups[3] == groups[4]
+    assert len(set(groups)) == 3
+    assert keys[:3] == ["p", "q", "p"]
+    pairs = Dataset.from_dict({"chosen": ["a", "b", "c"], "rejected": ["x", "a", "y"]})
+    first, second, third = groups_of(pairs)[0]
+    assert first == second != third  # "a" is in both
+    answers = Dataset.from_dict({"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected": ["no", "no"]})
+    assert len(set(groups_of(answers)[0])) == 2  # one refusal to many prompts does not tie them
+
+
+def test_rows_of_one_prompt_are_on_one_side_and_count_together():
+    rows = {"prompt": [f"p{row // 5}" for row in range(200)], "completion": [f"c{row}" for row in range(200)],
+            "label": [row % 2 for row in range(200)]}  # fmt: skip
+    reward = MARKS
+    known = known_rows(reward, Dataset.from_dict(rows), 0.0, fit_share=0.3)
+    assert known.groups == [row // 5 for row in range(200)]
+    assert not {known.groups[row] for row in known.for_fitting} & {known.groups[row] for row in known.for_looking}
