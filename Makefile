@@ -15,9 +15,10 @@ quickstart: $(VENV)/.installed  ## From human ratings to a tuned language model 
 	$(BIN)/python -m rlhf_recipes.quickstart
 
 # One thread: the models of the tests are tiny, and beside other programs a second thread mostly waits.
-test: $(VENV)/.installed-for-tests  ## Lint, format check, type check, tests
+test: $(VENV)/.installed-for-tests  ## Lint, format check, floors of the library, type check, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 

@@ -7,14 +7,13 @@ is in many of them: intervals here are over texts.
 
 import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_recipes.data.raters.agreement import chunks
 from rlhf_recipes.statistics import Units
 
 logger = logging.getLogger(__name__)
@@ -222,3 +221,8 @@ def finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
     if array.ndim != 1 or not np.isfinite(array).all():
         raise ValueError(f"The {what} must be a list of finite numbers; among them is one that is missing or not.")
     return array
+
+
+def chunks(length: int) -> Iterator[slice]:
+    for start in range(0, length, ROWS_AT_ONCE):
+        yield slice(start, min(start + ROWS_AT_ONCE, length))

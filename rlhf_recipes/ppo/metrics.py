@@ -49,11 +49,6 @@ GLOSSARY: dict[str, str] = {
 OPEN_PREFIXES = ("reward/", "time/")
 
 
-def is_mean_of_reward(name: str) -> bool:
-    """Whether a logged name is `reward/<name>`, and not that reward's spread or share."""
-    return name.startswith("reward/") and not name.endswith(("/std", "/share"))
-
-
 class Meter:
     """Collects numbers between two logs: sums with weights, read out as weighted means.
 

@@ -20,7 +20,6 @@ from matplotlib.ticker import MaxNLocator
 
 from rlhf_recipes.arguments import save_config
 from rlhf_recipes.figures import running_mean
-from rlhf_recipes.ppo.metrics import GLOSSARY
 from rlhf_recipes.report.markdown import (
     as_code,
     cell,
@@ -112,7 +111,7 @@ class RunFacts:
     repo_id: str | None = None
     license: str | None = None
     conversational: bool = False
-    glossary: Mapping[str, str] = field(default_factory=lambda: GLOSSARY)
+    glossary: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def first_metrics(self) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from rlhf_recipes.report.markdown import (
     short_name,
 )
 from rlhf_recipes.report.policy_card import library_versions
-from rlhf_recipes.report.reward_card import CardFacts, cases, caveats_of, data_tables, use
+from rlhf_recipes.report.reward_facts import CardFacts, cases, caveats_of, data_tables, use
 from rlhf_recipes.report.reward_figures import bucket_name
 from rlhf_recipes.report.reward_sections import FIGURES, Table, build_tables, figure_rows, headline
 from rlhf_recipes.report.words import visible

@@ -110,3 +110,8 @@ def _starter_source(model_name: str) -> str | None:
         return str(made_from["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_mean_of_reward(name: str) -> bool:
+    """Whether a logged name is `reward/<name>`, and not that reward's spread or share."""
+    return name.startswith("reward/") and not name.endswith(("/std", "/share"))

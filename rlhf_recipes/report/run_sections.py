@@ -15,10 +15,10 @@ import numpy as np
 from markupsafe import Markup
 
 from rlhf_recipes import figures as plots
-from rlhf_recipes.ppo.metrics import is_mean_of_reward
 from rlhf_recipes.report import words
 from rlhf_recipes.report.html import Plot, Tile
 from rlhf_recipes.report.run import JUDGE, MAIN_REWARD, Completion, Run, number
+from rlhf_recipes.report.run_facts import is_mean_of_reward
 
 # What each missing part would be made by; the folder of the run is the quickstart's.
 COMMANDS = {

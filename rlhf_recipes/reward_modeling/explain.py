@@ -22,10 +22,12 @@ save_html([heat], "heat.html")
 
 import bisect
 import functools
+import json
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -39,6 +41,7 @@ from rlhf_recipes.texts import Text
 from rlhf_recipes.words import EMOJI, GRAPHEME, JOINER, RUN
 
 logger = logging.getLogger(__name__)
+SHORTEST, HEAT_LIMIT = 20, 300  # characters of a text with a map: shorter ones say little, longer ones nobody reads
 Baseline = Literal["mask", "pad"] | int
 NEGLIGIBLE = 1e-6  # below this an error is float32's rounding
 
@@ -238,3 +241,43 @@ def _words() -> Any:
     """Words of any script as in `rlhf_recipes.words`, and every other sign, with their places in the text."""
     pattern = "|".join((EMOJI, rf"{RUN}(?:{JOINER}{RUN})*", GRAPHEME, r"\S"))
     return optional("regex", "attribute").compile(f"(?V1){pattern}")
+
+
+# --- Heat maps of a saved model ----------------------------------------------------------------------------
+
+
+def heat_maps(folder: str | Path, reward: LearnedReward | None = None, count: int = 3) -> tuple[list[HeatMap], str]:
+    """Maps of a text of high, of middle and of low score; else why there are none.
+
+    Args:
+        folder (`str` or `Path`): A reward model, with the `predictions.jsonl` that `measure` has written.
+        reward ([`~rlhf_recipes.rewards.learned.LearnedReward`], *optional*):
+            The model, where it is in memory already. Default: it is loaded.
+        count (`int`, *optional*, defaults to 3): How many. Each needs captum, and some seconds.
+    """
+    root = Path(folder)
+    if count < 1:
+        return [], ""
+    texts = _texts_to_map(root / "predictions.jsonl", count)
+    if not texts:
+        return [], "predictions.jsonl has no text of a size that can be shown."
+    try:
+        loaded = reward or LearnedReward(root, calibrate=False)
+        return [attribute(loaded, "", text) for text in texts], ""
+    except (ImportError, ValueError) as error:
+        logger.info("No heat maps on the card: %s", error)
+        return [], str(error)
+
+
+def _texts_to_map(path: Path, count: int) -> list[str]:
+    """Texts of the test split, spread evenly over the scores, none of them long."""
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8", errors="surrogatepass").splitlines()]
+    short = [row for row in rows if row.get("split") == "test" and SHORTEST <= len(row["text"]) <= HEAT_LIMIT]
+    ordered = sorted({(row["logit"], row["text"]) for row in short}, reverse=True)
+    if len(ordered) <= count:
+        return [text for _, text in ordered]
+    last = len(ordered) - 1
+    places = [round(last * (0.02 + 0.96 * place / max(count - 1, 1))) for place in range(count)]
+    return [ordered[place][1] for place in places]

@@ -164,7 +164,7 @@ def test_the_first_paragraph_sums_it_up_in_two_sentences(tmp_path):
 
 
 def test_tables_show_the_figures_with_their_meaning(tmp_path):
-    page = Page(card_of(tmp_path, facts_of_run(CONFIG, HISTORY, adapter=True))[1])
+    page = Page(card_of(tmp_path, facts_of_run(CONFIG, HISTORY, adapter=True, glossary=GLOSSARY))[1])
     table = rows(page, 4, "figure")
     assert table[:5] == [
         ["figure", "first rollout", "last rollout", "what it is"],
@@ -185,7 +185,9 @@ def test_tables_show_the_figures_with_their_meaning(tmp_path):
 
 
 def test_every_glossary_entry_reads_as_it_was_written(tmp_path):
-    facts = RunFacts("org/b", "org/d", adapter=False, metrics={n: 1.0 for n in GLOSSARY if "/" in n})
+    facts = RunFacts(
+        "org/b", "org/d", adapter=False, metrics={n: 1.0 for n in GLOSSARY if "/" in n}, glossary=GLOSSARY
+    )
     cells = Page(card_of(tmp_path, facts)[1]).cells
     assert {meaning for name, meaning in GLOSSARY.items() if "/" in name} <= set(cells)
 
@@ -262,7 +264,7 @@ def test_the_snippet_is_the_right_one(tmp_path):
     adapter = snippet(card_of(tmp_path, facts_of_run(CONFIG, HISTORY, adapter=True, repo_id="me/tuned"))[1])
     assert "AutoPeftModelForCausalLM.from_pretrained(repo)" in adapter
     local = CONFIG | {"model_name_or_path": "/home/alice/base-1b"}
-    beside = snippet(card_of(tmp_path, facts_of_run(local, HISTORY, adapter=True))[1])
+    beside = snippet(card_of(tmp_path, facts_of_run(local, HISTORY, adapter=True, glossary=GLOSSARY))[1])
     assert 'base = AutoModelForCausalLM.from_pretrained("base-1b")' in beside
     assert "PeftModel.from_pretrained(base, repo)" in beside
 

@@ -19,6 +19,7 @@ from rlhf_recipes.report.reward_figures import as_svg
 from rlhf_recipes.report.reward_sections import headline
 from rlhf_recipes.report.reward_usage import plain_code
 from rlhf_recipes.reward_modeling.evaluation.measure import measure
+from rlhf_recipes.reward_modeling.explain import heat_maps
 from rlhf_recipes.rewards.learned import LearnedReward
 from tests.reward_modeling.evaluation.test_measure import columns_of
 from tests.reward_modeling.tiny_models import tiny_step_model
@@ -67,7 +68,7 @@ def reward_folder(path, kind="ratings", columns=None, model=None, **settings):
 
 
 def page_of(folder, **facts):
-    page = write_card(folder, **{"heat_maps": 0, **facts})
+    page = write_card(folder, **facts)
     assert page == folder / "report.html"
     return Reader(page.read_text(encoding="utf-8"))
 
@@ -315,6 +316,6 @@ def test_heat_maps_keep_the_text_and_scale_to_the_strongest_word():
 def test_heat_maps_of_a_few_texts(tmp_path):
     pytest.importorskip("captum")
     folder = reward_folder(tmp_path / "mine")
-    page = page_of(folder, heat_maps=2)
+    page = page_of(folder, heat=heat_maps(folder, count=2))
     assert "What moves the score" in page.text
     assert len(re.findall(r"score [−\d.]+, blank text", page.text)) == 2

@@ -216,7 +216,7 @@ def test_what_the_tokenizer_cannot_carry_is_on_the_first_screen(tmp_path):
     texts = [prompt + completion + eos for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
     assert [by_transformers(folder, text) for text in texts] == pytest.approx(expected, abs=1e-5)
     write_json(folder / "metrics.json", {"pairwise_accuracy": 0.8, "pairs": 10})
-    page = write_card(folder, heat_maps=0).read_text()
+    page = write_card(folder).read_text()
     first, _ = (folder / "README.md").read_text().split("\n## ", 1)
     assert 'reward_funcs = [LearnedReward("' in first
     assert "text += tokenizer.eos_token" in first

@@ -25,14 +25,14 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_recipes.data.pairs import ROWS_AT_ONCE, compare_all, finite
+from rlhf_recipes.data.pairs import compare_all, finite
 from rlhf_recipes.data.raters.votes import RatingModel, Votes, class_list, named_votes, normal_order, numeric_votes
 from rlhf_recipes.imports import optional
 from rlhf_recipes.statistics import Floats, Units, is_missing, numbers, without_each
@@ -492,11 +492,6 @@ def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5
             "rater cannot be compared with the others. Two votes for a text are the least."
         )
     return float(right / total)
-
-
-def chunks(length: int) -> Iterator[slice]:
-    for start in range(0, length, ROWS_AT_ONCE):
-        yield slice(start, min(start + ROWS_AT_ONCE, length))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from rlhf_recipes.modeling.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision, whole_state_dict
-from rlhf_recipes.ppo.metrics import Meter
+from rlhf_recipes.ppo.metrics import GLOSSARY, Meter
 from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.ppo.run import held_out
 from rlhf_recipes.ppo.run import tables as completions
@@ -332,7 +332,10 @@ class PPOPlumbing(CheckpointOfRoles):
         }
         config = known.pop("config", None) or config_of(self.settings)
         history = self.state.log_history
-        write_model_card(str(self.args.output_dir), facts_of_run(config, history, adapter=adapter, **(facts | known)))
+        write_model_card(
+            str(self.args.output_dir),
+            facts_of_run(config, history, adapter=adapter, glossary=GLOSSARY, **(facts | known)),
+        )
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -9,6 +9,7 @@ from rlhf_recipes.report.reward_card import write_card
 from rlhf_recipes.reward_modeling.bias.measure import measure_bias
 from rlhf_recipes.reward_modeling.bias.string_path import string_path_difference
 from rlhf_recipes.reward_modeling.config import RewardConfig
+from rlhf_recipes.reward_modeling.explain import heat_maps
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.reward_modeling.splits import Splits
 from rlhf_recipes.rewards.learned import LearnedReward
@@ -44,4 +45,5 @@ def write_report(folder: Path, splits: Splits, args: RewardConfig, loss: str) ->
         texts = Texts.of(some, "completion")
         how = (texts.prompts, texts.completions, some["score"], args.min_gap)
         path = string_path_difference(folder, *how, reward=reward)
-    return write_card(folder, splits.facts() | {"loss": loss}, bias, string_path=path, reward=reward)
+    heat = ([], "") if splits.kind == "steps" else heat_maps(folder, reward)
+    return write_card(folder, splits.facts() | {"loss": loss}, bias, string_path=path, heat=heat)
