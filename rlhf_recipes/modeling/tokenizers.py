@@ -151,12 +151,17 @@ def _without(processor: dict[str, Any], end: str) -> dict[str, Any]:
     return processor | kept
 
 
-def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = True) -> None:
     """Tell the model which token pads, and give it an embedding of that token where it has none.
 
     Vocabularies are often padded beyond what the tokenizer knows, so that a token that was added has its row already.
     Where there is none, one row is added, the mean of all others: so a policy gives the pad token at most 1 / V of
     the probability, V tokens being known (by Jensen's inequality), where a row of zeros could get nearly all of it.
+
+    Args:
+        model, tokenizer: What is told, and of which token.
+        may_grow (`bool`): Whether it may get the row. Adapters that are there already would no longer load on their
+        base.
     """
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -167,7 +172,7 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         return
     rows = embedding_rows(base) if isinstance(base, PreTrainedModel) else None
     others = (id for id in tokenizer.get_vocab().values() if id != pad)
-    if rows is not None and pad >= rows and max(others) < rows:
+    if may_grow and rows is not None and pad >= rows and max(others) < rows:
         _add_row(base, int(pad) + 1)
         logger.info(
             "The embedding of %s has %d rows and now %d, for the pad token %r.",

@@ -137,7 +137,7 @@ class PPOTrainer(PPOPlumbing):
         ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
         reference: Any = load_model(ref_model, args) if isinstance(ref_model, str) else ref_model
         for role in (policy, reference, reward_model, value_model):
-            fit_model(role, tokenizer)
+            fit_model(role, tokenizer, may_grow=not isinstance(role, PeftModel))
         self.settings = args
         self.reward = resolve_reward(reward_model, reward_funcs, reward_weights, reward_processing_classes, tokenizer)
         check_siblings(self.reward, args.num_generations, evaluates=eval_dataset is not None)

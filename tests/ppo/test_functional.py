@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf_recipes.modeling.logprobs import token_logprobs
 from rlhf_recipes.ppo import functional as F
 
 NAN = math.nan
@@ -59,7 +60,7 @@ def test_masked_whiten_of_no_token_is_zero():
 def test_token_logprobs_of_two_tokens_in_closed_form():
     # Logits log 1 and log 3: probabilities 1/4 and 3/4.
     logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, math.log(3.0)]]])
-    logprobs, entropy = F.token_logprobs(logits, torch.tensor([[0, 1]]))
+    logprobs, entropy = token_logprobs(logits, torch.tensor([[0, 1]]))
     assert close(logprobs, [math.log(0.25), math.log(0.75)])
     h = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
     assert close(entropy, [h, h])
@@ -68,14 +69,14 @@ def test_token_logprobs_of_two_tokens_in_closed_form():
 def test_token_logprobs_at_a_temperature():
     # At temperature 1/2 the logits double: log 1 and log 9, so probabilities 1/10 and 9/10.
     logits = torch.tensor([[[0.0, math.log(3.0)]]])
-    logprobs, entropy = F.token_logprobs(logits, torch.tensor([[1]]), temperature=0.5)
+    logprobs, entropy = token_logprobs(logits, torch.tensor([[1]]), temperature=0.5)
     assert close(logprobs, [math.log(0.9)])
     assert close(entropy, [-0.1 * math.log(0.1) - 0.9 * math.log(0.9)])
 
 
 def test_token_logprobs_are_exact_for_large_logits_and_half_precision():
     logits = torch.tensor([[[1000.0, 1000.0, -1000.0]]], dtype=torch.bfloat16)
-    logprobs, entropy = F.token_logprobs(logits, torch.tensor([[0]]))
+    logprobs, entropy = token_logprobs(logits, torch.tensor([[0]]))
     assert logprobs.dtype == torch.float32
     assert close(logprobs, [-math.log(2)], atol=1e-4)
     assert close(entropy, [math.log(2)], atol=1e-3)
@@ -83,7 +84,7 @@ def test_token_logprobs_are_exact_for_large_logits_and_half_precision():
 
 def test_the_gradient_of_a_logprob_is_one_hot_minus_softmax_over_the_temperature():
     logits = torch.tensor([[[0.0, math.log(3.0)]]], requires_grad=True)
-    logprobs, entropy = F.token_logprobs(logits, torch.tensor([[1]]), temperature=0.5)
+    logprobs, entropy = token_logprobs(logits, torch.tensor([[1]]), temperature=0.5)
     logprobs.sum().backward()
     # d log p_1 / d logits = ([0, 1] - [0.1, 0.9]) / 0.5
     torch.testing.assert_close(logits.grad, torch.tensor([[[-0.2, 0.2]]]))
@@ -95,7 +96,7 @@ def test_the_gradient_of_the_entropy_is_that_of_the_exact_one(temperature):
     logits = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
     tokens = torch.zeros(2, 3, dtype=torch.long)
     weights = torch.arange(6.0).view(2, 3)
-    _, entropy = F.token_logprobs(logits, tokens, temperature, entropy_grad=True)
+    _, entropy = token_logprobs(logits, tokens, temperature, entropy_grad=True)
     (actual,) = torch.autograd.grad((weights * entropy).sum(), logits)
     exact = torch.distributions.Categorical(logits=logits / temperature).entropy()
     (expected,) = torch.autograd.grad((weights * exact).sum(), logits)
@@ -107,7 +108,7 @@ def test_the_gradient_of_the_entropy_is_that_of_the_exact_one(temperature):
 def test_asked_for_without_gradients_the_entropy_has_none():
     logits = torch.randn(1, 1, 6, requires_grad=True)
     with torch.no_grad():
-        _, entropy = F.token_logprobs(logits, torch.tensor([[0]]), entropy_grad=True)
+        _, entropy = token_logprobs(logits, torch.tensor([[0]]), entropy_grad=True)
     assert not entropy.requires_grad
 
 

@@ -83,7 +83,7 @@ def loss_by_hand(run, batch, tokens, low, high, dual=None, entropy=0.0, kl=0.0, 
     ids=["plain", "asymmetric", "dual", "no clip", "entropy", "value", "no clip of values", "kl"],
 )  # fmt: skip
 def test_the_loss_is_what_a_hand_finds_token_by_token(tmp_path, options, hand, cases):
-    run = trainer(tmp_path, num_mini_batches=1, **options)
+    run = trainer(tmp_path, num_mini_batches=1, allow_stochastic_policy=True, **options)  # the batch is made up
     batch, tokens = batch_of(run)
     expected, used = loss_by_hand(run, batch, tokens, **hand)
     assert cases <= used  # the batch has tokens of each kind

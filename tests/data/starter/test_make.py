@@ -325,7 +325,8 @@ def test_killed_at_any_moment_nothing_half_made_counts_and_the_next_call_complet
     stuck = tmp_path / "stuck"
     script = f"""
 import sys, time, pathlib
-from rlhf_recipes.data import starter
+from rlhf_recipes.data.starter import make as starter
+from rlhf_recipes.data.starter.__main__ import main
 real = starter.{moment}
 def slow(part, *rest):
     if {moment!r} == "write_marker":
@@ -333,7 +334,7 @@ def slow(part, *rest):
     pathlib.Path({str(stuck)!r}).touch()
     time.sleep(60)
 starter.{moment} = slow
-starter.main(["--output_dir", {str(kit.out)!r}], pathlib.Path({str(kit.manifest)!r}))
+main(["--output_dir", {str(kit.out)!r}], pathlib.Path({str(kit.manifest)!r}))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[3]

@@ -344,7 +344,7 @@ def test_groups_by_name_as_in_yaml():
         ({"Keywords": {"keywords": ["good", "?!"]}}, "needs words to count"),
         ({"BagOfWords": {"max_n": 0}}, "must be 1 or more"),
         ({"BagOfWords": {"weighting": "tf"}}, "'tfidf', 'binary' or 'count'"),
-        ({"Repetition": {"n": 0}}, "n = 0"),
+        ({"Repetition": {"n": 0}}, "n of Repetition is 0"),
         ({"Sentiment": {"max_characters": 0}}, "must be 1 or more"),
         ({"Length": {}, "Marks": {}}, "one name with its settings"),
         (3, "one name with its settings"),
