@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from rlhf_recipes.ppo import PPOConfig, PPOTrainer
+from rlhf_recipes.ppo import PPOConfig, PPOTrainer, functional
 from rlhf_recipes.ppo.metrics import GLOSSARY, OPEN_PREFIXES
 from rlhf_recipes.ppo.renamed import REMOVED, RENAMED, WORKED_OUT
 
@@ -126,6 +127,17 @@ def test_old_names_are_those_of_the_code():
 
 def test_removed_classes_are_those_of_the_code():
     assert {row[0] for row in table("Removed classes")} == set(REMOVED)
+
+
+def test_functions_of_trl_are_where_the_page_says():
+    x, mask = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 1.0, 1.0, 0.0])
+    named = re.search(r"ppo_trainer`, `(\w+)` and `(\w+)` are in\s`([\w.]+)`", section("Removed classes"))
+    mean, whiten = (getattr(functional, name) for name in named.groups()[:2])
+    assert named[3] == functional.__name__
+    assert mean(x, mask) == 2.5
+    root = 0.5**0.5  # of the unbiased variance of 2 and 3
+    assert whiten(x, mask)[1:3].tolist() == pytest.approx([-0.5 / root, 0.5 / root])
+    assert whiten(x, mask, center=False)[1:3].tolist() == pytest.approx([2.5 - 0.5 / root, 2.5 + 0.5 / root])
 
 
 def test_every_setting_that_gives_trls_behaviour_back_is_accepted(tmp_path):

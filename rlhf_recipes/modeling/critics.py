@@ -83,7 +83,7 @@ class ValueModel(nn.Module):
         self.model: Any = model
         inner = self._inner()
         name = type(inner).__name__
-        if not hasattr(inner, "score") or getattr(inner.config, "num_labels", 1) != 1:
+        if not has_scalar_head(inner):
             raise ValueError(
                 f"The critic is a {name} with {getattr(inner.config, 'num_labels', 'no')} labels; it must be a "
                 "decoder with a scalar head that can be read at every token, as "
@@ -218,6 +218,11 @@ def _with_adapters(model: Any, config: Any) -> PeftModel:
         config, task_type=TaskType.SEQ_CLS, target_modules=keep, modules_to_save=["score"], inference_mode=False
     )
     return get_peft_model(model, mine)
+
+
+def has_scalar_head(model: Any) -> bool:
+    """Whether a model, without adapters, is a decoder with one label, whose head is a layer that can be read alone."""
+    return hasattr(model, "score") and getattr(model.config, "num_labels", 1) == 1
 
 
 def has_classifier(config: Any) -> bool:

@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ from rlhf_recipes.ppo.run.inputs import (
     resolve_policy,
     resolve_reward,
     resolve_tokenizer,
+    warn_of_rounding,
 )
 from rlhf_recipes.ppo.run.monitor import HackingMonitor
 from rlhf_recipes.ppo.run.saving import PPOPlumbing
@@ -135,7 +137,7 @@ class PPOTrainer(PPOPlumbing):
         tokenizer = resolve_tokenizer(processing_class, model)
         policy = resolve_policy(model, args, peft_config)
         ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
-        reference: Any = load_model(ref_model, args) if isinstance(ref_model, str) else ref_model
+        reference: Any = load_model(str(ref_model), args) if isinstance(ref_model, str | Path) else ref_model
         for role in (policy, reference, reward_model, value_model):
             fit_model(role, tokenizer, may_grow=not isinstance(role, PeftModel))
         self.settings = args
@@ -146,6 +148,8 @@ class PPOTrainer(PPOPlumbing):
         fit_model(getattr(critic, "model", None), tokenizer)
         readers = {"ref_model": reference, "value_model": getattr(critic, "model", None), "reward_model": reward_model}
         check_same_vocabulary(readers, policy, tokenizer)
+        if critic is not None:
+            warn_of_rounding("critic", critic, args.learning_rate)
         self.credit = Credit(args, has_critic=critic is not None)
         self.generator = generator
         self.rollout: Rollout | None = None

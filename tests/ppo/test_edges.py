@@ -12,6 +12,7 @@ from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.ppo.rollout import trimmed
 from rlhf_recipes.ppo.run.remote import HTTPGenerator
 from tests.ppo.helpers import DATA, TOKENIZER, logged, lora_policy, tiny_policy, trainer
+from tests.tiny import tiny_classifier, tiny_tokenizer
 
 
 def settings(**kwargs):
@@ -31,7 +32,10 @@ def test_in_bfloat16_policy_and_reference_are_rounded_alike(tmp_path, kind):
 
 def test_weights_in_half_precision_are_warned_of_and_a_named_model_is_in_float32(tmp_path, caplog):
     trainer(tmp_path / "half", tiny_policy().to(torch.bfloat16))
-    assert "trained weights are in half precision" in caplog.text
+    assert "The policy's trained weights are in half precision" in caplog.text
+    assert "critic's" not in caplog.text
+    trainer(tmp_path / "critic", value_model=tiny_classifier(TOKENIZER, kind="llama").to(torch.bfloat16))
+    assert "The critic's trained weights are in half precision" in caplog.text
     tiny_policy().to(torch.bfloat16).save_pretrained(tmp_path / "model")
     run = trainer(tmp_path / "named", str(tmp_path / "model"), model_init_kwargs={"attn_implementation": "eager"})
     assert {p.dtype for p in run.roles.policy.parameters()} == {torch.float32}
@@ -57,6 +61,46 @@ def test_with_trained_biases_the_reference_is_a_copy():
     assert any("bias" in name and p.requires_grad for name, p in policy.named_parameters())
     assert not has_fresh_adapters(policy)
     assert ActorCritic(policy).ref_model is not None
+
+
+@pytest.mark.parametrize("role", ["model", "ref_model", "reward_model", "value_model", "reward"])
+def test_a_module_that_is_no_model_of_transformers_is_refused_by_the_name_of_its_argument(tmp_path, role):
+    told = {"reward": "reward_funcs"}.get(role, role)
+    with pytest.raises(TypeError, match=rf"^{told} is a Linear, .*AutoModelFor\w+\.from_pretrained loads it"):
+        trainer(tmp_path, **{role: torch.nn.Linear(2, 2)})
+
+
+def test_a_reference_that_cannot_tell_how_likely_a_token_is_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="ref_model is a LlamaForSequenceClassification, .*no language-model head"):
+        trainer(tmp_path, ref_model=tiny_classifier(TOKENIZER, kind="llama"))
+
+
+def test_an_encoder_as_reward_model_is_told_where_it_belongs(tmp_path):
+    encoder = tiny_classifier(TOKENIZER, kind="bert")
+    with pytest.raises(ValueError, match="reward_model is a BertForSequenceClassification.*reward_processing_classes"):
+        trainer(tmp_path, reward_model=encoder)
+
+
+def test_a_reference_may_be_named_by_a_path(tmp_path):
+    reference = tiny_policy(seed=5)
+    reference.save_pretrained(tmp_path / "reference")
+    run = trainer(tmp_path / "run", ref_model=tmp_path / "reference")
+    named = run.roles.ref_model.state_dict()
+    assert all(torch.equal(tensor, named[name]) for name, tensor in reference.state_dict().items())
+
+
+def test_a_pad_token_that_only_the_tokenizer_knows_gets_a_row_and_nothing_else_changes(tmp_path):
+    policy, tokenizer = tiny_policy(), tiny_tokenizer(padding_side="left")
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == policy.config.vocab_size  # the first id that is beyond the embedding
+    run = trainer(tmp_path, policy, tokenizer=tokenizer, total_episodes=8)
+    assert run.model.policy is policy
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(tensor[: len(before[name])], before[name])
+        assert len(tensor) == len(before[name]) + (name in ("model.embed_tokens.weight", "lm_head.weight"))
+    run.train()
+    assert any(not torch.equal(p[: len(before[name])], before[name]) for name, p in policy.named_parameters())
 
 
 def test_a_policy_with_nothing_to_train_is_refused(tmp_path):

@@ -30,6 +30,14 @@ from rlhf_recipes.rewards.contract.checks import check_can_stand
 
 logger = logging.getLogger(__name__)
 
+LOADERS = {
+    "model": "AutoModelForCausalLM",
+    "ref_model": "AutoModelForCausalLM",
+    "reward_model": "AutoModelForSequenceClassification",
+    "value_model": "AutoModelForSequenceClassification",
+    "reward_funcs": "AutoModelForSequenceClassification",
+}
+
 
 def check_arguments(
     args: Any, model: Any, ref_model: Any, reward_model: Any, value_model: Any, train_dataset: Any
@@ -40,6 +48,16 @@ def check_arguments(
             f"args is a {type(args).__name__}, but must be a PPOConfig. The arguments of PPOTrainer are args, "
             "processing_class, model, ... in this order; name them if in doubt."
         )
+    roles = {"model": model, "ref_model": ref_model, "reward_model": reward_model, "value_model": value_model}
+    for role, given in roles.items():
+        check_module(role, given)
+    if ref_model is not None and not isinstance(ref_model, str | Path):
+        read = getattr(ref_model, "get_output_embeddings", None)
+        if read is None or read() is None:
+            raise TypeError(
+                f"ref_model is a {type(ref_model).__name__}, which has no language-model head: the reference tells "
+                "how likely each token is. Give a causal language model, its folder or its id, or leave ref_model out."
+            )
     if train_dataset is None:
         raise ValueError("train_dataset is missing: PPO needs prompts.")
     if ref_model is not None and ref_model is model:
@@ -54,6 +72,26 @@ def check_arguments(
         )
     if args.critic_warmup and (value_model or args.critic) == "none":
         raise ValueError("critic_warmup needs a critic, but critic is 'none'.")
+
+
+def check_module(role: str, given: Any) -> None:
+    """Raise `TypeError` where an argument is a module of torch that is no model of transformers."""
+    if isinstance(given, nn.Module) and not hasattr(given, "config"):
+        own = " A reward of your own is a function in reward_funcs, which may call it." if "reward" in role else ""
+        raise TypeError(
+            f"{role} is a {type(given).__name__}, a module without a config, which only models of transformers have. "
+            f"Give a model as {LOADERS[role]}.from_pretrained loads it, its folder or its id.{own}"
+        )
+
+
+def warn_of_rounding(role: str, model: Any, learning_rate: float) -> None:
+    """Say that a model which is trained in half precision hardly learns."""
+    if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+        logger.warning(
+            "The %s's trained weights are in half precision: steps as small as learning_rate %g are mostly "
+            "rounded away. Load it with dtype float32, and let bf16=True compute in bfloat16.",
+            role, learning_rate,
+        )  # fmt: skip
 
 
 def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) -> Any:
@@ -95,18 +133,12 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
     disable_dropout(model)
     keep_gradients_of_4bit(model)
     check_decoder(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "No weight of the policy is trainable, so it could not learn. Load adapters with is_trainable=True, or "
             "give peft_config."
         )
-    if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in trained):
-        logger.warning(
-            "The policy's trained weights are in half precision: steps as small as learning_rate %g are mostly "
-            "rounded away. Load it with dtype float32, and let bf16=True compute in bfloat16.",
-            args.learning_rate,
-        )
+    warn_of_rounding("policy", model, args.learning_rate)
     return model
 
 
@@ -220,6 +252,7 @@ def _checked_for_ppo(rewards: WeightedSum) -> WeightedSum:
 
 def _one_reward(reward: Any, tokenizer: Any) -> Any:
     """A model is wrapped; what is named is left to `load_rewards`."""
+    check_module("reward_funcs", reward)
     if isinstance(reward, nn.Module):
         name = getattr(reward.config, "_name_or_path", "") or None
         short = Path(name).name if name else type(reward).__name__

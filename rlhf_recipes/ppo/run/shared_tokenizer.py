@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.prompts import tokenize_prompts
-from rlhf_recipes.modeling.critics import ValueModel
+from rlhf_recipes.modeling.critics import ValueModel, has_scalar_head
 
 
 class SharedTokenizerReward:
@@ -32,6 +33,16 @@ class SharedTokenizerReward:
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32, name: str = "reward_model"
     ) -> None:
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        if not has_scalar_head(inner):
+            labels = getattr(inner.config, "num_labels", "no")
+            raise ValueError(
+                f"reward_model is a {type(inner).__name__} with {labels} labels. As an object it reads the policy's "
+                "token ids and must be a decoder with a scalar head, as "
+                "AutoModelForSequenceClassification(..., num_labels=1) loads it. Give any other reward model in "
+                "reward_funcs, which read text: with its tokenizer in reward_processing_classes, or by its folder or "
+                "id."
+            )
         self.model = model.eval().requires_grad_(False)
         self.reader = ValueModel(model)
         self.tokenizer = tokenizer
