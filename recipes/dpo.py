@@ -80,9 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         training_args.model_init_kwargs = {"revision": model_args.model_revision}
 
     # Trainer.
-    trainer = trl.DPOTrainer(
-        model=model, args=training_args, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer
-    )
+    data = {"train_dataset": train, "eval_dataset": held_out}
+    trainer = trl.DPOTrainer(model, args=training_args, processing_class=tokenizer, **data)
     fit_reference(trainer, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
 

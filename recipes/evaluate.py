@@ -113,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = figures | {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
     write_jsonl(output_dir / "completions.jsonl", completions)
     write_json(output_dir / "metrics.json", metrics)
-    print("\n" + "\n".join(f"{name:>24}: {value:.4g}" for name, value in metrics.items()))
-    print(f"Saved in {output_dir}")
+    print("", *(f"{name:>24}: {value:.4g}" for name, value in metrics.items()), f"Saved in {output_dir}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -75,13 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(train) < (needed := training_args.generation_batch_size // training_args.num_generations):
         raise ValueError(f"There are {len(train)} prompts, but a rollout takes {needed}. Make the batch smaller.")
 
-    # Models.
+    # Models, and training.
     torch.manual_seed(training_args.seed)
     rewards, training_args.reward_weights = reward_args.load_for_trl()
     if model_args.model_revision != "main":  # TRL loads the reference by its name, and else the newest revision
         training_args.model_init_kwargs = {"revision": model_args.model_revision}
-
-    # Train.
     policy = load_policy(model_args, tokenizer=tokenizer)
     trainer = trl.GRPOTrainer(policy, rewards, training_args, train, held_out, tokenizer)
     fit_reference(trainer, tokenizer)

@@ -58,15 +58,12 @@ class LinearArguments:
     min_gap: float = field(default=0.5, metadata={"help": "Measure on ratings that are at least this far apart."})
     bootstrap_samples: int = field(default=100, metadata={"help": "Fits for the intervals of coefficients; 0: none."})
     seed: int = field(default=0, metadata={"help": "Of the bootstrap and of the shuffles."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things."}
-    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    parser = RecipeParser((DataArguments, LinearArguments), description=__doc__)
-    data_args, args = parser.parse(argv)
+    data_args, args = RecipeParser((DataArguments, LinearArguments), description=__doc__).parse(argv)
     output_dir = prepare_output_dir(args.output_dir, "reward_linear", args.overwrite_output_dir)
     save_config(output_dir / "config.yaml", data_args, args)
 
@@ -75,12 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     validation = load_validation(data_args, args)
     test = load_feedback(data_args, data_args.dataset_test_split, data_args.max_eval_samples)
 
-    # Model.
+    # Model, and fit.
     encoder = [Embedding(args.model_name_or_path)] if args.model_name_or_path else []
     features = FeatureSet((*args.features, *encoder), args.completion_only)
     model = LinearRewardModel(features, args.regressor, args.regressor_args)
-
-    # Fit.
     fit_start = time.perf_counter()
     if detect_format(train.column_names) == "ratings":
         texts = Texts.of(train, "completion")
