@@ -4,10 +4,13 @@ Base models come with tokenizers that were made to read, not to be trained with:
 the token that ends a text. Here a spare token of the vocabulary is found for it, else one is added.
 """
 
+import contextlib
 import json
 import logging
 import re
 from collections.abc import Collection, Iterable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -88,15 +91,16 @@ def ends_of(*configs: Any) -> set[int]:
 
 def saved_ends(name: str, **kwargs: Any) -> set[int]:
     """[`ends_of`] what lies in a model's folder, or of a model id of the Hub."""
-    configs: list[Any] = []
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
 
-    for kind in (AutoConfig, GenerationConfig):
-        try:
-            config: Any = kind.from_pretrained(name, **kwargs)
-        except (OSError, ValueError):  # an adapter's folder, or a tokenizer on its own
-            continue
-        configs.append(config.get_text_config() if kind is AutoConfig else config)
+    configs: list[Any] = []
+    # An adapter's folder, or a tokenizer on its own, has neither.
+    with contextlib.suppress(OSError, ValueError):
+        configs.append(AutoConfig.from_pretrained(name, **kwargs).get_text_config())
+    with contextlib.suppress(OSError, ValueError):  # read as a file: the class brings torch's compiler with it
+        file = str(cached_file(name, "generation_config.json", **kwargs))
+        configs.append(SimpleNamespace(**json.loads(Path(file).read_text(encoding="utf-8"))))
     return ends_of(*configs)
 
 
