@@ -123,7 +123,8 @@ def wrong_commands(place):
 
 def test_a_wrong_name_is_told_before_anything_that_trains_is_imported(place):
     wrong = list(wrong_commands(place))
-    told = run_all([command for _, command in wrong])
+    told = run_all([command for named, command in wrong if named != "no-rows"])
+    told |= run_all([command for named, command in wrong if named == "no-rows"])
     for named, command in wrong:
         code, said, brought = told[" ".join(command)]
         last = said.splitlines()[-1]
