@@ -23,7 +23,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval
 from rlhf_recipes.data.raters.votes import vote_shares
-from rlhf_recipes.modeling.heads import LogisticCalibration
+from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.outputs import write_jsonl
 from rlhf_recipes.reward_modeling.evaluation.metrics import mean_absolute_error, pearson
 from rlhf_recipes.rewards.learned import LearnedReward

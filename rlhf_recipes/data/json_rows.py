@@ -28,7 +28,9 @@ def parse_json(text: str, lines: bool = False) -> Rows:
         [{'prompt': 'a'}, {'prompt': 'b'}]
     """
     parts = [(number, part) for number, part in enumerate(text.split("\n"), 1) if part.strip()]
-    if text.lstrip()[:1] != "[" and parts and _is_whole(parts[0][1]) and (lines or len(parts) > 1):
+    if not parts:
+        return []
+    if text.lstrip()[:1] != "[" and _is_whole(parts[0][1]) and (lines or len(parts) > 1):
         return [_row(_loads(part, number), number) for number, part in parts]
     found = _loads(text, 1)
     if isinstance(found, dict):

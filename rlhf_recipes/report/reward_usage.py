@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_recipes.modeling.heads import LinearCalibration, LogisticCalibration, OrdinalCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import LinearCalibration, LogisticCalibration, OrdinalCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.report.markdown import quoted
 
 GRPO_NOTE = (

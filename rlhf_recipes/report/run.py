@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rlhf_recipes.errors import ReportError
-from rlhf_recipes.modeling.heads import LogisticCalibration
+from rlhf_recipes.modeling.calibration import LogisticCalibration
 
 MAIN_REWARD = "reward_model"  # the reward that the run is about; its series carries this name in every file
 JUDGE = "judge"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_recipes.errors import RewardError, RewardValueError
+    from rlhf_recipes.modeling.calibration import LogisticCalibration
     from rlhf_recipes.modeling.embedder import Embedder
-    from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+    from rlhf_recipes.modeling.heads import RewardModelSettings
     from rlhf_recipes.rewards.base import RewardFunction, compute_rewards
     from rlhf_recipes.rewards.combine.compose import Clip, Discount, Gate, Map, Otherwise, Product, Relative, Scale
     from rlhf_recipes.rewards.combine.ensemble import EnsembleReward
@@ -130,10 +131,8 @@ _OTHERS_OF = {
         "RewardValueError",
     ),
     "modeling.embedder": ("Embedder",),
-    "modeling.heads": (
-        "LogisticCalibration",
-        "RewardModelSettings",
-    ),
+    "modeling.calibration": ("LogisticCalibration",),
+    "modeling.heads": ("RewardModelSettings",),
     "rewards.base": (
         "RewardFunction",
         "compute_rewards",

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS, once, read_kwargs, render, whole
+from rlhf_recipes.modeling.calibration import LinearCalibration
 from rlhf_recipes.modeling.foreign import foreign_scale, trl_appended_eos
 from rlhf_recipes.modeling.frozen import (
     check_batch_size,
@@ -24,7 +25,7 @@ from rlhf_recipes.modeling.frozen import (
     read_limit,
     warn_of_truncation,
 )
-from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, LinearCalibration, RewardModelSettings
+from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path, find_file
 from rlhf_recipes.modeling.reading import (
     check_finite,

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_recipes.modeling.heads import LinearCalibration, LogisticCalibration, OrdinalCalibration
+from rlhf_recipes.modeling.calibration import LinearCalibration, LogisticCalibration, OrdinalCalibration
 
 
 def test_the_curve_at_points_known_by_hand():

@@ -123,7 +123,10 @@ def test_a_file_describes_a_run_and_flags_override_it(main, place, tmp_path):
             "2",
         ]
     )
-    assert completions(tmp_path / "second") == completions(tmp_path / "first")
+    first, second = completions(tmp_path / "first"), completions(tmp_path / "second")
+    written = [{name: row[name] for name in ("prompt", "completion", "tokens")} for row in first]
+    assert [{name: row[name] for name in ("prompt", "completion", "tokens")} for row in second] == written
+    assert [row["score"] for row in second] == pytest.approx([row["score"] for row in first], abs=1e-5)
     main(["--config", str(tmp_path / "first/config.yaml"), "--output_dir", str(tmp_path / "third"), "--seed", "6"])
     third, first = completions(tmp_path / "third"), completions(tmp_path / "first")
     assert [row["prompt"] for row in third] == [row["prompt"] for row in first]

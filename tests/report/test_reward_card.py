@@ -12,7 +12,8 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 
-from rlhf_recipes.modeling.heads import LinearCalibration, LogisticCalibration, OrdinalCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import LinearCalibration, LogisticCalibration, OrdinalCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.report.heat import HeatMap, WordAttribution, heat_pieces
 from rlhf_recipes.report.reward_card import write_card, write_page
 from rlhf_recipes.report.reward_figures import as_svg

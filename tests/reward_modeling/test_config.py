@@ -14,12 +14,12 @@ def test_defaults_fit_the_machine(tmp_path):
 
 @pytest.mark.parametrize("has", [True, False])
 def test_bfloat16_is_used_where_the_processor_has_it(has, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_recipes.modeling.threads.cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr("rlhf_recipes.reward_modeling.config.cpu_has_bfloat16", lambda: has)
     assert RewardConfig(output_dir=str(tmp_path), use_cpu=True).bf16 is has
     assert RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=not has).bf16 is not has
     if not torch.accelerator.is_available():
         args = RewardConfig(output_dir=str(tmp_path))
-        assert (args.bf16, args.use_cpu) == (has, has)
+        assert (args.bf16, args.use_cpu) == (has, True)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from datasets import Dataset
 from trl import RewardTrainer
 
 from rlhf_recipes.errors import RewardError
-from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import LogisticCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.images import ImageFeedbackCollator, ImagePairCollator, ImageRows
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.losses import make_objective

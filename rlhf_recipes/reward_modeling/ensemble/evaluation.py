@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import LogisticCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.outputs import write_json, write_jsonl
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.ensemble.measure import (

@@ -16,7 +16,8 @@ from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import LogisticCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.evaluation.labels import step_evaluation
 from rlhf_recipes.reward_modeling.evaluation.measure import (

@@ -37,6 +37,7 @@ from rlhf_recipes.statistics import (
     rows_by_key,
     spread_of,
 )
+from rlhf_recipes.words import is_blank
 
 CORRELATIONS = ("pearson", "spearman", "kendall")
 GROUPS = 200  # of texts that are left out in turn, where a figure has no formula for what each text brings
@@ -536,7 +537,7 @@ def baseline_scores(texts: Sequence[str]) -> dict[str, list[float]]:
     """
     return {
         "length": [float(len(text)) for text in texts],
-        "vader": [score or 0.0 for score in Vader()([""] * len(texts), texts)],
+        "vader": vader_scores(texts),
         "constant": [0.0] * len(texts),
     }
 
@@ -572,3 +573,9 @@ def beside_baselines(
     ```
     """
     return {"model": measure(scores), **{name: measure(column) for name, column in baselines.items()}}
+
+
+def vader_scores(texts: Sequence[str]) -> list[float]:
+    """What VADER thinks of each text; of a blank one it is neutral, as of words that it does not know."""
+    said = Vader()([""] * len(texts), texts)
+    return [0.0 if is_blank(text) else float(score or 0.0) for text, score in zip(texts, said, strict=True)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_recipes.modeling.heads import LogisticCalibration
+from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.reward_modeling.evaluation.figures import calibration
 from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics, entropy, log_loss, rating_metrics
 from rlhf_recipes.reward_modeling.evaluation.ratings import BINS, WORST, Evaluation, started

@@ -17,7 +17,8 @@ from datasets import Dataset
 from rlhf_recipes.data.feedback.convert import clicks_to_unpaired, dwell_to_unpaired
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.modeling.heads import Calibration, LogisticCalibration, OrdinalCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import Calibration, LogisticCalibration, OrdinalCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.outputs import write_json, write_jsonl
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.evaluation.comparisons import best_worst_quality, list_evaluation, pair_evaluation

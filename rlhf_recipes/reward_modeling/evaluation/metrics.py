@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval, single_rater_accuracy
-from rlhf_recipes.rewards.sentiment import Vader
+from rlhf_recipes.reward_modeling.evaluation.figures import vader_scores
 from rlhf_recipes.statistics import Units
 
 Metrics = dict[str, Any]
@@ -82,7 +82,7 @@ def rating_metrics(
 def baseline_accuracies(texts: Sequence[str], quality: ArrayLike, min_gap: float) -> Metrics:
     """`vader_accuracy` and `length_accuracy` over all pairs of texts at least `min_gap` apart in quality."""
     return {
-        "vader_accuracy": all_pairs_accuracy(_vader(texts), quality, min_gap)[0],
+        "vader_accuracy": all_pairs_accuracy(vader_scores(texts), quality, min_gap)[0],
         "length_accuracy": all_pairs_accuracy([len(text) for text in texts], quality, min_gap)[0],
     }
 
@@ -115,7 +115,7 @@ def pair_metrics(
         "pairwise_accuracy": accuracy,
         "pairwise_accuracy_ci95": together.spread(influences).bounded(accuracy),
         "pairs": len(credit),
-        "vader_accuracy": float(_order_credit(_vader(chosen), _vader(rejected)).mean()),
+        "vader_accuracy": float(_order_credit(vader_scores(chosen), vader_scores(rejected)).mean()),
         "length_accuracy": float(_order_credit([*map(len, chosen)], [*map(len, rejected)]).mean()),
     }
 
@@ -152,11 +152,6 @@ def vote_rater_accuracy(first: ArrayLike, second: ArrayLike) -> float | None:
         return None
     right = a * (0.5 + 0.5 * np.sign(a - 1 - b)) + b * (0.5 + 0.5 * np.sign(b - 1 - a))
     return float(right.sum() / (a + b).sum())
-
-
-def _vader(texts: Sequence[str]) -> list[float]:
-    # A text that VADER cannot read counts as neutral: a baseline has to say something of every text.
-    return [score or 0.0 for score in Vader()([""] * len(texts), texts)]
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:

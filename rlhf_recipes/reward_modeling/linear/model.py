@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
 from rlhf_recipes.imports import find_function, optional
-from rlhf_recipes.modeling.heads import LogisticCalibration
+from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.reward_modeling.linear.features import NAMED, Feature, FeatureGroup, FeatureSet, Matrix, beside
 from rlhf_recipes.statistics import percentile_interval
 from rlhf_recipes.texts import Text

@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rlhf_recipes.data.feedback.formats import Kind
-from rlhf_recipes.modeling.heads import Calibration
+from rlhf_recipes.modeling.calibration import Calibration
 from rlhf_recipes.reward_modeling.losses import maths as losses
 from rlhf_recipes.texts import Text, is_conversational
 

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rlhf_recipes.modeling.heads import Calibration, LinearCalibration, OrdinalCalibration
+from rlhf_recipes.modeling.calibration import Calibration, LinearCalibration, OrdinalCalibration
 from rlhf_recipes.reward_modeling.losses import maths as losses
 from rlhf_recipes.reward_modeling.losses.base import (
     Batch,

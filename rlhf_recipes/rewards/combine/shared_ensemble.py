@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from rlhf_recipes.modeling.calibration import Calibration
 from rlhf_recipes.modeling.frozen import labels_of_adapter, warn_of_truncation
-from rlhf_recipes.modeling.heads import Calibration, RewardModelSettings
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.reading import check_finite
 from rlhf_recipes.rewards.combine.ensemble import Reduction, check_reduction, reduced, variance
 from rlhf_recipes.rewards.learned import LearnedReward

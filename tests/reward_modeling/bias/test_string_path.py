@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import LogisticCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.reward_modeling.bias.string_path import StringPath, string_path_difference
 from rlhf_recipes.rewards.learned import LearnedReward
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer

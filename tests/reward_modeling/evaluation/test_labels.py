@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from rlhf_recipes.modeling.heads import LogisticCalibration
+from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.reward_modeling.evaluation.labels import label_evaluation, step_evaluation
 from rlhf_recipes.reward_modeling.scored import Scored
 from tests.reward_modeling.feedback_rows import scored

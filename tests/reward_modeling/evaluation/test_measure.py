@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-from rlhf_recipes.modeling.heads import LogisticCalibration, RewardModelSettings
+from rlhf_recipes.modeling.calibration import LogisticCalibration
+from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.reward_modeling.evaluation.__main__ import main
 from rlhf_recipes.reward_modeling.evaluation.measure import measure, rating_scale, summary
 from rlhf_recipes.rewards.learned import LearnedReward

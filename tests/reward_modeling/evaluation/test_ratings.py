@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import r2_score
 
-from rlhf_recipes.modeling.heads import LinearCalibration
+from rlhf_recipes.modeling.calibration import LinearCalibration
 from rlhf_recipes.reward_modeling.evaluation.ratings import (
     Evaluation,
     objective_evaluation,

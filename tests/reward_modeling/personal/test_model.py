@@ -69,13 +69,11 @@ def test_rows_of_one_call_may_be_of_many_users(model):
 
 def test_a_user_of_one_rating_stays_nearer_to_the_shared_score_than_a_user_of_many():
     prompts, completions, ratings, users = rated(("ann", "bob", "cid"))
-    row = ("", "loud loud loud red slow good", opinion("loud loud loud good", "dora"), "dora")
+    row = ("", "loud loud loud good", opinion("loud loud loud good", "dora"), "dora")
     few = [[*column, value] for column, value in zip((prompts, completions, ratings, users), row, strict=True)]
     of_one = PersonalRewardModel(GROUPS, **FIXED).fit_ratings(*few)
     of_many = PersonalRewardModel(GROUPS, **FIXED).fit_ratings(*rated())
-    far = [abs(m.scores([""], ["loud"] * 1, ["dora"])[0] - m.scores([""], ["loud"])[0]) for m in (of_one, of_many)]
-    assert np.linalg.norm(of_one.taste("dora")) > 0
-    assert far[0] < far[1]
+    assert 0 < np.linalg.norm(of_one.taste("dora")) < np.linalg.norm(of_many.taste("dora"))
 
 
 def test_a_user_who_rates_all_alike_is_lenient_and_no_more():
