@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Extras of pyproject.toml that the tests are installed with; those of 4-bit and DeepSpeed are skipped without theirs.
 EXTRAS ?= dev,rewards,math,serve,feedback,quantization,deepspeed
+# Test processes side by side; 0 runs the tests in one.
+WORKERS ?= 2
 
 .PHONY: quickstart test test-slow install help
 
@@ -20,10 +22,10 @@ test: $(VENV)/.installed-for-tests  ## Lint, format check, floors of the library
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
 install: $(VENV)/.installed-for-tests  ## Make .venv with the package, its pinned dependencies and what tests need
 
