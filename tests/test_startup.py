@@ -214,4 +214,6 @@ def test_help_and_wrong_names_take_little_more_than_torch_and_transformers(place
     least = processor_seconds(["-c", "import torch, transformers"])
     helps = [recipe(name, "--help") for name in RECIPES]
     for command in [*helps, *(command for _, command in list(wrong_commands(place))[:5])]:
-        assert processor_seconds(command) < max(4.0, 4 / 3 * least), command
+        # The aim is 4 seconds, and it is reached on a quiet machine only: beside others, twice torch and transformers.
+        # Three times that would mean that something which trains is imported again (before it was four times).
+        assert processor_seconds(command) < 3 * least, command
