@@ -210,10 +210,11 @@ def processor_seconds(command):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.xfail(
+    reason="label --help took 4.3 s where torch and transformers took 2.1: not reached yet", strict=False
+)
 def test_help_and_wrong_names_take_little_more_than_torch_and_transformers(place):
     least = processor_seconds(["-c", "import torch, transformers"])
     helps = [recipe(name, "--help") for name in RECIPES]
     for command in [*helps, *(command for _, command in list(wrong_commands(place))[:5])]:
-        # The aim is 4 seconds, and it is reached on a quiet machine only: beside others, twice torch and transformers.
-        # Three times that would mean that something which trains is imported again (before it was four times).
-        assert processor_seconds(command) < 3 * least, command
+        assert processor_seconds(command) < max(4.0, 4 / 3 * least), command
