@@ -7,12 +7,17 @@ Figures of a rollout by which a person, or [`~rlhf_recipes.ppo.run.monitor`], se
 """
 
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
+
+from rlhf_recipes.ppo import functional as F
+from rlhf_recipes.rewards.weighted_sum import progress_of
 
 GLOSSARY: dict[str, str] = {
     "episode": "Episodes collected so far, by all processes.",
@@ -78,6 +83,14 @@ class Meter:
             self.sums[name] += total
             self.weights[name] += weight
 
+    def join(self, world: int) -> None:
+        """Add up what all `world` processes have measured. A reward that applied to no row of one is missing there."""
+        if world > 1:
+            everyone = gather_object([self.state()])
+            self.read()
+            for state in everyone:
+                self.merge(state)
+
     def mean(self, name: str) -> float:
         """The mean of one name so far; 0 where nothing was added."""
         return self.sums[name] / self.weights[name] if self.weights.get(name) else 0.0
@@ -88,6 +101,20 @@ class Meter:
         self.sums.clear()
         self.weights.clear()
         return means
+
+
+def log_figures(trainer: Any) -> dict[str, float]:
+    """What the meter of a [`~rlhf_recipes.ppo.trainer.PPOTrainer`] has gathered since the last log, and progress."""
+    sizes = trainer.sizes
+    trainer.meter.join(sizes.world)
+    rollouts = -(-trainer.state.global_step // sizes.updates)  # the one in work is counted
+    figures = trainer.meter.read()
+    if "policy/ratio" in figures:  # so far it is the mean squared distance from 1
+        distance = (figures["policy/ratio"] - 1) ** 2
+        figures["policy/ratio_var"] = max(figures["policy/ratio_var"] - distance, 0.0)
+    done = rollouts * sizes.rollout - trainer.episodes_before
+    figures["time/episodes_per_second"] = done / (time.perf_counter() - trainer.start)
+    return {"episode": rollouts * sizes.rollout, **figures}
 
 
 def as_markdown() -> str:
@@ -161,6 +188,53 @@ def reward_figures(
             own[f"reward/{name}/share"] = float((weighted[:, column] * centered).mean()) / variance
         figures.append((own, len(values)))
     return figures
+
+
+def rollout_figures(rollout: Any, kl: Tensor, kl_coef: float) -> dict[str, float]:
+    """Scores, KL, entropy and lengths of a [`~rlhf_recipes.ppo.rollout.Rollout`] of all processes.
+
+    Args:
+        kl (`(B, T)`): As from [`~rlhf_recipes.ppo.functional.kl_per_token`].
+        kl_coef (`float`): Its weight in this rollout.
+    """
+    mask, count, scores = rollout.mask, len(rollout), rollout.scores
+    if rollout.token_rewards is not None:
+        scores = scores + torch.where(mask.bool(), rollout.token_rewards, 0.0).sum(dim=1)
+    nats = float(F.masked_sum(kl, mask) / count)
+    return {
+        "objective/scores": float(scores.mean()),
+        "objective/scores_std": float(scores.std(correction=0)),
+        "objective/kl": nats,
+        "objective/kl_coef": kl_coef,
+        "objective/non_score_reward": -kl_coef * nats,
+        "objective/rlhf_reward": float(scores.mean()) - kl_coef * nats,
+        "objective/entropy": float(F.masked_sum(-rollout.logprobs, mask) / count),
+        "rollout/completion_length": float(mask.sum() / count),
+        "rollout/finished": float(rollout.finished.float().mean()),
+        "rollout/num_eos_tokens": float(rollout.finished.sum()),
+        **completion_figures(rollout.completion_ids, mask, scores),
+    }
+
+
+def critic_figures(rollout: Any, returns: Tensor) -> dict[str, float]:
+    """How well the critic's values met the returns of a rollout, and their mean."""
+    return {
+        "value/explained_variance": float(F.explained_variance(rollout.values, returns, rollout.mask)),
+        "value/mean": float(F.masked_mean(rollout.values, rollout.mask)),
+    }
+
+
+def figures_of_rewards(trainer: Any, rollout: Any) -> list[tuple[dict[str, float], int]]:
+    """Mean, spread and share of each reward over a rollout, see [`reward_figures`]."""
+    if rollout.reward_parts is None:
+        return []
+    reward, credit = trainer.reward, trainer.credit
+    names = [name for name in reward.names if name not in reward.potential_names]
+    weights, means = reward.weights_at(progress_of(trainer.state)), None
+    if trainer.settings.normalize_rewards:
+        means = torch.tensor([credit.rewards.mean(name) for name in names])
+        weights = {name: weight / credit.rewards.std(name) for name, weight in weights.items()}
+    return reward_figures(rollout.reward_parts.cpu(), names, weights, means)
 
 
 def completion_figures(completion_ids: Tensor, mask: Tensor, scores: Tensor) -> dict[str, float]:

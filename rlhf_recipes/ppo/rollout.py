@@ -1,14 +1,13 @@
 """Rollouts: what a policy wrote, and what policy, reference and critic said of every token."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from accelerate.utils import gather
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rlhf_recipes.modeling.generation import Generator, Written, write
+from rlhf_recipes.modeling.generation import Written, stable_key
 from rlhf_recipes.modeling.roles import ActorCritic
 
 TOKENS = ("prompt_ids", "prompt_mask", "completion_ids", "mask")
@@ -84,19 +83,25 @@ def read(actor_critic: ActorCritic, written: Written, temperature: float, chunk:
     return Rollout(**{field.name: getattr(written, field.name) for field in fields(Written)}, **said_of_all)
 
 
-def sample(
-    actor_critic: ActorCritic,
-    generator: Generator,
-    prompts: Sequence[Sequence[int]],
-    row_keys: Sequence[int],
-    config: GenerationConfig,
-    device: torch.device,
-    chunk: int = 64,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Rollout:
-    """[`write`] and [`read`] in one."""
-    written = write(generator, prompts, row_keys, config, device, chunk, tokenizer)
-    return read(actor_critic, written, config.temperature, chunk)
+def gathered(rollout: Rollout, pad_token_id: int, world: int) -> Rollout:
+    """The rollouts of all `world` processes as one, so that everything after it is over all of them."""
+    if world == 1:
+        return rollout
+    widths = gather(torch.tensor([rollout.prompt_ids.shape[1]], device=rollout.mask.device))
+    missing = int(widths.max()) - rollout.prompt_ids.shape[1]
+
+    def joined(name: str, tensor: Tensor) -> Tensor:
+        if name in ("prompt_ids", "prompt_mask"):
+            fill = pad_token_id if name == "prompt_ids" else 0
+            tensor = torch.nn.functional.pad(tensor, (missing, 0), value=fill)
+        return gather(tensor.contiguous())
+
+    return rollout.map(joined)
+
+
+def permutation(count: int, *key: Any) -> Tensor:
+    """The numbers below `count` in an order that depends on `key` alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(stable_key(*key)))
 
 
 def reference_lists(rollout: Rollout) -> list[list[float]]:

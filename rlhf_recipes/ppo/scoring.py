@@ -96,5 +96,5 @@ class Scoring:
         credit = self.trainer.credit
         if self.learn:
             everyone = gather_object([parts]) if self.trainer.sizes.world > 1 else [parts]
-            credit.learn_rewards(everyone)
-        return credit.normalized_rewards(parts)
+            credit.rewards.learn(everyone)
+        return credit.rewards.normalized(parts)

@@ -17,7 +17,6 @@ it had never stopped.
 """
 
 import copy
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,56 +24,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rlhf_recipes.checkpoints import check_best_metric
-from rlhf_recipes.data.loading import load_rows
-from rlhf_recipes.data.prompts import Prompts, check_prompts, encode_prompts
-from rlhf_recipes.modeling.critics import build_critic
-from rlhf_recipes.modeling.decoders import check_ends, check_ids, check_same_vocabulary
-from rlhf_recipes.modeling.generation import (
-    Generator,
-    LocalGenerator,
-    Written,
-    sampling_config,
-    stable_key,
-    warn_of_distortions,
-    write,
-)
+from rlhf_recipes.compat import CheckpointOfRoles
+from rlhf_recipes.modeling.generation import Generator, LocalGenerator, Written, stable_key, write
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.tokenizers import fit_model
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit
 from rlhf_recipes.ppo.first_update import FirstUpdate
-from rlhf_recipes.ppo.metrics import Meter, reward_figures
-from rlhf_recipes.ppo.rollout import Rollout, read, trimmed
-from rlhf_recipes.ppo.run.callbacks import AfterEachStep, RolloutProgress, SaveOnInterrupt
-from rlhf_recipes.ppo.run.demonstrations import encode_demonstrations, pad_demonstrations
+from rlhf_recipes.ppo.metrics import Meter, figures_of_rewards, log_figures
+from rlhf_recipes.ppo.rollout import Rollout, gathered, permutation, read, trimmed
+from rlhf_recipes.ppo.run import checkpoint, held_out, saving
+from rlhf_recipes.ppo.run.callbacks import AfterEachStep, SaveOnInterrupt
+from rlhf_recipes.ppo.run.demonstrations import demonstrations_of_step, imitation_loss
 from rlhf_recipes.ppo.run.inputs import (
     check_arguments,
     check_siblings,
-    load_model,
+    resolve_critic,
     resolve_policy,
+    resolve_reference,
     resolve_reward,
     resolve_tokenizer,
-    warn_of_rounding,
 )
+from rlhf_recipes.ppo.run.launching import place_models, policy_for_sampling
 from rlhf_recipes.ppo.run.monitor import HackingMonitor
-from rlhf_recipes.ppo.run.saving import PPOPlumbing
+from rlhf_recipes.ppo.run.prompts import prepare_data
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
-from rlhf_recipes.rewards.weighted_sum import progress_of
-
-logger = logging.getLogger(__name__)
 
 
-class PPOTrainer(PPOPlumbing):
+class PPOTrainer(CheckpointOfRoles):
     """Tune a causal language model so that its completions score high, and stay near a reference.
 
     The first twelve arguments are those of TRL 1.12's `PPOTrainer`, in its order. `reward_funcs`, `reward_weights` and
@@ -108,6 +94,8 @@ class PPOTrainer(PPOPlumbing):
     """
 
     loss_is_scaled_for_ga = True  # the loss is divided by the tokens of the whole optimizer step
+    model: Any  # an ActorCritic, or what a launcher wraps around it; Trainer allows more than is checked here
+    processing_class: Any
 
     def __init__(
         self,
@@ -130,30 +118,25 @@ class PPOTrainer(PPOPlumbing):
         imitation_dataset: Dataset | None = None,
         generator: Generator | None = None,
     ) -> None:
-        args = PPOConfig(output_dir="ppo") if args is None else args
+        args = self.settings = PPOConfig(output_dir="ppo") if args is None else args
         check_arguments(args, model, ref_model, reward_model, value_model, train_dataset)
         check_best_metric(args, eval_dataset)
         set_seed(args.seed)  # Trainer does the same, but after adapters and heads are drawn
         tokenizer = resolve_tokenizer(processing_class, model)
         policy = resolve_policy(model, args, peft_config)
-        ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
-        reference: Any = load_model(str(ref_model), args) if isinstance(ref_model, str | Path) else ref_model
+        reference = resolve_reference(ref_model, args)
         for role in (policy, reference, reward_model, value_model):
             fit_model(role, tokenizer, may_grow=not isinstance(role, PeftModel))
-        self.settings = args
         self.reward = resolve_reward(reward_model, reward_funcs, reward_weights, reward_processing_classes, tokenizer)
         check_siblings(self.reward, args.num_generations, evaluates=eval_dataset is not None)
-        self._set_up_data(tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
-        critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
-        fit_model(getattr(critic, "model", None), tokenizer)
-        readers = {"ref_model": reference, "value_model": getattr(critic, "model", None), "reward_model": reward_model}
-        check_same_vocabulary(readers, policy, tokenizer)
-        if critic is not None:
-            warn_of_rounding("critic", critic, args.learning_rate)
+        data = prepare_data(args, tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
+        self.prompts, self.sizes, self.demonstrations = data.prompts, data.sizes, data.demonstrations
+        self.encoded, self.sampling = data.encoded, data.sampling
+        critic = resolve_critic(value_model, args, policy, reference, reward_model, tokenizer, peft_config)
         self.credit = Credit(args, has_critic=critic is not None)
         self.generator = generator
         self.rollout: Rollout | None = None
-        self.last_rows: list[dict[str, Any]] = []
+        self.last_rows: list[dict[str, Any]] = []  # of this process: the last rollout's, or of held-out prompts
         self.episodes_before = 0  # of the run that this one goes on from
         self.stopped = False  # whether target_kl ended the updates on this rollout
         self.tokens_of_step = 1  # over all processes, those to imitate included
@@ -177,68 +160,12 @@ class PPOTrainer(PPOPlumbing):
             callbacks=[AfterEachStep(self), self.interrupt, monitor, *(callbacks or [])],
             optimizers=optimizers,
         )
-        self._place(reward_model)
+        place_models(self, reward_model)
 
-    def _place(self, reward_model: Any) -> None:
-        """Refuse what the launcher cannot do, put the other models where the policy is, and show progress."""
-        self._check_launch()
-        if isinstance(reward_model, nn.Module):
-            reward_model.to(self.args.device)
-        self._place_reference()
-        if self.is_world_process_zero():
-            logger.info("%s", self.memory())
-        self.remove_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(RolloutProgress(self.sizes))
-
-    def _set_up_data(
-        self, tokenizer: Any, policy: Any, train: Dataset, held_out: Any, demonstrations: Any, collator: Any
-    ) -> None:
-        args = self.settings
-
-        def encoded(dataset: Dataset) -> Prompts:
-            prompts = encode_prompts(dataset, tokenizer, args.max_prompt_length, args.overlong_prompts, collator)
-            check_prompts(prompts.ids, policy, args.max_completion_length)
-            check_ids(prompts.ids, policy, tokenizer, "prompts")
-            return prompts
-
-        self.encoded = encoded
-        named = held_out if isinstance(held_out, dict) else {"": held_out}
-        self.prompts = {"train": encoded(train)}
-        self.prompts |= {f"eval/{name}": encoded(rows) for name, rows in named.items() if rows is not None}
-        count = len(self.prompts["train"])
-        self.sizes = args.batch_sizes(num_prompts=count)
-        if count < self.sizes.prompts:
-            raise ValueError(
-                f"The dataset has {count} prompts, but one rollout takes {self.sizes.prompts} "
-                f"({self.sizes.local_rollout // self.sizes.siblings} on each of {self.sizes.world} processes). Give "
-                "more prompts or a smaller per_device_train_batch_size or gradient_accumulation_steps."
-            )
-        if demonstrations is None and args.imitation_dataset_name is not None:
-            demonstrations = load_rows(args.imitation_dataset_name, "train")
-        if args.imitation_coef and demonstrations is None:
-            raise ValueError("imitation_coef is above 0, but there is nothing to imitate: give "
-                             "imitation_dataset, or imitation_dataset_name in the settings.")  # fmt: skip
-        if demonstrations is not None and not args.imitation_coef:
-            raise ValueError("imitation_dataset was given, but imitation_coef is 0, so nothing would be imitated.")
-        longest = args.max_prompt_length + args.max_completion_length
-        self.demonstrations = (
-            [] if demonstrations is None else encode_demonstrations(demonstrations, tokenizer, longest)
-        )
-        check_ids([ids for ids, _ in self.demonstrations], policy, tokenizer, "imitation_dataset")
-        options = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repetition_penalty",
-                                                          "min_new_tokens", "stop_strings")}  # fmt: skip
-        self.sampling = sampling_config(
-            tokenizer, policy, args.max_completion_length, args.temperature, args.stop_token, args.stop_token_id,
-            **options, **(args.generation_kwargs or {}),
-        )  # fmt: skip
-        if self.sampling.eos_token_id is None and args.stop_token != "none" and not args.stop_strings:
-            raise ValueError(
-                "Neither tokenizer nor model names an end-of-sequence token: no completion could end. Name one with "
-                "stop_token_id, or say that this is meant with stop_token='none'."
-            )
-        check_ends(self.sampling.eos_token_id, args.stop_token_id, policy, tokenizer)
-        warn_of_distortions(self.sampling)
+    @property
+    def roles(self) -> ActorCritic:
+        """Policy, critic and reference, without what a launcher wraps around them."""
+        return self.accelerator.unwrap_model(self.model)
 
     # ---- one rollout: sample, score, credit
 
@@ -257,15 +184,15 @@ class PPOTrainer(PPOPlumbing):
         keys = [stable_key(self.args.seed, "train", episode) for episode in episodes]
         rollout = self.sample("train", rows, keys, when_written=scoring.start)
         sampled = time.perf_counter()
-        moments = copy.deepcopy(self.credit.reward_moments)
+        moments = copy.deepcopy(self.credit.rewards)
         try:
             rollout, self.last_rows = scoring.finish(rollout)
-            rollout = self.gather(rollout)
+            rollout = gathered(rollout, self.processing_class.pad_token_id, sizes.world)
         except BaseException:
-            self.credit.reward_moments = moments  # the rollout is collected anew on resume, and learned from then
+            self.credit.rewards = moments  # the rollout is collected anew on resume, and learned from then
             raise
         self.interrupt.collecting = False
-        for of_reward, count in self.reward_figures(rollout):
+        for of_reward, count in figures_of_rewards(self, rollout):
             meter.add(of_reward, weight=count)
         rollout, figures = self.credit.assign(replace(rollout, reward_parts=None))
         meter.add(figures | {"time/sample": sampled - start, "time/score": time.perf_counter() - sampled})
@@ -279,7 +206,7 @@ class PPOTrainer(PPOPlumbing):
         """
         count, taken = len(self.prompts["train"]), self.sizes.prompts
         number, index = divmod(iteration, count // taken)
-        order = _permutation(count, self.args.seed, "prompts", number)
+        order = permutation(count, self.args.seed, "prompts", number)
         return order[index * taken : (index + 1) * taken].repeat_interleave(self.sizes.siblings).tolist()
 
     def sample(
@@ -304,7 +231,7 @@ class PPOTrainer(PPOPlumbing):
             self.accelerator.wait_for_everyone()
         prompts = [self.prompts[split].ids[row] for row in rows]
         chunk = chunk or self.settings.rollout_forward_batch_size
-        with self._policy_for_sampling() as roles, self.accelerator.autocast():
+        with policy_for_sampling(self) as roles, self.accelerator.autocast():
             generator = self.generator or LocalGenerator(roles.policy, self.processing_class)
             written = write(generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class)
             when_written(written)
@@ -312,34 +239,6 @@ class PPOTrainer(PPOPlumbing):
             rollout = read(roles, written, self.sampling.temperature, chunk)
         self.model.train(was_training)
         return rollout
-
-    def reward_figures(self, rollout: Rollout) -> list[tuple[dict[str, float], int]]:
-        """Mean, spread and share of each reward over a rollout, see [`~rlhf_recipes.ppo.metrics`]."""
-        if rollout.reward_parts is None:
-            return []
-        names = [name for name in self.reward.names if name not in self.reward.potential_names]
-        weights = self.reward.weights_at(progress_of(self.state))
-        parts = rollout.reward_parts.cpu()
-        means = None
-        if self.settings.normalize_rewards:
-            means = torch.tensor([self.credit.reward_mean(name) for name in names])
-            weights = {name: weight / self.credit.reward_scale(name) for name, weight in weights.items()}
-        return reward_figures(parts, names, weights, means)
-
-    def gather(self, rollout: Rollout) -> Rollout:
-        """The rollouts of all processes as one, so that everything after it is over all of them."""
-        if self.sizes.world == 1:
-            return rollout
-        widths = gather(torch.tensor([rollout.prompt_ids.shape[1]], device=rollout.mask.device))
-        missing = int(widths.max()) - rollout.prompt_ids.shape[1]
-
-        def joined(name: str, tensor: Tensor) -> Tensor:
-            if name in ("prompt_ids", "prompt_mask"):
-                fill = self.processing_class.pad_token_id if name == "prompt_ids" else 0
-                tensor = torch.nn.functional.pad(tensor, (missing, 0), value=fill)
-            return gather(tensor.contiguous())
-
-        return rollout.map(joined)
 
     # ---- the update, one optimizer step at a time
 
@@ -360,13 +259,13 @@ class PPOTrainer(PPOPlumbing):
         assert self.rollout is not None, "a rollout, collected or restored"
         if self.first_update.causes is None:  # going on in the middle of a rollout
             self.model.eval()
-            with self._policy_for_sampling() as roles, self.accelerator.autocast():
+            with policy_for_sampling(self) as roles, self.accelerator.autocast():
                 self.first_update.prepare(roles, self.rollout)
             self.model.train()
         if self.stopped:
             return [{"left_out": torch.ones(1)}] * num_batches, 1
         epoch, mini = divmod(update, self.settings.num_mini_batches)
-        order = _permutation(sizes.rollout, self.args.seed, "mini-batches", iteration, epoch)
+        order = permutation(sizes.rollout, self.args.seed, "mini-batches", iteration, epoch)
         rows = order[mini * sizes.mini : (mini + 1) * sizes.mini]
         device = self.rollout.mask.device
         assert self.rollout.loss_mask is not None
@@ -377,23 +276,8 @@ class PPOTrainer(PPOPlumbing):
             batches = [trimmed(batch) for batch in batches]
         self.tokens_of_step = tokens
         if self.settings.imitation_coef:
-            self.tokens_of_step += self._add_demonstrations(batches)
+            self.tokens_of_step += demonstrations_of_step(self, batches)
         return batches, max(tokens, 1)
-
-    def _add_demonstrations(self, batches: list[dict[str, Tensor]]) -> int:
-        """As many demonstrations for an optimizer step as it has episodes, in an order of their own; their tokens."""
-        sizes, count = self.sizes, len(self.demonstrations)
-        first = self.state.global_step * sizes.mini
-        passes = range(first // count, (first + sizes.mini - 1) // count + 1)
-        orders = {number: _permutation(count, self.args.seed, "imitation", number).tolist() for number in passes}
-        rows = [self.demonstrations[orders[n // count][n % count]] for n in range(first, first + sizes.mini)]
-        tokens = sum(len(ids) - skipped for ids, skipped in rows)
-        mine = rows[self.args.process_index :: sizes.world]
-        for number, batch in enumerate(batches):
-            part = mine[number * sizes.micro : (number + 1) * sizes.micro]
-            batch |= pad_demonstrations(part, self.processing_class.pad_token_id, batch["mask"].device)
-            batch["demo_tokens"] = torch.tensor(tokens)
-        return tokens
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -434,10 +318,11 @@ class PPOTrainer(PPOPlumbing):
         per_token = per_token + args.vf_coef * value if self.credit.has_critic else per_token
         loss = F.masked_sum(per_token, mask) / num_items_in_batch
         if demonstrations is not None:
-            imitation = self._imitation_loss(out["demonstration_logprobs"], inputs)
+            imitation, figures, count = imitation_loss(out["demonstration_logprobs"], inputs, args.imitation_coef)
+            self.step_meter.add(figures, weight=count)
             loss = loss + (0.0 if critic_alone else 1.0) * imitation
         loss = loss * self.sizes.world  # launchers take the mean over processes
-        self._stop_at_nan(loss, inputs)
+        saving.stop_at_nan(self, loss, inputs)
         self.first_update.see(logprobs - inputs["logprobs"], mask)
         with torch.no_grad():
             terms |= {
@@ -449,14 +334,6 @@ class PPOTrainer(PPOPlumbing):
             self._measure({name: x.detach() for name, x in terms.items()}, mask, loss)
         return (loss, out) if return_outputs else loss
 
-    def _imitation_loss(self, logprobs: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Negative log-likelihood of demonstrations: the "ptx" term of InstructGPT (arXiv 2203.02155, eq. 2)."""
-        imitated = inputs["demo_imitated"][:, 1:]
-        total = -F.masked_sum(logprobs, imitated)
-        count = int(imitated.sum())
-        self.step_meter.add({"loss/imitation_avg": total.detach() / max(count, 1)}, weight=count)
-        return self.settings.imitation_coef * total / inputs["demo_tokens"]
-
     def _measure(self, per_token: dict[str, Tensor], mask: Tensor, loss: Tensor) -> None:
         count = float(mask.sum())
         self.step_meter.add({"loss": loss * self.sizes.accumulation})  # a step is the sum of its micro-batches
@@ -465,6 +342,78 @@ class PPOTrainer(PPOPlumbing):
             squares = F.masked_mean((per_token["policy/ratio"] - 1) ** 2, mask)
             self.step_meter.add(means | {"policy/ratio_var": squares}, weight=count)  # of the distance from 1
 
+    # ---- what Trainer asks for around it; the rest is in `run/`
 
-def _permutation(count: int, *key: Any) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(stable_key(*key)))
+    def get_train_dataloader(self) -> DataLoader:
+        """A clock: one tick for each micro-batch of a pass over the prompts. The data itself comes from `collect`.
+
+        It is not prepared by accelerate, which would fetch one batch ahead and so collect a rollout too early.
+        """
+        rollouts = len(self.prompts["train"]) // self.sizes.prompts
+        ticks = rollouts * self.sizes.updates * self.sizes.accumulation
+        return DataLoader(range(ticks), batch_size=1)  # type: ignore[arg-type]  # a range is all that a clock needs
+
+    def after_step(self) -> None:
+        """What an optimizer step tells: its figures, and whether the next one on this rollout still takes place."""
+        self.meter.add({"policy/updates_made": float(not self.stopped)})
+        if self.state.global_step % self.sizes.updates == 0:
+            self.meter.add({"time/update": time.perf_counter() - self.update_start})
+        if self.stopped:
+            return
+        if self.settings.target_kl is not None:
+            self.step_meter.join(self.sizes.world)  # all processes must come to the same answer
+            self.stopped = self.step_meter.mean("policy/approxkl_avg") > self.settings.target_kl
+        self.meter.merge(self.step_meter.state())
+        self.step_meter.read()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = logs | log_figures(self)
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the beginning or on from a checkpoint (`True`: from the last whole one in `output_dir`).
+
+        Raises:
+            `FileNotFoundError`: if there is no checkpoint to go on from.
+            `ValueError`: if the checkpoint belongs to a run with other settings; each one is named.
+            `FloatingPointError`: if the loss becomes NaN or infinite.
+            `KeyboardInterrupt`: after Ctrl-C or SIGTERM, when the checkpoint is written.
+        """
+        folder = checkpoint.begin(self, resume_from_checkpoint)
+        with self.interrupt.saving():
+            return super().train(folder, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights, optimizer and schedule. Every process must call it."""
+        return checkpoint.state_of(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        checkpoint.restore(self, state)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Sample one completion for each held-out prompt; log the same figures with the prefix `eval_`."""
+        return held_out.evaluate(self, eval_dataset, metric_key_prefix)
+
+    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+        """Write, score and show completions of held-out prompts, as TRL's does; see [`held_out`]."""
+        return held_out.generate_completions(self, sampling)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy (or its adapters) and the tokenizer at the root, the critic in `critic/`."""
+        saving.save_model(self, Path(output_dir or str(self.args.output_dir)), in_checkpoint=_internal_call)
+
+    def push_checkpoint(self, folder: str) -> None:
+        """Push the model of a checkpoint; a push that fails is told, and training goes on."""
+        saving.push_checkpoint(self, folder)
+
+    def create_model_card(self, *args: Any, **known: Any) -> None:
+        """Write the README.md of the run's folder; see [`saving.create_model_card`]."""
+        saving.create_model_card(self, *args, **known)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Push policy, critic, tokenizer and card, and nothing else; see [`saving.push_to_hub`]."""
+        return saving.push_to_hub(self, *args, **kwargs)

@@ -12,9 +12,10 @@ from rlhf_recipes.modeling.generation import (
     sampling_config,
     stable_key,
     token_lists,
+    write,
 )
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.ppo.rollout import Rollout, sample
+from rlhf_recipes.ppo.rollout import Rollout, read
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -58,7 +59,9 @@ KEYS = [stable_key(7, "train", episode) for episode in range(8)]
 
 def draw(policy, tokenizer, prompts, keys=KEYS, chunk=64, temperature=1.0, length=T):
     config = sampling_config(tokenizer, policy, length, temperature)
-    return sample(ActorCritic(policy), LocalGenerator(policy), prompts, keys, config, CPU, chunk)
+    roles = ActorCritic(policy)
+    written = write(LocalGenerator(policy), prompts, keys, config, CPU, chunk)
+    return read(roles, written, temperature, chunk)
 
 
 # --- What counts --------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ Ctrl-C: the run is saved, and the user is told how to go on.
 What a person sees while PPO runs: one bar that counts rollouts, and one line of figures for each log.
 """
 
+import contextlib
 import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -18,6 +20,8 @@ from transformers import TrainerCallback
 
 from rlhf_recipes.ppo.batches import BatchSizes
 from rlhf_recipes.report.run_facts import is_mean_of_reward
+
+logger = logging.getLogger(__name__)
 
 
 class AfterEachStep(TrainerCallback):
@@ -46,9 +50,6 @@ class AfterEachStep(TrainerCallback):
             return
         if (rollouts - 1) % -(-trainer.sizes.iterations // tables) == 0:
             trainer.generate_completions(sampling=True)
-
-
-logger = logging.getLogger(__name__)
 
 
 class SaveOnInterrupt(TrainerCallback):
@@ -84,6 +85,22 @@ class SaveOnInterrupt(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
             control.should_evaluate = False  # it comes before saving, and a launcher does not wait for long
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around a whole training: an interrupted one ends with a checkpoint, and with `KeyboardInterrupt`."""
+        trainer = self.trainer
+        try:
+            yield
+            if self.asked and trainer.state.global_step < trainer.state.max_steps:
+                raise KeyboardInterrupt  # saved by now; a script must not go on as if the run were complete
+        except KeyboardInterrupt:
+            if self.collecting:  # no weight has changed since the last step
+                self.collecting = False
+                trainer.save_checkpoint_now()
+            raise
+        finally:
+            self.restore()
 
     def asked_anywhere(self) -> bool:
         """Whether any process was asked: all must stop after the same step."""

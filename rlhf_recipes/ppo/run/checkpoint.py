@@ -1,13 +1,16 @@
 """What a PPO checkpoint holds besides the Trainer's own files, and with which settings a run may go on from it."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
-from rlhf_recipes.ppo.batches import BatchSizes
-from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.checkpoints import find_checkpoint
+from rlhf_recipes.modeling.generation import stable_key
+from rlhf_recipes.ppo.rollout import Rollout
 
 STATE_FILE = "ppo_state.pt"
 
@@ -26,11 +29,70 @@ DECISIVE = (
 )  # fmt: skip
 
 
-def decisive_settings(args: PPOConfig, sizes: BatchSizes, rewards: str, counts: Mapping[str, str]) -> dict[str, Any]:
+def begin(trainer: Any, resume: str | bool | None) -> str | None:
+    """Put the trainer where a run begins, or where a checkpoint left off.
+
+    Returns:
+        `str`: the checkpoint's folder, with `resume=True` the last whole one in `output_dir`; `None` at the beginning.
+
+    Raises:
+        `FileNotFoundError`: if there is no checkpoint to go on from.
+        `ValueError`: if the checkpoint belongs to a run with other settings; each one is named.
+    """
+    if resume is True:
+        folder = str(trainer.args.output_dir)
+        resume = find_checkpoint(folder, "auto", required=[STATE_FILE])
+        if resume is None:
+            raise FileNotFoundError(f"There is no checkpoint in {folder!r} to go on from.")
+    if resume:
+        state = load_state(resume)
+        refuse_other_settings(resume, state["settings"], decisive_settings(trainer))
+        trainer.load_state_dict(state)
+        trainer.episodes_before = state["episodes"]
+    else:  # a second call begins anew
+        trainer.credit.reset()
+        trainer.episodes_before = 0
+    trainer.start = trainer.update_start = time.perf_counter()
+    return resume or None
+
+
+def state_of(trainer: Any) -> dict[str, Any]:
+    """What a resumed run needs besides weights, optimizer and schedule. Every process must call it."""
+    step, sizes, meter = trainer.state.global_step, trainer.sizes, trainer.meter.state()
+    between = step % sizes.updates == 0
+    return {
+        "settings": decisive_settings(trainer),
+        "credit": trainer.credit.state_dict(),
+        "meters": gather_object([meter]) if sizes.world > 1 else [meter],
+        "stopped": trainer.stopped,
+        "episodes": step // sizes.updates * sizes.rollout,
+        # Elsewhere a new rollout comes anyway.
+        "rollout": None if between or trainer.rollout is None else trainer.rollout.tensors(),
+    }
+
+
+def restore(trainer: Any, state: Mapping[str, Any]) -> None:
+    """Take over what `state_of` gave."""
+    trainer.credit.load_state_dict(state["credit"])
+    trainer.stopped = state["stopped"]
+    tensors = state["rollout"]
+    trainer.rollout = None if tensors is None else Rollout(**tensors).map(lambda _, t: t.to(trainer.args.device))
+    trainer.meter.read()
+    for number, of_process in enumerate(state["meters"]):
+        if number % trainer.sizes.world == trainer.args.process_index:  # also where there are fewer processes now
+            trainer.meter.merge(of_process)
+
+
+def decisive_settings(trainer: Any) -> dict[str, Any]:
     """The settings that a resumed run must share with the checkpoint, as plain values."""
-    settings = {name: getattr(args, name) for name in DECISIVE}
+    ids, demonstrations, sizes = trainer.prompts["train"].ids, trainer.demonstrations, trainer.sizes
+    settings = {name: getattr(trainer.settings, name) for name in DECISIVE}
     settings |= {"episodes of a rollout": sizes.rollout, "episodes of a mini-batch": sizes.mini}
-    settings |= {"rewards": rewards, **counts}
+    settings |= {
+        "rewards": repr(trainer.reward),
+        "prompts": f"{len(ids)} ({stable_key(ids):x})",
+        "demonstrations": f"{len(demonstrations)} ({stable_key(demonstrations):x})",
+    }
     return {name: _plain(value) for name, value in settings.items()}
 
 

@@ -1,14 +1,20 @@
-"""Demonstrations for the imitation term: encoded once, padded for each micro-batch."""
+"""Demonstrations for the imitation term: encoded once, padded for each micro-batch, and their loss."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS, read_kwargs, render, whole
-from rlhf_recipes.ppo.run.inputs import logger
+from rlhf_recipes.ppo import functional as F
+from rlhf_recipes.ppo.rollout import permutation
 from rlhf_recipes.texts import is_conversational
+
+logger = logging.getLogger(__name__)
 
 
 def encode_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[tuple]:
@@ -61,7 +67,7 @@ def _of_messages(
     return list(ids)[:max_length], max(len(prompt), 1)
 
 
-def pad_demonstrations(rows: Sequence[tuple], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+def pad_demonstrations(rows: Sequence[tuple], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
     """A batch of what [`encode_demonstrations`] gives: ids, their mask, and what of it is imitated; each `(D, L)`."""
     width = max(len(ids) for ids, _ in rows)
     tokens = torch.full((len(rows), width), pad_token_id)
@@ -71,3 +77,37 @@ def pad_demonstrations(rows: Sequence[tuple], pad_token_id: int, device: torch.d
         mask[number, : len(ids)] = 1
         imitated[number, skipped : len(ids)] = 1
     return {"demo_ids": tokens.to(device), "demo_mask": mask.to(device), "demo_imitated": imitated.to(device)}
+
+
+def demonstrations_of_step(trainer: Any, batches: list[dict[str, Tensor]]) -> int:
+    """As many demonstrations for an optimizer step as it has episodes, in an order of their own; their tokens.
+
+    Those of this process are put into its micro-batches.
+    """
+    sizes, seed, count = trainer.sizes, trainer.args.seed, len(trainer.demonstrations)
+    first = trainer.state.global_step * sizes.mini
+    passes = range(first // count, (first + sizes.mini - 1) // count + 1)
+    orders = {number: permutation(count, seed, "imitation", number).tolist() for number in passes}
+    rows = [trainer.demonstrations[orders[n // count][n % count]] for n in range(first, first + sizes.mini)]
+    tokens = sum(len(ids) - skipped for ids, skipped in rows)
+    mine = rows[trainer.args.process_index :: sizes.world]
+    for number, batch in enumerate(batches):
+        part = mine[number * sizes.micro : (number + 1) * sizes.micro]
+        batch |= pad_demonstrations(part, trainer.processing_class.pad_token_id, batch["mask"].device)
+        batch["demo_tokens"] = torch.tensor(tokens)
+    return tokens
+
+
+def imitation_loss(
+    logprobs: Tensor, inputs: dict[str, Tensor], imitation_coef: float
+) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Negative log-likelihood of demonstrations: the "ptx" term of InstructGPT (arXiv 2203.02155, eq. 2).
+
+    Returns:
+        `tuple`: the term of the loss, its figure for the log, and the tokens that this is a mean over.
+    """
+    imitated = inputs["demo_imitated"][:, 1:]
+    total = -F.masked_sum(logprobs, imitated)
+    count = int(imitated.sum())
+    figures = {"loss/imitation_avg": total.detach() / max(count, 1)}
+    return imitation_coef * total / inputs["demo_tokens"], figures, count

@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.data.chat import answered, kwargs_of
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.decoders import check_ids
-from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists
+from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional
 from rlhf_recipes.ppo.functional import kl_per_token
-from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists, sample
+from rlhf_recipes.ppo.metrics import figures_of_rewards
+from rlhf_recipes.ppo.rollout import Rollout, gathered, prompt_lists, read, reference_lists
 from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import WeightedSum
@@ -58,6 +59,8 @@ def evaluate(trainer: Any, eval_dataset: Any, prefix: str) -> dict[str, float]:
         _publish(trainer, rows, label, name)
     for split in [split for split in trainer.prompts if split.startswith("eval given")]:
         del trainer.prompts[split]
+    trainer.log(metrics)
+    trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
     return metrics
 
 
@@ -94,7 +97,7 @@ def measure(trainer: Any, split: str, indices: range) -> tuple[dict[str, float],
     nats = torch.where(rollout.mask.bool(), kl, 0.0).sum(dim=1).tolist()
     facts = zip(nats, rollout.mask.sum(dim=1).tolist(), rollout.finished.tolist(), strict=True)
     rows = [row | {"kl": k, "tokens": t, "finished": f} for row, (k, t, f) in zip(rows, facts, strict=True)]
-    rollout = trainer.gather(rollout)
+    rollout = gathered(rollout, trainer.processing_class.pad_token_id, world)
     if world > 1:
         everyone = gather_object([rows])
         # Process r had rows r, r + world, ...: this is their order in the dataset, and in the gathered rollout.
@@ -102,9 +105,9 @@ def measure(trainer: Any, split: str, indices: range) -> tuple[dict[str, float],
         rows = [everyone[process][place] for place, process in order]
         kept = torch.tensor([process * len(mine) + place for place, process in order], device=rollout.mask.device)
         rollout = rollout.map(lambda name, tensor: tensor[kept])
-        trainer._join_processes(meter)
+        meter.join(world)
     figures = {name: value for name, value in meter.read().items() if not name.startswith("time/")}
-    for of_reward, _ in trainer.reward_figures(rollout):
+    for of_reward, _ in figures_of_rewards(trainer, rollout):
         figures |= of_reward
     figures |= trainer.credit.assign(rollout, learn=False)[1]
     texts = [row["completion"] for row in rows]
@@ -167,7 +170,8 @@ def write_completions(
         for start in range(0, len(dataset), batch_size):
             rows = list(range(start, min(start + batch_size, len(dataset))))
             keys = [stable_key(seed, "evaluate", row) for row in rows]
-            rollout = sample(roles, generator, [prompt_ids[row] for row in rows], keys, config, device, batch_size)
+            written = write(generator, [prompt_ids[row] for row in rows], keys, config, device, batch_size)
+            rollout = read(roles, written, temperature, batch_size)
             yield from _scored_rows(dataset[rows], rollout, tokenizer, reward)
             bar.update(len(rows))
 

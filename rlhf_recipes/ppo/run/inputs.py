@@ -11,7 +11,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from rlhf_recipes.modeling.decoders import check_decoder, check_decoder_name
+from rlhf_recipes.modeling.critics import build_critic
+from rlhf_recipes.modeling.decoders import check_decoder, check_decoder_name, check_same_vocabulary
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
     check_model_path,
@@ -21,7 +22,7 @@ from rlhf_recipes.modeling.loading import (
     load_policy,
     load_policy_tokenizer,
 )
-from rlhf_recipes.modeling.tokenizers import ends_of
+from rlhf_recipes.modeling.tokenizers import ends_of, fit_model
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.run.shared_tokenizer import SharedTokenizerReward
 from rlhf_recipes.ppo.run.tables import FIGURES, TEXTS
@@ -140,6 +141,31 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
         )
     warn_of_rounding("policy", model, args.learning_rate)
     return model
+
+
+def resolve_reference(ref_model: Any, args: PPOConfig) -> Any:
+    """The reference, loaded where it is named; `None` where none is given."""
+    ref_model = args.ref_model_name_or_path if ref_model is None else ref_model
+    return load_model(str(ref_model), args) if isinstance(ref_model, str | Path) else ref_model
+
+
+def resolve_critic(
+    value_model: Any,
+    args: PPOConfig,
+    policy: Any,
+    reference: Any,
+    reward_model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: PeftConfig | None,
+) -> nn.Module | None:
+    """The critic, by default what `args.critic` says, when it and the other models read the policy's vocabulary."""
+    critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
+    fit_model(getattr(critic, "model", None), tokenizer)
+    readers = {"ref_model": reference, "value_model": getattr(critic, "model", None), "reward_model": reward_model}
+    check_same_vocabulary(readers, policy, tokenizer)
+    if critic is not None:
+        warn_of_rounding("critic", critic, args.learning_rate)
+    return critic
 
 
 def load_model(name: str, args: PPOConfig) -> Any:

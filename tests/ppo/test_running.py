@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_recipes.ppo.credit import KLController, RunningMoments
+from rlhf_recipes.ppo.running import KLController, RunningMoments
 
 # ---- the KL coefficient
 
