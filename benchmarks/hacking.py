@@ -19,7 +19,8 @@ from typing import Any
 from tiny_tasks import save_figure
 
 # isort: split
-from rlhf_recipes.ppo.run.monitor import Finding, findings, held_out_of, read_history
+from rlhf_recipes.ppo.run.findings import Finding, findings
+from rlhf_recipes.ppo.run.monitor import held_out_of, read_history
 from rlhf_recipes.statistics import paired_gain
 from rlhf_recipes.words import distinct_n
 
