@@ -49,88 +49,34 @@ class PPOConfig(TrainingArguments):
     optimizer steps, of which a rollout has `num_ppo_epochs * num_mini_batches`. docs/migrating_from_trl.md sets TRL's
     meaning beside this one.
 
+    Each option says in a line what it is for: `--help` shows them, docs/ppo_options.md when to take which. Beyond that:
+
     Args:
-        total_episodes (`int`, *optional*):
-            Episodes of the whole run, rounded up to whole rollouts. Default: `num_train_epochs` passes over the
-            prompts.
-        num_ppo_epochs (`int`, *optional*, defaults to 4):
-            How often each rollout is gone over.
-        num_mini_batches (`int`, *optional*, defaults to 1):
-            Optimizer steps for each pass over a rollout.
-        num_generations (`int`, *optional*, defaults to 1):
-            Completions of each prompt in a rollout.
-        rollout_forward_batch_size (`int`, *optional*, defaults to 64):
-            Episodes of one process that are sampled and scored at a time; it bounds memory and changes no result.
-        logits_chunk_size (`int`, *optional*, defaults to 2048):
-            Tokens of a micro-batch whose logits exist at a time; it bounds memory and changes no result.
-        max_prompt_length (`int`, *optional*, defaults to 512), overlong_prompts (`str`, defaults to `"cut"`):
-            Longer prompts lose their beginning (`"cut"`) or are left out (`"drop"`). Either way they are counted.
-        max_completion_length (`int`, *optional*, defaults to 53):
-            Most new tokens. A completion that reaches it without an end is cut there (it is truncated).
         temperature (`float`, *optional*, defaults to 0.7):
             Of sampling, and of every log-probability: the policy that is trained is the one that is sampled.
         top_k, top_p, min_p, repetition_penalty, min_new_tokens, generation_kwargs:
-            As in `transformers.GenerationConfig`. They make the sampled distribution another one than the policy's;
-            a warning says what that does to the KL.
+            They make the sampled distribution another one than the policy's; a warning says what that does to the KL.
         stop_token (`str`, *optional*), stop_token_id (`list[int]`), stop_strings (`list[str]`):
-            What ends a completion besides the tokenizer's and the model's end-of-sequence tokens. `stop_token="none"`
-            takes these away; every completion then has its full length unless something else is named.
-        missing_eos_penalty (`float`, *optional*):
-            Subtracted from the score of a completion that did not end by itself.
-        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
-            Leave truncated completions out of the losses (and of whitening).
+            `stop_token="none"` takes away the end-of-sequence tokens of tokenizer and model; every completion then
+            has its full length unless something else is named. The others are added to them.
         normalize_rewards (`bool`, *optional*, defaults to `False`):
             Take the mean of each reward so far away and divide by its standard deviation so far, before its weight:
             then weights compare rewards of any unit. Rewards that pay per token stay as they are.
-        hacking_monitor (`"warn"`, `"stop"` or `"off"`, *optional*, defaults to `"warn"`):
-            Whether a monitor looks at the log for signs that the rewards are exploited, and what it does then: say so,
-            or save and end the run as well. See [`~rlhf_recipes.ppo.run.monitor`].
-        use_score_scaling, use_score_norm, score_clip:
-            Divide scores by the standard deviation of all scores so far; subtract their mean too; clip them to
-            `[-score_clip, score_clip]` afterwards.
-        kl_coef (`float`, *optional*, defaults to 0.05):
-            Weight of the KL penalty against the reference.
         use_kl_loss (`bool`, *optional*, defaults to `False`), kl_estimator (`str`, *optional*, defaults to `"k1"`):
-            Whether the penalty is part of the loss and not of the rewards; and its estimator. In the rewards `"k1"`
-            has the gradient of the KL, `"k2"` and `"k3"` do not. In the loss `"k2"` has it, `"k3"` that of the other
-            direction, and `"k1"` none at all, so that it is refused there.
+            In the rewards `"k1"` has the gradient of the KL, `"k2"` and `"k3"` do not. In the loss `"k2"` has it,
+            `"k3"` that of the other direction, and `"k1"` none at all, so that it is refused there.
         kl_target (`float`, *optional*), kl_horizon (`int`, *optional*, defaults to 10000):
-            Adapt `kl_coef` after every rollout so that the KL approaches `kl_target` nats per completion, with a time
-            constant of `kl_horizon` episodes (arXiv 1909.08593, §2.2).
-        gamma (`float`, *optional*, defaults to 1.0), lam (`float`, *optional*, defaults to 0.95):
-            Discount, and the lambda of generalized advantage estimation.
-        lam_value (`float`, *optional*), lam_length_alpha (`float`, *optional*):
-            A lambda of its own for the critic's targets; and `lam = 1 - 1/(lam_length_alpha * length)` for the
-            advantages (arXiv 2504.05118).
-        whiten_rewards (`bool`, *optional*, defaults to `False`), whiten_advantages (`bool`, defaults to `True`):
-            Scale to unit variance over the rollout of all processes; advantages are centred too.
+            After every rollout `kl_coef` is moved so that the KL approaches `kl_target` nats per completion, with a
+            time constant of `kl_horizon` episodes (arXiv 1909.08593, §2.2).
+        lam_length_alpha (`float`, *optional*): From arXiv 2504.05118.
+        dual_clip (`float`, *optional*): Bound `dual_clip * |A|` on the loss of a token with negative advantage A
+            (arXiv 1912.09729); above 1.
         critic (`str`, *optional*, defaults to `"head"`):
             `"head"`, one layer on the policy's body; `"policy"` or `"reward_model"`, a copy of it with a head;
             `"none"`; or the folder or id of a model. A `value_model` given to the trainer comes first.
-        critic_warmup (`int`, *optional*, defaults to 0):
-            Rollouts at the beginning in which the critic alone learns.
-        vf_coef (`float`, *optional*, defaults to 0.1), cliprange_value (`float`, *optional*, defaults to 0.2):
-            Weight of the value loss; how far a value may move away from the rollout's (`None`: any distance).
-        cliprange (`float`, *optional*, defaults to 0.2), cliprange_high (`float`, *optional*):
-            How far the probability ratio may move from 1 (`None`: any distance), and upwards where that differs.
-        dual_clip (`float`, *optional*):
-            Bound `dual_clip * |A|` on the loss of a token with negative advantage A (arXiv 1912.09729); above 1.
-        entropy_coef (`float`, *optional*, defaults to 0):
-            Weight of the entropy bonus, per token.
-        target_kl (`float`, *optional*):
-            Leave out the rest of a rollout's updates once `policy/approxkl_avg` of one is above this.
-        imitation_coef (`float`, *optional*, defaults to 0):
-            Weight of the supervised loss on demonstrations: the trainer's `imitation_dataset`, or the rows of
-            `imitation_dataset_name`.
         allow_stochastic_policy (`bool`, *optional*, defaults to `False`):
-            Go on with a policy whose log-probabilities of a rollout differ before the first update, and say it once.
-            By default the run stops there with the cause: the mean |log ratio| is above 1e-4 in float32, or 0.02 in
-            less.
-        ref_model_name_or_path (`str`, *optional*):
-            The reference, where the trainer is not given a `ref_model`.
-        save_merged (`bool`, *optional*, defaults to `False`):
-            What `save_model` and `push_to_hub` write: one whole model, or the adapters alone. A base in 4 bit
-            cannot be merged into.
+            By default a run stops, with the cause, where log-probabilities of a rollout differ before the first
+            update: a mean |log ratio| above 1e-4 in float32, or 0.02 in less. With it, this is said once.
 
     Raises:
         `ValueError`: if sizes do not divide, a number is out of range, or an option is given that PPO does not use.
