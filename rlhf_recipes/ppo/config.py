@@ -49,7 +49,7 @@ class PPOConfig(TrainingArguments):
     optimizer steps, of which a rollout has `num_ppo_epochs * num_mini_batches`. docs/migrating_from_trl.md sets TRL's
     meaning beside this one.
 
-    Each option says in a line what it is for: `--help` shows them, docs/ppo_options.md when to take which. Beyond that:
+    Each option says in a line what it is for (`--help`), and docs/ppo_options.md when to take it. Beyond that:
 
     Args:
         temperature (`float`, *optional*, defaults to 0.7):

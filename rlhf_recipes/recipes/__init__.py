@@ -1,0 +1,1 @@
+"""The recipes, as they come with the installed package: `python -m rlhf_recipes.recipes copy ppo`."""
