@@ -8,7 +8,16 @@ EXTRAS ?= dev,rewards,math,serve,feedback,quantization,deepspeed
 # Test processes side by side; 0 runs the tests in one.
 WORKERS ?= 2
 
-.PHONY: quickstart test test-slow install help
+# What pip is told to install as torch: on a machine without a GPU "--index-url URL torch", or the path of a wheel.
+TORCH ?= torch
+# The oldest versions that pyproject.toml allows of what moves under this project, the newest ones, and what is run there.
+OLDEST := trl==1.13.0 transformers==5.19.0 peft==0.19.0 datasets==4.8.0
+NEWEST := trl transformers peft datasets
+PART ?= tests/ppo/test_trainer.py tests/ppo/test_update_options.py tests/modeling/test_loading.py tests/data \
+	tests/recipes/test_ppo.py tests/recipes/test_reward.py tests/recipes/test_sft.py tests/recipes/test_dpo.py \
+	tests/recipes/test_grpo.py tests/recipes/test_rloo.py tests/reward_modeling/test_saving.py tests/test_saved_before.py
+
+.PHONY: quickstart test test-slow test-versions install help
 
 help:            ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -27,6 +36,16 @@ test: $(VENV)/.installed-for-tests  ## Lint, format check, floors of the library
 test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
+test-versions: $(VENV)/.installed-for-tests  ## A part of the tests with the oldest and the newest trl, transformers, peft, datasets
+	rm -rf $(VENV)/versions
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/versions/oldest $(OLDEST)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/versions/newest $(NEWEST)
+	for name in oldest newest; do \
+	  ls -d $(VENV)/versions/$$name/*.dist-info | xargs -n 1 basename; \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$name OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+	    $(BIN)/python -m pytest -q -n $(WORKERS) $(PART) || exit 1; \
+	done
+
 install: $(VENV)/.installed-for-tests  ## Make .venv with the package, its pinned dependencies and what tests need
 
 # torch goes first: where the index has a CPU build, the exact version in constraints.txt finds it.
@@ -34,7 +53,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
