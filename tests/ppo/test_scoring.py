@@ -162,10 +162,10 @@ def test_an_interrupt_after_the_statistics_have_learned_takes_it_back(tmp_path, 
     run.collect(0)
     before = run.credit.state_dict()
 
-    def interrupted(rollout):
+    def interrupted(rollout, pad_token_id, world):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "gather", interrupted)
+    monkeypatch.setattr(trainer_module, "gathered", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.collect(1)
     assert run.credit.state_dict() == before
