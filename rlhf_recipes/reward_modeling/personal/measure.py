@@ -16,10 +16,9 @@ from torch import Tensor
 
 from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
-from rlhf_recipes.imports import optional
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 from rlhf_recipes.reward_modeling.personal.simulated import Ratings
-from rlhf_recipes.statistics import Floats, Units, numbers, ratio_interval
+from rlhf_recipes.statistics import Floats, Units, numbers, ratio_interval, rows_by_key
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -67,7 +66,7 @@ def of_each_user(
     if not len(s) == len(y) == len(users) or not len(y):
         raise ValueError(f"There are {len(s)} scores, {len(y)} ratings and {len(users)} users; give one of each.")
     accuracy, pearson = [], []
-    for rows in _groups(users):
+    for rows in rows_by_key(users, len(users)):
         own, wanted = s[rows], y[rows]
         asked = float(np.ptp(wanted)) >= max(min_gap, 1e-9)
         accuracy.append(all_pairs_accuracy(own, wanted, min_gap)[0] if asked else np.nan)
@@ -104,7 +103,7 @@ def gains(
     known = np.flatnonzero(np.isfinite(first))
     if not len(known):
         return dict.fromkeys(("gain", "gain_ci95", "lower", "lose", "win", "largest_loss")) | {"users": 0}
-    groups = _groups(users)
+    groups = rows_by_key(users, len(users))
     ends = [_difference(ours[rows], theirs[rows], y[rows], min_gap) for rows in (groups[index] for index in known)]
     difference = (first - second)[known]
     return {
@@ -131,13 +130,14 @@ def separate_heads(matrix: Floats, ratings: ArrayLike, users: Sequence[Any], ask
     Returns:
         `dict`: by user, `(M,)`.
     """
-    models = optional("sklearn.linear_model", "separate_heads", package="scikit-learn", extra="feedback")
+    from sklearn.linear_model import RidgeCV  # takes a second
+
     y, said = numbers(ratings, "ratings"), {}
-    for rows in _groups(users):
+    for rows in rows_by_key(users, len(users)):
         if np.ptp(y[rows]) == 0:
             said[users[rows[0]]] = np.full(len(asked), y[rows[0]])
             continue
-        head = models.RidgeCV(np.logspace(0, 6, 13)).fit(matrix[rows], y[rows])
+        head = RidgeCV(np.logspace(0, 6, 13)).fit(matrix[rows], y[rows])
         said[users[rows[0]]] = np.asarray(head.predict(asked), dtype=np.float64)
     return said
 
@@ -244,13 +244,6 @@ def plot_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, measure: st
 
 
 # --- inside ----------------------------------------------------------------------------------------------
-
-
-def _groups(users: Sequence[Any]) -> list[np.ndarray]:
-    rows: dict[Any, list[int]] = {}
-    for row, user in enumerate(users):
-        rows.setdefault(user, []).append(row)
-    return [np.array(own) for own in rows.values()]
 
 
 def _difference(ours: Floats, theirs: Floats, y: Floats, min_gap: float) -> list[float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.modeling.reading import check_finite
+from rlhf_recipes.reward_modeling.personal.users import user_key
 from rlhf_recipes.texts import Text
 
 if TYPE_CHECKING:
@@ -89,8 +90,6 @@ class PersonalReward:
         return scores
 
     def _count(self, users: Sequence[Any], there: bool) -> None:
-        from rlhf_recipes.reward_modeling.personal.model import user_key
-
         known = set(self.model.users)
         shared = sum(1 for user in users if user_key(user) not in known)
         if shared and not self.shared:

@@ -13,7 +13,6 @@ these raters differ more than real ones.
 **Nobody real has these tastes.** The figures say what the method finds where tastes of this kind and size exist.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_recipes.data.feedback.recognize import row_keys
 from rlhf_recipes.data.raters.votes import RatingModel
 from rlhf_recipes.reward_modeling.examples import in_share, parse_share
 from rlhf_recipes.reward_modeling.linear.features import FeatureSet, Keywords, Length, Marks, Sentiment
-from rlhf_recipes.reward_modeling.personal.model import user_key
+from rlhf_recipes.reward_modeling.personal.users import user_key
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.statistics import Floats, numbers
 from rlhf_recipes.texts import Text
@@ -169,11 +169,9 @@ def take_share(rows: Dataset, share: str) -> Dataset:
         `ValueError`: if it is no share, or no row lies in it.
     """
     low, high = parse_share(share)
-    about = rows["prompt" if "prompt" in rows.column_names else "completion"]
-    keys = [value if isinstance(value, str) else json.dumps(value) for value in about]
-    kept = [row for row, key in enumerate(keys) if in_share(key, low, high)]
+    kept = [row for row, key in enumerate(row_keys(rows)) if in_share(key, low, high)]
     if not kept:
-        raise ValueError(f"None of the {len(keys)} rows is in the share {share}. Widen it.")
+        raise ValueError(f"None of the {len(rows)} rows is in the share {share}. Widen it.")
     return rows.select(kept)
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from rlhf_recipes.reward_modeling.linear.features import BagOfWords, Feature, FeatureGroup, Keywords
-from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel, user_key
+from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
+from rlhf_recipes.reward_modeling.personal.users import user_key
 
 WORDS = ("good", "loud", "slow", "red")
 TASTES = {"ann": 2.0, "bob": -2.0, "cid": 1.0, "dora": -1.0}  # what each "loud" is worth to a user
