@@ -1,17 +1,25 @@
 """What a person reads of a linear reward model: which features matter, as numbers, pictures and a page."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
-from rlhf_recipes.reward_modeling.linear.features import Matrix, beside
+from rlhf_recipes.reward_modeling.linear.features import Coefficient, Matrix, beside
 from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
-from rlhf_recipes.reward_modeling.linear.records import Coefficient, Importance
 from rlhf_recipes.texts import Text
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much a measure falls when a feature is shuffled: mean and standard deviation over the shuffles."""
+
+    name: str
+    mean: float
+    std: float
 
 
 def importance(

@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,29 @@ class FeatureSet:
                 raise ValueError(f"The features {kind!r} are code from elsewhere. Give trust=True if you know it.")
             groups.append(make_group({kind: {key: value for key, value in entry.items() if key != "kind"}}))
         return cls(tuple(groups), data["completion_only"])
+
+
+class Contribution(NamedTuple):
+    """What one feature did to one score: its value (`None` for an embedding), and what it added or took away."""
+
+    feature: str
+    value: float | None
+    contribution: float
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """The weight of one feature, in two units: score for one unit of it, and score for one standard deviation.
+
+    Only the second can be compared between features. `low` and `high` are its 95% interval, where `bootstrap` was
+    called.
+    """
+
+    feature: Feature
+    per_unit: float
+    per_std: float
+    low: float | None = None
+    high: float | None = None
 
 
 def make_group(spec: FeatureGroup | str | Mapping[str, Any]) -> FeatureGroup:

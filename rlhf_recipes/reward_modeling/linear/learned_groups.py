@@ -97,9 +97,34 @@ class BagOfWords(FeatureGroup):
 
 
 @dataclass(frozen=True)
-class Embedding(FeatureGroup):
-    """The meaning of the text as a vector of length 1, by a sentence encoder ([`~rlhf_recipes.rewards.embeddings.
-    Embedder`]). It knows the encoder's languages. Its numbers mean nothing one by one and are told as one feature.
+class Vectors(FeatureGroup):
+    """Numbers of an encoder, which mean nothing one by one and are told as one feature.
+
+    A subclass has a field `size`, how many there are, which `fit` finds out, and defines [`vectors`].
+    """
+
+    standardize: ClassVar[bool] = False
+    opaque: ClassVar[bool] = True
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    def fit(self, readings: Sequence[Reading]) -> "Vectors":
+        return replace(self, size=self.vectors(readings[:1]).shape[1])  # type: ignore[call-arg]
+
+    def matrix(self, readings: Sequence[Reading]) -> Matrix:
+        return self.vectors(readings).double().numpy()
+
+    def vectors(self, readings: Sequence[Reading]) -> Any:
+        """The vector of each text, a tensor of torch. `(N, size)`"""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Embedding(Vectors):
+    """The meaning of the text as a vector of length 1, by a sentence encoder ([`~rlhf_recipes.modeling.embedder.
+    Embedder`]). It knows the encoder's languages.
 
     Args:
         model (`str`):
@@ -108,12 +133,7 @@ class Embedding(FeatureGroup):
             Texts in one forward pass.
         max_length (`int`, *optional*):
             Tokens of a text that are read; a longer text loses its end. Default: what the encoder was trained on.
-        size (`int`, *optional*):
-            Numbers in a vector, which `fit` finds out.
     """
-
-    standardize: ClassVar[bool] = False
-    opaque: ClassVar[bool] = True
 
     model: str
     batch_size: int = 32
@@ -121,24 +141,12 @@ class Embedding(FeatureGroup):
     size: int = 0
 
     @property
-    def bounded(self) -> bool:
-        return True
-
-    @property
     def features(self) -> tuple[Feature, ...]:
         meaning = f"one of {self.size} numbers for the meaning of the text"
         return tuple(Feature(f"embedding[{index}]", meaning, "of a vector of length 1") for index in range(self.size))
 
-    def fit(self, readings: Sequence[Reading]) -> "Embedding":
-        return replace(self, size=self._embedder([readings[0].text]).shape[1])
-
-    def matrix(self, readings: Sequence[Reading]) -> Matrix:
-        vectors: Matrix = self._embedder([reading.text for reading in readings]).double().numpy()
-        return vectors
-
-    @property
-    def _embedder(self) -> Any:
-        return _load_embedder(self.model, self.batch_size, self.max_length)
+    def vectors(self, readings: Sequence[Reading]) -> Any:
+        return _load_embedder(self.model, self.batch_size, self.max_length)([reading.text for reading in readings])
 
 
 @functools.lru_cache(maxsize=2)

@@ -29,8 +29,15 @@ from numpy.typing import ArrayLike, NDArray
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.reward_modeling.linear import regressors
 from rlhf_recipes.reward_modeling.linear.card import card
-from rlhf_recipes.reward_modeling.linear.features import NAMED, FeatureGroup, FeatureSet, Matrix, dense
-from rlhf_recipes.reward_modeling.linear.records import Coefficient, Contribution
+from rlhf_recipes.reward_modeling.linear.features import (
+    NAMED,
+    Coefficient,
+    Contribution,
+    FeatureGroup,
+    FeatureSet,
+    Matrix,
+    dense,
+)
 from rlhf_recipes.reward_modeling.linear.standardize import Standardization
 from rlhf_recipes.statistics import percentile_interval
 from rlhf_recipes.texts import Text

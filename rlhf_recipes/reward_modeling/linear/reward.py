@@ -9,8 +9,8 @@ from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import is_blank
 
 if TYPE_CHECKING:
+    from rlhf_recipes.reward_modeling.linear.features import Contribution
     from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
-    from rlhf_recipes.reward_modeling.linear.records import Contribution
 
 
 class LinearReward:

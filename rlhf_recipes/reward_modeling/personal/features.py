@@ -2,26 +2,26 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_recipes.modeling.frozen import HEADS
 from rlhf_recipes.modeling.reading import forward, length_batches
-from rlhf_recipes.reward_modeling.linear.groups import Feature, FeatureGroup, Matrix, Reading
+from rlhf_recipes.reward_modeling.linear.groups import Feature, Reading
+from rlhf_recipes.reward_modeling.linear.learned_groups import Vectors
 from rlhf_recipes.rewards.learned import LearnedReward
 
 
 @dataclass(frozen=True)
-class HiddenFeatures(FeatureGroup):
+class HiddenFeatures(Vectors):
     """The hidden vector below the head of a reward model, `h(x)` of `score = w.h(x) + b`.
 
     Of an encoder it is what its classifier's last layer is given, of a decoder the state of the last token. It was
     trained to tell good texts from bad ones, and has forgotten some of the rest: where tastes are about other things,
-    an [`~rlhf_recipes.reward_modeling.linear.features.Embedding`] beside it knows more. Its numbers mean nothing one
-    by one.
+    an [`~rlhf_recipes.reward_modeling.linear.learned_groups.Embedding`] beside it knows more.
 
     Args:
         model (`str`):
@@ -29,32 +29,19 @@ class HiddenFeatures(FeatureGroup):
             saved.
         batch_size (`int`, *optional*, defaults to 32):
             Texts in one forward pass.
-        size (`int`, *optional*):
-            Numbers in a vector, which `fit` finds out.
     """
-
-    standardize: ClassVar[bool] = False
-    opaque: ClassVar[bool] = True
 
     model: str
     batch_size: int = 32
     size: int = 0
 
     @property
-    def bounded(self) -> bool:
-        return True
-
-    @property
     def features(self) -> tuple[Feature, ...]:
         meaning = f"one of {self.size} numbers that the head of {self.model} reads"
         return tuple(Feature(f"hidden[{index}]", meaning, "of a hidden vector") for index in range(self.size))
 
-    def fit(self, readings: Sequence[Reading]) -> "HiddenFeatures":
-        return replace(self, size=_head(_load(self.model).model)[1].in_features)
-
-    def matrix(self, readings: Sequence[Reading]) -> Matrix:
-        vectors: Matrix = hidden_vectors(_load(self.model), readings, self.batch_size).double().numpy()
-        return vectors
+    def vectors(self, readings: Sequence[Reading]) -> Tensor:
+        return hidden_vectors(_load(self.model), readings, self.batch_size)
 
 
 def hidden_vectors(reward: LearnedReward, readings: Sequence[Reading], batch_size: int = 32) -> Tensor:
@@ -63,7 +50,7 @@ def hidden_vectors(reward: LearnedReward, readings: Sequence[Reading], batch_siz
     Raises:
         `ValueError`: if the model has no linear layer that is known to be a head.
     """
-    _, layer = _head(reward.model)
+    layer = _head(reward.model)
     ids = [reward._encode(*reward._render(reading.prompt, reading.completion)) for reading in readings]
     vectors = torch.zeros(len(ids), layer.in_features)
     given: list[Tensor] = []
@@ -82,10 +69,10 @@ def hidden_vectors(reward: LearnedReward, readings: Sequence[Reading], batch_siz
     return vectors
 
 
-def _head(model: Any) -> tuple[str, torch.nn.Linear]:
+def _head(model: Any) -> torch.nn.Linear:
     """The last linear layer that carries the name of a head."""
     found = [
-        (name, module)
+        module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and name.split(".")[-1] in HEADS

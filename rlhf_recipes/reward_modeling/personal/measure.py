@@ -18,6 +18,7 @@ from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 from rlhf_recipes.reward_modeling.personal.simulated import Ratings
+from rlhf_recipes.reward_modeling.personal.users import same_length
 from rlhf_recipes.statistics import Floats, Units, numbers, ratio_interval, rows_by_key
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ def of_each_user(
     NaN where a figure does not exist.
     """
     s, y = numbers(scores, "scores"), numbers(ratings, "ratings")
-    if not len(s) == len(y) == len(users) or not len(y):
-        raise ValueError(f"There are {len(s)} scores, {len(y)} ratings and {len(users)} users; give one of each.")
+    same_length(scores=s, ratings=y, users=users)
     accuracy, pearson = [], []
     for rows in rows_by_key(users, len(users)):
         own, wanted = s[rows], y[rows]

@@ -44,6 +44,7 @@ from rlhf_recipes.reward_modeling.personal.users import (
     at_least_two,
     distinct_texts,
     means_by_others,
+    same_length,
     shown,
     user_key,
 )
@@ -148,11 +149,7 @@ class PersonalRewardModel:
             `ValueError`: if lengths differ, a rating is not finite, all ratings are the same, or there are fewer than
                 two users.
         """
-        if not len(users) == len(prompts) == len(completions):
-            raise ValueError(
-                f"There are {len(users)} users, {len(prompts)} prompts and {len(completions)} texts; give one of each "
-                "for every row."
-            )
+        same_length(users=users, prompts=prompts, texts=completions)
         keys = at_least_two(users)
         texts, text_of = distinct_texts(prompts, completions)
         return self.fit_matrix(self.learn_features(*texts), text_of, ratings, keys, others)
@@ -195,11 +192,7 @@ class PersonalRewardModel:
         Raises:
             `ValueError`: if lengths differ, no pair differs in its features, or there are fewer than two users.
         """
-        if not len(users) == len(prompts) == len(chosen) == len(rejected):
-            raise ValueError(
-                f"There are {len(users)} users, {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} "
-                "rejected texts; give one of each for every pair."
-            )
+        same_length(users=users, prompts=prompts, chosen=chosen, rejected=rejected)
         keys = at_least_two(users)
         texts, row_of = distinct_texts([*prompts, *prompts], [*chosen, *rejected])
         z = self.learn_features(*texts)
@@ -234,8 +227,7 @@ class PersonalRewardModel:
         heads = self._fitted("ratings", "add_user_pairs")
         key = self._one_user(user, completions)
         y = torch.from_numpy(numbers(ratings, "ratings"))
-        if not len(prompts) == len(completions) == len(y):
-            raise ValueError(f"There are {len(prompts)} prompts, {len(completions)} texts and {len(y)} ratings.")
+        same_length(prompts=prompts, texts=completions, ratings=y)
         z, means = self.matrix(prompts, completions), means_by_others(others, len(y))
         if means is not None:
             y = torch.where(means.isnan(), y, y - means + z @ heads.shared)
@@ -260,8 +252,7 @@ class PersonalRewardModel:
         """
         heads = self._fitted("pairs", "add_user")
         key = self._one_user(user, chosen)
-        if not len(prompts) == len(chosen) == len(rejected):
-            raise ValueError(f"There are {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} rejected.")
+        same_length(prompts=prompts, chosen=chosen, rejected=rejected)
         z = self.matrix(prompts, chosen) - self.matrix(prompts, rejected)
         precision, information = heads.evidence_of_pairs(z)
         index = self._place(key)
@@ -285,8 +276,7 @@ class PersonalRewardModel:
         shared = matrix @ heads.shared
         if users is None:
             return np.asarray(shared.numpy())
-        if len(users) != len(matrix):
-            raise ValueError(f"There are {len(users)} users for {len(matrix)} texts; give one for each, or None.")
+        same_length(users=users, texts=matrix)
         place = {key: index for index, key in enumerate(self.users)}
         # A last row of zeros: whoever is not known.
         rows = torch.tensor([place.get(user_key(user) or "", len(self.users)) for user in users], dtype=torch.long)

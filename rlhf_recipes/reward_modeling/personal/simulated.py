@@ -26,7 +26,7 @@ from rlhf_recipes.data.feedback.recognize import row_keys
 from rlhf_recipes.data.raters.votes import RatingModel
 from rlhf_recipes.reward_modeling.examples import in_share, parse_share
 from rlhf_recipes.reward_modeling.linear.features import FeatureSet, Keywords, Length, Marks, Sentiment
-from rlhf_recipes.reward_modeling.personal.users import user_key
+from rlhf_recipes.reward_modeling.personal.users import same_length, user_key
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.statistics import Floats, numbers
 from rlhf_recipes.texts import Text
@@ -157,8 +157,7 @@ def named(users: Sequence[Any], ratings: ArrayLike) -> Ratings:
         `ValueError`: if lengths differ, a rating is not finite, or a user is neither a text nor a whole number.
     """
     y = numbers(ratings, "ratings")
-    if len(users) != len(y):
-        raise ValueError(f"There are {len(users)} users for {len(y)} ratings; give one for each.")
+    same_length(users=users, ratings=y)
     return Ratings(np.arange(len(y)), [user_key(user) for user in users], y)
 
 

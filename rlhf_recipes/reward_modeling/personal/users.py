@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,7 @@ def means_by_others(others: Sequence[float | None] | None, rows: int) -> Tensor 
     if others is None:
         return None
     if len(others) != rows:
-        raise ValueError(
-            f"There are {len(others)} mean ratings by others for {rows} rows; give one for each, or None."
-        )
+        raise ValueError(f"There are {len(others)} mean ratings by others for {rows} rows; give one for each.")
     known = [0.0 if is_missing(value) else value for value in others]
     means = torch.from_numpy(numbers(known, "mean ratings by others"))
     means[[row for row, value in enumerate(others) if is_missing(value)]] = math.nan
@@ -68,3 +66,11 @@ def distinct_texts(
 def shown(names: Sequence[Any], most: int = 5) -> str:
     """Some names for a message."""
     return (", ".join(map(str, names[:most])) or "none") + (", ..." if len(names) > most else "")
+
+
+def same_length(**columns: Sized) -> None:
+    """Raise `ValueError` where there is not one of each for every row."""
+    counts = {name.replace("_", " "): len(column) for name, column in columns.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"There are {said}; give one of each for every row.")

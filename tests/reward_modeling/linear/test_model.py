@@ -6,9 +6,17 @@ import pytest
 from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge, TweedieRegressor
 
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
-from rlhf_recipes.reward_modeling.linear.features import NAMED, BagOfWords, Embedding, FeatureSet, Keywords, Length
+from rlhf_recipes.reward_modeling.linear.features import (
+    NAMED,
+    BagOfWords,
+    Coefficient,
+    Contribution,
+    Embedding,
+    FeatureSet,
+    Keywords,
+    Length,
+)
 from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
-from rlhf_recipes.reward_modeling.linear.records import Coefficient, Contribution
 from tests.reward_modeling.linear.rated_words import COUNTS, GOOD_AND_BAD, VALUES, pairs, rated
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
