@@ -54,8 +54,7 @@ class LinearRewardModel:
     elastic net or a linear SVR, it can be read in full, and a saved model is numbers alone. Of all others (gradient
     boosting, a kernel SVR, ...) contributions are by taking one feature away at a time, which need not add up.
 
-    Features are held within what training has seen ([`~rlhf_recipes.reward_modeling.linear.standardize.
-    Standardization`]), so that scores have bounds.
+    Features are held within what training has seen, so that scores have bounds.
 
     Args:
         features (`Sequence` or [`~rlhf_recipes.reward_modeling.linear.features.FeatureSet`], *optional*):
@@ -302,12 +301,8 @@ class LinearRewardModel:
         per_unit = self.coefficients / self._fitted().scale
         per_std = per_unit * self._fitted().std
         ends = [(None, None)] * len(per_unit) if self.intervals is None else self.intervals.tolist()
-        rows = [
-            Coefficient(feature, *own, *of_feature)
-            for feature, *own, of_feature in zip(
-                self.features.features, per_unit.tolist(), per_std.tolist(), ends, strict=True
-            )
-        ]
+        columns = zip(self.features.features, per_unit.tolist(), per_std.tolist(), ends, strict=True)
+        rows = [Coefficient(feature, unit, std, *end) for feature, unit, std, end in columns]
         return sorted(rows, key=lambda row: -abs(row.per_std))
 
     # --- Saving ----------------------------------------------------------------------------------

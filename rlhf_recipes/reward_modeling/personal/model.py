@@ -23,7 +23,6 @@ model.save("runs/personal")  # PersonalReward("runs/personal") is the reward
 """
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,13 +50,11 @@ from rlhf_recipes.reward_modeling.personal.users import (
 from rlhf_recipes.statistics import numbers
 from rlhf_recipes.texts import Text
 
-logger = logging.getLogger(__name__)
 MODEL_FILE = "personal_reward.json"
 TENSORS_FILE = "personal_reward.safetensors"
 FORMAT = 1
-HIDDEN_FEATURES = (
-    "rlhf_recipes.reward_modeling.personal.features:HiddenFeatures"  # this project's, though not in GROUPS
-)
+# This project's, though not in GROUPS.
+HIDDEN_FEATURES = "rlhf_recipes.reward_modeling.personal.features:HiddenFeatures"
 
 
 class PersonalRewardModel:
@@ -283,19 +280,16 @@ class PersonalRewardModel:
         tastes = torch.cat([self._tastes(), torch.zeros(1, self.rank, dtype=torch.float64)])
         return np.asarray((shared + ((matrix @ heads.loadings) * tastes[rows]).sum(dim=1)).numpy())
 
-    def knows(self, user: Any) -> bool:
-        """Whether there were ratings or pairs of this user."""
-        return user_key(user) in set(self.users)
-
     def taste(self, user: Any) -> NDArray[np.float64]:
         """The posterior mean of `e_u`. `(k,)`
 
         Raises:
             `ValueError`: if the user is not known.
         """
-        if not self.knows(user):
+        key = user_key(user)
+        if key not in self.users:
             raise ValueError(f"The user {user!r} is not known; the model knows {shown(self.users)}.")
-        return np.asarray(self._tastes()[self.users.index(user_key(user) or "")].numpy())
+        return np.asarray(self._tastes()[self.users.index(key)].numpy())
 
     def matrix(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Tensor:
         """Standardized features, and a column of ones. `(B, F + 1)`

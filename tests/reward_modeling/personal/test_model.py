@@ -179,7 +179,7 @@ def test_a_new_user_of_a_model_that_knows_the_mean_of_others():
 def test_a_mistake_leaves_no_user_behind(model):
     with pytest.raises(ValueError, match="1 mean ratings by others for 2 rows"):
         model.add_user("nobody yet", [""] * 2, ["loud", "red"], [1.0, 2.0], [1.0])
-    assert not model.knows("nobody yet")
+    assert "nobody yet" not in model.users
 
 
 # ---- pairs
