@@ -110,10 +110,6 @@ class LinearRewardModel:
     ) -> "LinearRewardModel":
         """Fit the ratings of texts. The scores are then in their unit.
 
-        Args:
-            prompts, completions (`Sequence` of length N): Text or messages.
-            ratings (`ArrayLike` of shape `(N,)`): Mean rating of each.
-
         Raises:
             `ValueError`: if the lengths differ, a rating is not finite, or all ratings are the same.
         """

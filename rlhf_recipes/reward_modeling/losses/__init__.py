@@ -61,12 +61,12 @@ def choose_loss(loss: str, kind: Kind) -> str:
     Raises:
         `ValueError`: if the loss does not read that kind; the message names those that do, and conversions.
     """
-    if kind in ("clicks", "dwell"):
+    fitting = [name for name, objective in LOSSES.items() if kind in objective.reads]
+    if not fitting:
         raise ValueError(
             f"{kind} are noisy signs of what people liked, and no labels. Say how they become labels: convert_to: "
             "unpaired, with the rates of error in convert_args (docs/feedback_formats.md)."
         )
-    fitting = [name for name, objective in LOSSES.items() if kind in objective.reads]
     name = fitting[0] if loss == AUTO else loss
     # Of ratings the pairs are drawn before training.
     if name in fitting or (name == "bradley_terry" and kind == "ratings"):

@@ -118,10 +118,9 @@ def info_nce(scores: Tensor, positive: Tensor, mask: Tensor | None = None, tempe
     completions are Bradley-Terry.
 
     Args:
-        scores (`(B, K)`): a list of one completion gives 0.
+        scores, mask (`(B, K)`): as in [`plackett_luce`].
         positive (`(B,)` integers): the column of the best; it must be a real one.
-        mask (`(B, K)`, *optional*): 1 for a completion, 0 for padding.
-        temperature: positive; lower looks harder at the strongest of the others.
+        temperature: positive.
 
     Returns:
         `Tensor`: `(B,)`, 0 or more.
@@ -166,10 +165,9 @@ def best_worst(scores: Tensor, best: Tensor, worst: Tensor, mask: Tensor | None 
     log K (K - 1).
 
     Args:
-        scores (`(B, K)`): a list of one completion gives 0.
+        scores, mask (`(B, K)`): as in [`plackett_luce`].
         best, worst (`(B,)` integers): columns of real completions. They must differ, which is not checked here: a row
             where they do not has a loss that means nothing.
-        mask (`(B, K)`, *optional*): 1 for a completion, 0 for padding.
 
     Returns:
         `Tensor`: `(B,)`, 0 or more.

@@ -34,31 +34,24 @@ FEW_ROWS = 20  # fewer are not split to choose a penalty
 FALLBACK = (10.0, 100.0)
 ROUNDS = 20  # of approximation and fit, for pairs
 STEPS = 300
+LEAST_LOG_NOISE = -18.0  # of standardized ratings: users who are told exactly would drive it to nothing
 
 
 @dataclass(frozen=True)
 class Rows:
     """Ratings or pairs, by row numbers of their texts.
 
-    Args:
-        z (`Tensor` of shape `(T, D)`): Features of each text.
-        first (`Tensor` of shape `(N,)`): Which text was rated, or chosen.
-        second (`Tensor` of shape `(N,)`, *optional*): Which was rejected; `None` for ratings.
-        targets (`Tensor` of shape `(N,)`, *optional*): Ratings; of pairs what stands for them.
-        users (`Tensor` of shape `(N,)`): Whose row it is. U, one more than the last, is a user who is not known.
-        others (`Tensor` of shape `(N,)`, *optional*):
-            Mean rating of the row's text by others; NaN where there is none. Tastes are then told against it, and
-            not against what the shared head says, whose error would be noise to them.
-        weights (`Tensor` of shape `(N,)`, *optional*): Of pairs.
+    Where the mean rating of a text by others is known, tastes are told against it, and not against what the shared
+    head says, whose error would be noise to them.
     """
 
-    z: Tensor
-    first: Tensor
-    second: Tensor | None
-    targets: Tensor | None
-    users: Tensor
-    others: Tensor | None = None
-    weights: Tensor | None = None
+    z: Tensor  # (T, D)  features of each text
+    first: Tensor  # (N,)  which text was rated, or chosen
+    second: Tensor | None  # (N,)  which was rejected; None for ratings
+    targets: Tensor | None  # (N,)  ratings; of pairs what stands for them
+    users: Tensor  # (N,)  whose row it is; U, one more than the last, is a user who is not known
+    others: Tensor | None = None  # (N,)  mean rating by others; NaN where there is none
+    weights: Tensor | None = None  # (N,)  of pairs
 
     @property
     def rated(self) -> bool:
@@ -217,7 +210,9 @@ def choose_penalties(
 
 
 def _weights(rows: Rows, log_noise: Tensor) -> Tensor:
-    return torch.ones_like(rows.first).to(log_noise) / log_noise.exp() if rows.weights is None else rows.weights
+    if rows.weights is not None:
+        return rows.weights
+    return torch.ones_like(rows.first).to(log_noise) / log_noise.clamp(min=LEAST_LOG_NOISE).exp()
 
 
 def _bent(rows: Rows, loadings: Tensor, users: int) -> Tensor:
@@ -252,7 +247,7 @@ def _minimize(rows: Rows, state: list[Tensor], penalties: tuple[float, float], u
 
     def objective() -> Tensor:
         value = deviance(rows, variables, users)
-        ridge = penalties[0] / log_noise.exp() if rows.rated else penalties[0]
+        ridge = penalties[0] / log_noise.clamp(min=LEAST_LOG_NOISE).exp() if rows.rated else penalties[0]
         value = value + 0.5 * ridge * ((theta[:-1] ** 2).sum() + last * theta[-1] ** 2)
         return value + 0.5 * penalties[1] * ((loadings[:-1] ** 2).sum() + last * (loadings[-1] ** 2).sum())
 
@@ -281,7 +276,8 @@ def _resize(rows: Rows, state: list[Tensor], users: int) -> list[Tensor]:
 
     _descend(objective, [log_sizes, log_noise] if rows.rated else [log_sizes], 50)
     # A direction that is of no use has no best size: it shrinks for ever, or hardly moves at all.
-    return [theta, directions * log_sizes.detach().clamp(-10.0, 10.0).exp(), log_noise.detach()]
+    sizes = log_sizes.detach().clamp(-10.0, 10.0).exp()
+    return [theta, directions * sizes, log_noise.detach().clamp(min=LEAST_LOG_NOISE)]
 
 
 def deviance(rows: Rows, state: list[Tensor], users: int) -> Tensor:
@@ -292,7 +288,7 @@ def deviance(rows: Rows, state: list[Tensor], users: int) -> Tensor:
     solved = torch.linalg.solve_triangular(factor, information[:, :, None], upper=False)
     value = 0.5 * (_weights(rows, log_noise) * rows.residual(theta) ** 2).sum() - 0.5 * (solved**2).sum()
     value = value + factor.diagonal(dim1=1, dim2=2).log().sum()
-    return value + 0.5 * len(rows.users) * log_noise if rows.rated else value
+    return value + 0.5 * len(rows.users) * log_noise.clamp(min=LEAST_LOG_NOISE) if rows.rated else value
 
 
 def _descend(objective: Callable[[], Tensor], variables: list[Tensor], steps: int) -> None:

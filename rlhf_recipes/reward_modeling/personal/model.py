@@ -182,10 +182,6 @@ class PersonalRewardModel:
     ) -> "PersonalRewardModel":
         """Fit which of two texts each user prefers. Scores are log-odds; pairs say nothing of leniency.
 
-        Args:
-            prompts, chosen, rejected (`Sequence` of length N): Text or messages.
-            users (`Sequence` of length N): Whose choice it is.
-
         Raises:
             `ValueError`: if lengths differ, no pair differs in its features, or there are fewer than two users.
         """
@@ -208,15 +204,13 @@ class PersonalRewardModel:
         ratings: ArrayLike,
         others: Sequence[float | None] | None = None,
     ) -> NDArray[np.float64]:
-        """Learn a new user, or more of one that is known, from ratings; everyone else stays as they are.
+        """Learn a new user, or more of one that is known, from ratings, and give the [`taste`]; everyone else stays as
+        they are.
 
         The posterior mean of `e_u`, in closed form: `e = (P + B^T B / noise)^-1 (q + B^T (y - w.h - b) / noise)`, with
         `B = [h, 1] [A; a]` of its texts, and `P = I`, `q = 0` before the first rating. Ratings given one after the
         other, or all at once, come to the same. With `others`, the mean rating of a text by others stands for `w.h`,
         as in `fit_ratings`: a model that was fitted with them expects so little noise.
-
-        Returns:
-            `numpy.ndarray` of shape `(k,)`: the user's numbers.
 
         Raises:
             `ValueError`: if the model was not fitted to ratings, or the user has no name or no ratings.
@@ -237,12 +231,8 @@ class PersonalRewardModel:
     def add_user_pairs(
         self, user: Any, prompts: Sequence[Text], chosen: Sequence[Text], rejected: Sequence[Text]
     ) -> NDArray[np.float64]:
-        """Learn a new user from pairs; everyone else stays as they are. A user who is known is learned anew.
-
-        There is no closed form: the posterior is Laplace's approximation, the Gaussian around the most likely `e_u`.
-
-        Returns:
-            `numpy.ndarray` of shape `(k,)`: the user's numbers.
+        """Learn a new user from pairs, and give the [`taste`]; everyone else stays as they are. A user who is known is
+        learned anew. There is no closed form: the posterior is Laplace's, the Gaussian around the most likely `e_u`.
 
         Raises:
             `ValueError`: if the model was not fitted to pairs, or the user has no name or no pairs.

@@ -40,7 +40,7 @@ MOST = 3.0  # standard deviations: a single text must not be all of a taste
 
 @dataclass(frozen=True)
 class Ratings:
-    """Rows of ratings: of which text, whose (`None` where it is not known), and what. Each of length N."""
+    """Rows of ratings: of which text, whose (`None` where it is not known), and what."""
 
     texts: NDArray[np.int64]
     users: list[Any]
@@ -89,15 +89,11 @@ class SimulatedRaters:
         leniency: float = 0.5,
         seed: int = 0,
     ) -> "SimulatedRaters":
-        """Draw raters for training texts.
+        """Draw so many raters for training texts.
 
         Args:
-            count (`int`): How many.
-            texts ([`~rlhf_recipes.reward_modeling.scored.Texts`]): Training texts, N of them.
-            votes (`Sequence[Sequence[float]]` of length N): Those of real people, for the size of the noise.
-            taste (`float`, *optional*, defaults to 0.5), leniency (`float`, *optional*, defaults to 0.5):
-                Standard deviations over raters, in rating units.
-            seed (`int`, *optional*, defaults to 0): Of the draw.
+            votes (`Sequence[Sequence[float]]`): Those of real people on each text, for the size of the noise.
+            taste, leniency (`float`, *optional*, default to 0.5): Standard deviations over raters, in rating units.
 
         Raises:
             `ValueError`: if there are fewer than two raters, a size is negative, or votes cannot tell the noise.
@@ -129,8 +125,6 @@ class SimulatedRaters:
         Args:
             features (`numpy.ndarray` of shape `(N, 6)`): As `features` gives them.
             means (`ArrayLike` of shape `(N,)`): Mean ratings of the texts by real people.
-            each (`int`): Ratings of each rater.
-            seed (`int`, *optional*, defaults to 0): Of texts and noise.
 
         Raises:
             `ValueError`: if there are fewer texts than ratings wanted of each.
@@ -187,10 +181,8 @@ def simulate(
     """Ratings of training and of held-out texts, and what is true of the latter.
 
     Args:
-        train, test ([`~rlhf_recipes.reward_modeling.scored.Texts`]): The texts.
-        means, test_means (`ArrayLike`): Their mean ratings by real people.
+        means, test_means (`ArrayLike`): Mean ratings of the texts by real people.
         each, test_each (`int`): Ratings of each rater; fewer where there are not so many texts.
-        seed (`int`, *optional*, defaults to 0): Of texts and noise.
 
     Returns:
         `tuple`: ratings of the training texts and of the held-out ones; for each of the latter what the rater truly

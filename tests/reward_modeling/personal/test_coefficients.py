@@ -114,6 +114,15 @@ def test_more_directions_than_users_do_no_harm():
     assert torch.isfinite(model.loadings).all()
 
 
+def test_ratings_without_any_noise_are_told():
+    rows, _, tastes = drawn(noise=0.0)
+    model, (precision, information) = fit(rows, 2, 20, shared_penalty=1e-6, taste_penalty=1e-6)
+    said = rows.of(rows.z @ model.shared)
+    deviations = (torch.linalg.solve(precision, information) @ model.loadings.T)[rows.users]
+    said = said + (rows.z[rows.first] * deviations).sum(dim=1)
+    assert torch.allclose(said, rows.targets, atol=1e-2)
+
+
 def test_rows_of_an_unknown_user_move_the_shared_head_alone():
     rows, _, _ = drawn()
     unknown = Rows(rows.z, rows.first, None, rows.targets, torch.full_like(rows.users, 20))
