@@ -293,10 +293,8 @@ class PersonalRewardModel:
 
     def facts(self) -> dict[str, Any]:
         """What was fitted, for `metrics.json`: users, rows, the variance of a rating's noise, and penalties."""
-        noise = self._fitted().noise
-        shared, taste = self.penalties
-        return {"users": len(self.users), "train_rows": self.rows, "noise": noise,
-                "shared_penalty": shared, "taste_penalty": taste}  # fmt: skip
+        facts = {"users": len(self.users), "train_rows": self.rows, "noise": self._fitted().noise}
+        return facts | dict(zip(("shared_penalty", "taste_penalty"), self.penalties, strict=True))
 
     # --- Saving ----------------------------------------------------------------------------------
 
@@ -345,7 +343,7 @@ class PersonalRewardModel:
         model.trained_on, model.rows, model.users = data["trained_on"], data["rows"], data["users"]
         tensors = load_file(path.parent / TENSORS_FILE)
         center, scale, low, high = (tensors[name].numpy() for name in ("center", "scale", "low", "high"))
-        model.standardization = Standardization(center, scale, np.zeros_like(center), low, high)
+        model.standardization = Standardization(center, scale, np.zeros_like(center), low, high)  # std: not asked here
         model._heads = RandomCoefficients(tensors["shared"], tensors["loadings"], data["noise"])
         model._precision, model._information = tensors["precision"], tensors["information"]
         shapes = (len(features.features) + 1, len(model.users))
