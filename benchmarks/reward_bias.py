@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tiny_tasks import machine, save_figure
+from torch.nn.functional import mse_loss
 
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.pairs import draw_pairs
@@ -40,7 +41,7 @@ from rlhf_recipes.report.reward_figures import save_pictures
 from rlhf_recipes.reward_modeling.bias.correction import Correction, ResidualReward
 from rlhf_recipes.reward_modeling.bias.measure import measure_bias, table
 from rlhf_recipes.reward_modeling.debias import balance_pairs, covariates, group_penalty, residual_scores
-from rlhf_recipes.reward_modeling.losses.maths import bradley_terry, mse
+from rlhf_recipes.reward_modeling.losses.pairs import bradley_terry
 
 COMEDY = re.compile(r"\b(comed(y|ies)|comic|comedic|funny|humou?r|laughs?|laughter|jokes?)\b", re.IGNORECASE)
 LEFT_OUT = 0.9
@@ -190,7 +191,7 @@ def train_on_pairs(head: Head, pairs: Dataset, debias: bool, seed: int) -> Head:
         scores = head.scores(torch.cat([chosen[batch], rejected[batch]]))
         if debias:
             scores = residual_scores(scores, torch.cat([side[batch] for side in lengths]))
-        return (bradley_terry(*scores.chunk(2), reduction="none") * weights[batch]).mean()
+        return (bradley_terry(*scores.chunk(2)) * weights[batch]).mean()
 
     return head.fit(len(pairs), loss_of, 8, seed)
 
@@ -226,12 +227,12 @@ def train_on_ratings(head: Head, rows: Dataset, held: Dataset | None, penalty: f
     """Least squares; with `held` rows also the group penalty on them."""
     x, y = head.features(rows["completion"]), torch.tensor(rows["score"])
     if held is None:
-        return head.fit(len(rows), lambda batch: mse(head.scores(x[batch]), y[batch]), 16, seed)
+        return head.fit(len(rows), lambda batch: mse_loss(head.scores(x[batch]), y[batch]), 16, seed)
     held_x, held_y = head.features(held["completion"]), torch.tensor(held["score"])
     groups = torch.tensor([int(genre == "comedy") for genre in held["genre"]])
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        loss = mse(head.scores(x[batch]), y[batch])
+        loss = mse_loss(head.scores(x[batch]), y[batch])
         return loss + penalty * group_penalty(head.scores(held_x), held_y, groups)
 
     return head.fit(len(rows), loss_of, 16, seed)

@@ -27,8 +27,9 @@ from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.evaluation.measure import load_validation, rating_scale
 from rlhf_recipes.reward_modeling.evaluation.metrics import pair_metrics, rating_metrics
 from rlhf_recipes.reward_modeling.examples import load_feedback
+from rlhf_recipes.reward_modeling.linear.explanation import importance, importance_for_pairs, r2, write_explanation
 from rlhf_recipes.reward_modeling.linear.features import NAMED, Embedding, FeatureSet
-from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel, r2, write_explanation
+from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
 from rlhf_recipes.reward_modeling.linear.reward import LinearReward
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.statistics import pair_units, shared
@@ -100,14 +101,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         votes = list(test["votes"]) if "votes" in test.column_names else None
         metrics = rating_metrics(texts.plain(), ratings, scores, said, votes, args.min_gap, shared(texts.prompts))
         metrics |= {"r2": r2(said, ratings)} if said else {}
-        importance = model.importance(texts.prompts, texts.completions, ratings, min_gap=args.min_gap, seed=args.seed)
+        found = importance(model, texts.prompts, texts.completions, ratings, args.min_gap, seed=args.seed)
     else:
         texts, others = Texts.of(test, "chosen"), Texts.of(test, "rejected")
         scores = reward(texts.prompts, texts.completions), reward(others.prompts, others.completions)
         sides = texts.plain(), others.plain()
         metrics = pair_metrics(*sides, *scores, *pair_units(texts.prompts, *sides))
-        importance = model.importance_for_pairs(texts.prompts, texts.completions, others.completions, seed=args.seed)
-    write_explanation(model, importance, output_dir)
+        found = importance_for_pairs(model, texts.prompts, texts.completions, others.completions, seed=args.seed)
+    write_explanation(model, found, output_dir)
     metrics |= {"features": len(model.features.features), "train_rows": len(train), "fit_seconds": fit_seconds}
     metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
     write_json(output_dir / "metrics.json", metrics)

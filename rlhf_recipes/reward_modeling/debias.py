@@ -91,10 +91,9 @@ def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = No
     """Scores less their least-squares fit on several covariates, `s - mean(s) - Q Q^T (s - mean(s))`, in the batch.
 
     Q is an orthonormal basis of the centered covariates. What is left has correlation 0 with each of them, and so has
-    the gradient of any loss of it. With one covariate it is
-    [`~rlhf_recipes.reward_modeling.losses.maths.residual`], whose remarks hold here too: take batches with
-    many more texts than covariates, the chosen and the rejected together. A covariate that is constant, or that others
-    tell, takes nothing more out.
+    the gradient of any loss of it: no step can raise scores along them, in this batch. The model itself may still use
+    them; measure that afterwards. Take batches with many more texts than covariates, the chosen and the rejected
+    together. A covariate that is constant, or that others tell, takes nothing more out.
 
     It takes out all that goes with the covariates, also what people mean by it: where better texts are longer, the
     scores lose that. [`ResidualReward`] keeps it.

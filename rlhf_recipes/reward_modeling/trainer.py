@@ -1,7 +1,8 @@
 """Training on feedback that is no plain pair, with the habits of TRL's `RewardTrainer`.
 
 Plain pairs go through `trl.RewardTrainer` itself. All other feedback goes through [`FeedbackTrainer`], which differs
-in one thing: a row may have any number of texts, and the loss is one of `objectives/`.
+in one thing: a row may have any number of texts, and the loss is one of `losses/`. Of plain pairs both make the same
+weights.
 """
 
 import logging

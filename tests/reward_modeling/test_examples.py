@@ -21,7 +21,7 @@ from rlhf_recipes.reward_modeling.examples import (
     settings_for,
     tokenize,
 )
-from rlhf_recipes.reward_modeling.losses.labels import Process
+from rlhf_recipes.reward_modeling.losses.steps import Process
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.learned import LearnedReward
 from tests.base_tokenizers import base_tokenizer

@@ -9,7 +9,8 @@ from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import is_blank
 
 if TYPE_CHECKING:
-    from rlhf_recipes.reward_modeling.linear.model import Contribution, LinearRewardModel
+    from rlhf_recipes.reward_modeling.linear.features import Contribution
+    from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
 
 
 class LinearReward:
@@ -20,8 +21,7 @@ class LinearReward:
     open to what a person, or a policy, can read in its coefficients: use it beside others.
 
     Features are of prompt and completion as one text, or of the completion alone, as the model was trained. A text
-    without a visible sign, such as an empty one, gets `None`. Punctuation, any script and any length get a number;
-    what each feature says of them stands in `rlhf_recipes.reward_modeling.linear.features`.
+    without a visible sign, such as an empty one, gets `None`; any other gets a number.
 
     Args:
         model (`str`, `Path` or `LinearRewardModel`):

@@ -8,31 +8,35 @@ mse, mae, huber         ratings                   a text                     one
 ordinal                 ratings on levels         a text                     one score, and thresholds
 classification          ratings on levels         a text                     a number for each level
 plackett_luce           rankings                  a list                     one score
-info_nce                rankings, best_worst      a list                     one score
 best_worst              best_worst                a list                     one score
+info_nce                rankings, best_worst      a list                     one score
 binary_cross_entropy    unpaired                  a text                     one score, a logit
 multi_objective         objectives                a text                     a number for each objective
 process                 steps                     a solution                 one score at the end of each step
 ```
 
-The formulas are in `maths.py`; `docs/reward_losses.md` says which fits when. A loss of your own is a class like these
-and one line in `LOSSES`.
+Each file has the losses of one kind: formula, settings, and what stands between them and a row.
+`docs/reward_losses.md` says which fits when. A loss of your own is a file like these and its line in `LOSSES`, see
+`docs/adding.md`.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from rlhf_recipes.data.feedback.formats import Kind
-from rlhf_recipes.reward_modeling.losses.base import WEIGHT, Batch, Item, Objective
-from rlhf_recipes.reward_modeling.losses.labels import BinaryCrossEntropy, MultiObjective, Process
+from rlhf_recipes.imports import did_you_mean
+from rlhf_recipes.reward_modeling.losses.base import Objective
+from rlhf_recipes.reward_modeling.losses.labels import BinaryCrossEntropy
+from rlhf_recipes.reward_modeling.losses.levels import Classification, Ordinal
 from rlhf_recipes.reward_modeling.losses.lists import BestWorst, InfoNCE, PlackettLuce
-from rlhf_recipes.reward_modeling.losses.pairs import BradleyTerry, Hinge, PairsInBatch
-from rlhf_recipes.reward_modeling.losses.ratings import MAE, MSE, Classification, Huber, Ordinal
+from rlhf_recipes.reward_modeling.losses.objectives import MultiObjective
+from rlhf_recipes.reward_modeling.losses.pairs import BradleyTerry, Hinge
+from rlhf_recipes.reward_modeling.losses.pairs_in_batch import PairsInBatch
+from rlhf_recipes.reward_modeling.losses.ratings import MAE, MSE, Huber
+from rlhf_recipes.reward_modeling.losses.steps import Process
 
-__all__ = ["AUTO", "DEFAULTS", "LOSSES", "WEIGHT", "Batch", "Item", "Objective", "choose_loss", "make_objective"]
-AUTO = "auto"
+AUTO = "auto"  # the first that reads the feedback
 LOSSES: Mapping[str, type[Objective]] = {
     "bradley_terry": BradleyTerry,
     "hinge": Hinge,
@@ -43,40 +47,30 @@ LOSSES: Mapping[str, type[Objective]] = {
     "ordinal": Ordinal,
     "classification": Classification,
     "plackett_luce": PlackettLuce,
-    "info_nce": InfoNCE,
     "best_worst": BestWorst,
+    "info_nce": InfoNCE,
     "binary_cross_entropy": BinaryCrossEntropy,
     "multi_objective": MultiObjective,
     "process": Process,
 }
-DEFAULTS: Mapping[Kind, str] = {
-    "pairs": "bradley_terry",
-    "votes": "bradley_terry",
-    "ratings": "pairs_in_batch",
-    "rankings": "plackett_luce",
-    "best_worst": "best_worst",
-    "unpaired": "binary_cross_entropy",
-    "objectives": "multi_objective",
-    "steps": "process",
-}
 
 
 def choose_loss(loss: str, kind: Kind) -> str:
-    """The name of the loss for a kind of feedback: `auto` takes the default.
+    """The name of the loss for a kind of feedback.
 
     Raises:
         `ValueError`: if the loss does not read that kind; the message names those that do, and conversions.
     """
-    if kind in ("clicks", "dwell"):
+    fitting = [name for name, objective in LOSSES.items() if kind in objective.reads]
+    if not fitting:
         raise ValueError(
             f"{kind} are noisy signs of what people liked, and no labels. Say how they become labels: convert_to: "
             "unpaired, with the rates of error in convert_args (docs/feedback_formats.md)."
         )
-    name = DEFAULTS[kind] if loss == AUTO else loss
+    name = fitting[0] if loss == AUTO else loss
     # Of ratings the pairs are drawn before training.
-    if kind in LOSSES[name].reads or (name == "bradley_terry" and kind == "ratings"):
+    if name in fitting or (name == "bradley_terry" and kind == "ratings"):
         return name
-    fitting = [other for other, objective in LOSSES.items() if kind in objective.reads]
     raise ValueError(
         f"The loss {name} does not read {kind}. For {kind} there is {', '.join(fitting)}. With convert_to the rows "
         f"can become another format first ({' or '.join(LOSSES[name].reads)} for {name})."
@@ -98,10 +92,8 @@ def make_objective(name: str, loss_args: Mapping[str, Any] | None = None, **defa
     known = [item.name for item in fields(objective) if item.init]
     for key in loss_args or {}:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
             there = f"It has {', '.join(known)}." if known else "It has none."
-            raise ValueError(f"The loss {name} has no setting {key!r}. {there}{hint}")
+            raise ValueError(f"The loss {name} has no setting {key!r}{did_you_mean(key, known)} {there}")
     settings = {key: value for key, value in defaults.items() if key in known} | dict(loss_args or {})
     try:
         return objective(**settings)

@@ -1,4 +1,14 @@
-"""What a loss is to the trainer: which texts a row has, what is known of them, and how logits become a score."""
+"""What a loss is to the trainer: which texts a row has, what is known of them, and how logits become a score.
+
+What holds for all losses:
+
+- A higher score is a better text. Differences are taken before exponentials: losses and gradients are finite for
+  scores of any size that float32 can square.
+- A target that is missing (NaN) does not count, nor does a list of one completion, which compares nothing. A score
+  that is NaN is not hidden.
+- Losses that compare (pairs, lists, best and worst) do not change if a number is added to all scores of a comparison,
+  unless they are centered; those of ratings, levels, labels and steps fix where 0 is.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +20,6 @@ from torch import Tensor
 
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.modeling.calibration import Calibration
-from rlhf_recipes.reward_modeling.losses import maths as losses
 from rlhf_recipes.texts import Text, is_conversational
 
 WEIGHT = "weight"  # a column of the rows, wherever it is there: how much each counts
@@ -50,9 +59,8 @@ class Batch:
 class Objective:
     """One loss with its settings, and what it has learned from the training rows before training.
 
-    `fit` looks at the training rows once. `texts` and `targets` read rows of any split. The mean loss of a batch is
-    `total(batch) / count(targets)`; both are sums, so that the mean over several batches and processes is that of all
-    their rows.
+    `fit` looks at the training rows once. `texts` and `targets` read rows of any split. A loss of your own defines
+    `reads`, `targets`, `known`, `losses` and `right`; `docs/adding.md` shows one.
     """
 
     reads: ClassVar[tuple[Kind, ...]]
@@ -72,20 +80,29 @@ class Objective:
         return with_prompts(rows, [list(texts) for texts in zip(*columns, strict=True)])
 
     def targets(self, rows: Dataset) -> Columns:
-        """What is known of each row; a number, or a list of them."""
+        """What is known of each row; a number, or a list of them. [`weight_column`] is part of it."""
         raise NotImplementedError
 
     def parameters(self) -> torch.nn.Module | None:
         """What the loss itself learns, if it learns anything."""
         return None
 
-    def count(self, targets: Targets) -> Tensor:
-        """How many rows, texts or pairs the mean is over, in their weights."""
+    def known(self, targets: Targets) -> Tensor:
+        """1 where there is something to learn, of the shape of [`losses`]: rows, pairs, objectives or steps."""
         raise NotImplementedError
 
-    def total(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch."""
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each row, pair, objective or step; any finite number where `known` is 0."""
         raise NotImplementedError
+
+    def count(self, targets: Targets) -> Tensor:
+        """How much the mean of a batch is over: `total / count` is its loss. Both are sums, so that the mean over
+        several batches and processes is that of all their rows."""
+        return self._weights(targets).sum()
+
+    def total(self, batch: Batch) -> Tensor:
+        """The sum of the losses of a batch, each times its weight."""
+        return (self.losses(batch) * self._weights(batch.targets)).sum()
 
     def right(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """How much of a batch is in the order, or on the side, that people say, and of how much; for the log."""
@@ -104,6 +121,12 @@ class Objective:
         """Whether outputs become probabilities before they are weighed."""
         return False
 
+    def _weights(self, targets: Targets) -> Tensor:
+        known = self.known(targets).to(torch.float32)
+        if WEIGHT not in targets:
+            return known
+        return known * targets[WEIGHT].to(torch.float32).reshape(-1, *[1] * (known.ndim - 1))
+
 
 def with_prompts(rows: Dataset, completions: Sequence[Sequence[Any]]) -> list[list[Item]]:
     """Put the prompt of each row before each of its completions; where there is none, an empty one that fits them."""
@@ -115,26 +138,18 @@ def with_prompts(rows: Dataset, completions: Sequence[Sequence[Any]]) -> list[li
     return result
 
 
-def weights_of(targets: Targets, like: Tensor) -> Tensor:
-    weights = targets.get(WEIGHT)
-    return torch.ones_like(like) if weights is None else weights.to(like.dtype)
-
-
 def weight_column(rows: Dataset) -> Columns:
+    """How much each row counts, where the rows say it."""
     return {WEIGHT: [float(value) for value in rows[WEIGHT]]} if WEIGHT in rows.column_names else {}
 
 
-def is_known(targets: Tensor) -> Tensor:
-    return (~targets.isnan()).to(torch.float32)
-
-
-def ordered(scores: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor]:
-    """How many pairs of a batch are in the order of their ratings, and how many there are."""
-    difference = ratings[:, None] - ratings[None, :]
-    asked = ~difference.isnan() & (difference > losses.TOLERANCE)
-    return (asked & (scores[:, None] > scores[None, :])).sum(), asked.sum()
-
-
 def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Raise `ValueError` where a setting is out of its range."""
     if value < low or (high is not None and value > high):
         raise ValueError(f"{name} is {value}; give {low:g} {'or more' if high is None else f'to {high:g}'}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise `ValueError` where a setting is not above 0."""
+    if value <= 0:
+        raise ValueError(f"{name} is {value}; give more than 0.")

@@ -1,4 +1,4 @@
-"""A linear model with random coefficients of low rank: the arithmetic below personal reward models, torch alone.
+"""A linear model with random coefficients of low rank: the arithmetic below personal reward models.
 
 Row i is a rating `y_i` of a text with features `d_i`, or a pair, whose `d_i` is the difference of both texts:
 
@@ -13,9 +13,9 @@ d_i.theta`, user u adds to the negative log-likelihood
 1/2 sum_i (w_i r_i^2 - log w_i) + 1/2 log|P_u| - 1/2 q_u.P_u^-1 q_u + constant
 P_u = I + sum_i w_i b_i b_i^T,   q_u = sum_i w_i b_i r_i,   and e_u | rows ~ N(P_u^-1 q_u, P_u^-1)
 ```
-A pair becomes a row of this kind by the bound of Jaakkola and Jordan (2000, Statistics and Computing 10): `log
-sigmoid(m) >= m/2 - w m^2/2 + constant` with `w = tanh(xi/2) / (2 xi)`, which is tight at `xi = |m|`; so `y = 1/(2w)`,
-and `xi^2 = E[m^2]` under the posterior makes the bound best. Both are repeated in turn.
+For pairs this is Laplace's approximation: around the most likely `m_i` a pair is a rating `m_i + 1 / p_i` whose weight
+is `w_i = p_i (1 - p_i)`, with `p_i = sigmoid(m_i)`. Fit and approximation are repeated in turn (the penalized
+quasi-likelihood of Breslow and Clayton 1993, Journal of the American Statistical Association 88).
 
 Shapes: N rows, T texts, D features with a last column of ones, U users, k rank. All float64.
 """
@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,31 +32,31 @@ SHARED_PENALTIES = tuple(10.0**power for power in range(-1, 5))
 TASTE_PENALTIES = tuple(10.0**power for power in range(1, 6))
 FEW_ROWS = 20  # fewer are not split to choose a penalty
 FALLBACK = (10.0, 100.0)
-ROUNDS = 20  # of bound and fit, for pairs
+ROUNDS = 20  # of approximation and fit, for pairs
 STEPS = 300
+LEAST_LOG_NOISE = -18.0  # of standardized ratings: users who are told exactly would drive it to nothing
 
 
 @dataclass(frozen=True)
 class Rows:
     """Ratings or pairs, by row numbers of their texts.
 
-    Args:
-        z (`Tensor` of shape `(T, D)`): Features of each text.
-        first (`Tensor` of shape `(N,)`): Which text was rated, or chosen.
-        second (`Tensor` of shape `(N,)`, *optional*): Which was rejected; `None` for ratings.
-        targets (`Tensor` of shape `(N,)`, *optional*): Ratings; `None` for pairs.
-        users (`Tensor` of shape `(N,)`): Whose row it is. U, one more than the last, is a user who is not known.
-        others (`Tensor` of shape `(N,)`, *optional*):
-            Mean rating of the row's text by others; NaN where there is none. Tastes are then told against it, and
-            not against what the shared head says, whose error would be noise to them.
+    Where the mean rating of a text by others is known, tastes are told against it, and not against what the shared
+    head says, whose error would be noise to them.
     """
 
-    z: Tensor
-    first: Tensor
-    second: Tensor | None
-    targets: Tensor | None
-    users: Tensor
-    others: Tensor | None = None
+    z: Tensor  # (T, D)  features of each text
+    first: Tensor  # (N,)  which text was rated, or chosen
+    second: Tensor | None  # (N,)  which was rejected; None for ratings
+    targets: Tensor | None  # (N,)  ratings; of pairs what stands for them
+    users: Tensor  # (N,)  whose row it is; U, one more than the last, is a user who is not known
+    others: Tensor | None = None  # (N,)  mean rating by others; NaN where there is none
+    weights: Tensor | None = None  # (N,)  of pairs
+
+    @property
+    def rated(self) -> bool:
+        """Whether these are ratings, and no pairs."""
+        return self.second is None
 
     def of(self, values: Tensor) -> Tensor:
         """From values of texts to values of rows: `(T, ...) -> (N, ...)`"""
@@ -63,22 +64,25 @@ class Rows:
 
     def select(self, kept: Tensor) -> "Rows":
         """Some of the rows, with all texts."""
-        second = None if self.second is None else self.second[kept]
-        targets = None if self.targets is None else self.targets[kept]
-        others = None if self.others is None else self.others[kept]
-        return Rows(self.z, self.first[kept], second, targets, self.users[kept], others)
+        columns = {name: column for name, column in vars(self).items() if name != "z" and column is not None}
+        return replace(self, **{name: column[kept] for name, column in columns.items()})
 
-    def residual(self, targets: Tensor, theta: Tensor) -> Tensor:
+    def residual(self, theta: Tensor) -> Tensor:
         """What tastes and noise have to explain. `(N,)`"""
-        said = self.of(self.z @ theta)
-        return targets - (said if self.others is None else torch.where(self.others.isnan(), said, self.others))
-
-    def consensus(self) -> Tensor:
-        """What the shared head is fitted to: the mean of others where it is known, or else the row itself. `(N,)`"""
         assert self.targets is not None
-        if self.others is None:
-            return self.targets
-        return torch.where(self.others.isnan(), self.targets, self.others)
+        said = self.of(self.z @ theta)
+        return self.targets - (said if self.others is None else torch.where(self.others.isnan(), said, self.others))
+
+    def as_ratings(self, said: Tensor) -> "Rows":
+        """Pairs as the ratings that stand for them around what is said of them, `m (N,)`."""
+        weights, targets = laplace(said)
+        return replace(self, weights=weights, targets=targets)
+
+
+def laplace(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and ratings that stand for pairs around `m`: curvature and Newton's step of `-log sigmoid`."""
+    p = torch.sigmoid(m).clamp(1e-8, 1 - 1e-8)
+    return p * (1 - p), m + 1 / p
 
 
 @dataclass(frozen=True)
@@ -94,20 +98,20 @@ class RandomCoefficients:
         b = z @ self.loadings
         return b.T @ (weights[:, None] * b), b.T @ (weights * (y - z @ self.shared))
 
-    def learn_pairs(self, z: Tensor, steps: int = 500, tolerance: float = 1e-10) -> tuple[Tensor, Tensor]:
-        """`P_u` and `q_u` of one user after pairs, whose features differ by `z (N, D)`."""
-        shared, b = z @ self.shared, z @ self.loadings
-        weights = _bound_weights(shared)
-        for _ in range(steps):
-            precision = torch.eye(b.shape[1], dtype=b.dtype) + b.T @ (weights[:, None] * b)
-            information = b.T @ (0.5 - weights * shared)
-            covariance = torch.linalg.inv(precision)
-            second_moment = (shared + b @ covariance @ information) ** 2 + ((b @ covariance) * b).sum(dim=1)
-            new = _bound_weights(second_moment.sqrt())
-            change, weights = float((new - weights).abs().max()), new
-            if change < tolerance:
-                break
-        return precision, information
+    def evidence_of_pairs(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of pairs of one user, whose features differ by `z (N, D)`, around what is most likely."""
+        from scipy.optimize import minimize
+        from scipy.special import expit, log_expit
+
+        shared, b = (z @ self.shared).numpy(), (z @ self.loadings).numpy()
+
+        def loss(e: np.ndarray) -> tuple[float, np.ndarray]:
+            m = shared + b @ e
+            return 0.5 * e @ e - log_expit(m).sum(), e - b.T @ expit(-m)
+
+        best = minimize(loss, np.zeros(b.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+        weights, y = laplace(torch.from_numpy(shared + b @ best))
+        return self.evidence(z, y, weights)
 
 
 def fit(
@@ -128,44 +132,45 @@ def fit(
         center, scale = float(rows.targets.mean()), float(rows.targets.std(correction=0)) or 1.0
         others = None if rows.others is None else (rows.others - center) / scale
         rows = replace(rows, targets=(rows.targets - center) / scale, others=others)
-    theta, weights = fit_shared(rows, shared_penalty)
-    targets, noise = _targets(rows, weights), _noise(rows, theta)
-    loadings = _start(rows, theta, targets, weights / noise, rank, users)
+    theta = fit_shared(rows, shared_penalty)
+    if not rows.rated:
+        rows = rows.as_ratings(rows.of(rows.z @ theta))
+    # Of ratings what the shared head leaves, as a start; of pairs 1, since their weights say it all.
+    noise = max(float((rows.residual(theta) ** 2).mean()), 1e-6) if rows.rated else 1.0
+    loadings = _start(rows, theta, noise, rank, users)
     state = [theta, loadings, torch.tensor(math.log(noise), dtype=theta.dtype)]
-    for _ in range(1 if rows.second is None else ROUNDS):
-        state = _minimize(rows, state, targets, weights, (shared_penalty, taste_penalty), users, steps)
-        if rows.second is not None:
-            new = _moment_weights(rows, state[0], state[1], targets, weights, users)
-            change, weights = float((new - weights).abs().max()), new
-            targets, steps = _targets(rows, weights), 30
-            if change < 1e-5:
+    for _ in range(1 if rows.rated else ROUNDS):
+        state = _minimize(rows, state, (shared_penalty, taste_penalty), users, steps)
+        if not rows.rated:
+            before, steps = _weights(rows, state[2]), 30
+            rows = rows.as_ratings(_most_likely(rows, state, users))
+            if float((_weights(rows, state[2]) - before).abs().max()) < 1e-5:
                 break
-    theta, loadings, log_noise = _resize(rows, state, targets, weights, users)
-    noise = float(log_noise.exp())
-    precision, information = _posterior(rows, theta, loadings, targets, weights / noise, users)
+    theta, loadings, log_noise = state = _resize(rows, state, users)
+    precision, information = _posterior(rows, state, users)
     theta = theta * scale
     theta[-1] += center
-    model = RandomCoefficients(theta, loadings * scale, noise * scale**2)
+    model = RandomCoefficients(theta, (loadings * scale).contiguous(), float(log_noise.exp()) * scale**2)
     return model, (precision[:users], information[:users])
 
 
-def fit_shared(rows: Rows, penalty: float) -> tuple[Tensor, Tensor]:
-    """The shared head alone, by (for pairs, repeatedly weighted) ridge regression; and the weights of the rows."""
-    d = rows.of(rows.z)
-    ridge = torch.full((d.shape[1],), penalty, dtype=d.dtype)
-    ridge[-1] = 0.0 if rows.second is None else 1.0  # of pairs the column of ones is 0, and so is its coefficient
-    weights = torch.full((len(d),), 1.0 if rows.second is None else 0.25, dtype=d.dtype)
-    theta = torch.zeros(d.shape[1], dtype=d.dtype)
-    for _ in range(1 if rows.second is None else 100):
-        y = rows.consensus() if rows.targets is not None else 0.5 / weights
-        right = d.T @ (weights * y)
-        new = torch.linalg.solve(d.T @ (weights[:, None] * d) + ridge.diag(), right)
-        change, theta = float((new - theta).abs().max()), new
-        if rows.second is not None:
-            weights = _bound_weights(d @ theta)
-        if change < 1e-8:
-            break
-    return theta, weights
+def fit_shared(rows: Rows, penalty: float) -> Tensor:
+    """The shared head alone, `(D,)`: ridge or logistic regression, by scikit-learn.
+
+    Of ratings it is fitted to the mean of others where that is known.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    d = rows.of(rows.z)[:, :-1].numpy()  # the last column is one, or of pairs 0
+    if rows.targets is not None:
+        means = rows.targets if rows.others is None else torch.where(rows.others.isnan(), rows.targets, rows.others)
+        head = Ridge(alpha=penalty, solver="cholesky").fit(d, means.numpy())
+        return torch.from_numpy(np.append(head.coef_, head.intercept_))
+    place = np.arange(max(len(d), 2))
+    side = np.where(place % 2, -1.0, 1.0)  # a classifier needs both
+    head = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-8, max_iter=1000)
+    head.fit(d[place % len(d)] * side[:, None], side)
+    return torch.from_numpy(np.append(head.coef_[0], 0.0))
 
 
 def choose_penalties(
@@ -183,98 +188,79 @@ def choose_penalties(
         return shared or FALLBACK[0], taste or FALLBACK[1]
     kept, asked = rows.select(~aside), rows.select(aside)
 
+    def error(theta: Tensor, tasted: Tensor | float = 0.0) -> float:
+        if asked.targets is None:
+            return float(-torch.nn.functional.logsigmoid(asked.of(asked.z @ theta) + tasted).mean())
+        return float(((asked.residual(theta) - tasted) ** 2).mean())
+
     def with_shared(penalty: float) -> float:
-        return _loss(asked, asked.of(asked.z @ fit_shared(kept, penalty)[0]))
+        return error(fit_shared(kept, penalty))
 
     def with_taste(penalty: float) -> float:
         model, (precision, information) = fit(kept, rank, users, chosen, penalty, steps=60)
         tastes = torch.linalg.solve(precision, information)
         tastes = torch.cat([tastes, torch.zeros(1, rank, dtype=tastes.dtype)])
-        tasted = (asked.of(asked.z @ model.loadings) * tastes[asked.users]).sum(dim=1)
-        if asked.targets is not None:
-            return float(((asked.residual(asked.targets, model.shared) - tasted) ** 2).mean())
-        return _loss(asked, asked.of(asked.z @ model.shared) + tasted)
+        return error(model.shared, (asked.of(asked.z @ model.loadings) * tastes[asked.users]).sum(dim=1))
 
-    chosen = shared or _best(SHARED_PENALTIES, with_shared)
-    return chosen, taste or _best(TASTE_PENALTIES, with_taste)
+    chosen = shared or min(SHARED_PENALTIES, key=with_shared)
+    return chosen, taste or min(TASTE_PENALTIES, key=with_taste)
 
 
 # --- inside ----------------------------------------------------------------------------------------------
 
 
-def _best(penalties: tuple[float, ...], loss: Callable[[float], float]) -> float:
-    return min(penalties, key=loss)
+def _weights(rows: Rows, log_noise: Tensor) -> Tensor:
+    if rows.weights is not None:
+        return rows.weights
+    return torch.ones_like(rows.first).to(log_noise) / log_noise.clamp(min=LEAST_LOG_NOISE).exp()
 
 
-def _loss(rows: Rows, said: Tensor) -> float:
-    if rows.targets is not None:
-        return float(((rows.targets - said) ** 2).mean())
-    return float(-torch.nn.functional.logsigmoid(said).mean())
+def _bent(rows: Rows, loadings: Tensor, users: int) -> Tensor:
+    """`b (N, k)`, 0 of whoever is not known."""
+    return rows.of(rows.z @ loadings) * (rows.users < users).to(loadings.dtype)[:, None]
 
 
-def _bound_weights(xi: Tensor) -> Tensor:
-    """`tanh(xi / 2) / (2 xi)`, which is 1/4 at 0."""
-    xi = xi.abs().clamp(min=1e-6)
-    return torch.tanh(xi / 2) / (2 * xi)
-
-
-def _targets(rows: Rows, weights: Tensor) -> Tensor:
-    return rows.targets if rows.targets is not None else 0.5 / weights
-
-
-def _noise(rows: Rows, theta: Tensor) -> float:
-    """Of ratings what the shared head leaves, as a start; of pairs 1, since their weights say it all."""
-    if rows.targets is None:
-        return 1.0
-    return max(float((rows.residual(rows.targets, theta) ** 2).mean()), 1e-6)
-
-
-def _posterior(
-    rows: Rows, theta: Tensor, loadings: Tensor, targets: Tensor, weights: Tensor, users: int
-) -> tuple[Tensor, Tensor]:
+def _posterior(rows: Rows, state: list[Tensor], users: int) -> tuple[Tensor, Tensor]:
     """`P (U + 1, k, k)` and `q (U + 1, k)`; the last are of whoever is not known, and stay at the prior."""
-    known = (rows.users < users).to(theta.dtype)
-    b = rows.of(rows.z @ loadings) * known[:, None]  # (N, k)
-    residual = rows.residual(targets, theta)
+    theta, loadings, log_noise = state
+    b = _bent(rows, loadings, users)
     rank = b.shape[1]
-    weighted = weights[:, None] * b
+    weighted = _weights(rows, log_noise)[:, None] * b
     prior = torch.eye(rank, dtype=b.dtype).repeat(users + 1, 1, 1)
     precision = prior.index_add(0, rows.users, weighted[:, :, None] * b[:, None, :])
-    information = torch.zeros(users + 1, rank, dtype=b.dtype).index_add(0, rows.users, weighted * residual[:, None])
-    return precision, information
+    pulled = weighted * rows.residual(theta)[:, None]
+    return precision, torch.zeros(users + 1, rank, dtype=b.dtype).index_add(0, rows.users, pulled)
 
 
-def _minimize(
-    rows: Rows,
-    state: list[Tensor],
-    targets: Tensor,
-    weights: Tensor,
-    penalties: tuple[float, float],
-    users: int,
-    steps: int,
-) -> list[Tensor]:
+def _most_likely(rows: Rows, state: list[Tensor], users: int) -> Tensor:
+    """`m (N,)` at the mode of each user's posterior."""
+    theta, loadings, _ = state
+    modes = torch.linalg.solve(*_posterior(rows, state, users))
+    return rows.of(rows.z @ theta) + (_bent(rows, loadings, users) * modes[rows.users]).sum(dim=1)
+
+
+def _minimize(rows: Rows, state: list[Tensor], penalties: tuple[float, float], users: int, steps: int) -> list[Tensor]:
     """Theta, L and the logarithm of the noise that are best, from those given."""
     variables = [tensor.detach().clone().requires_grad_() for tensor in state]
     theta, loadings, log_noise = variables
-    rated = rows.second is None
-    last = 0.0 if rated else 1.0  # a direction that pairs do not see must not wander
+    last = 0.0 if rows.rated else 1.0  # a direction that pairs do not see must not wander
 
     def objective() -> Tensor:
-        value = _deviance(rows, theta, loadings, log_noise, targets, weights, users)
-        ridge = penalties[0] / log_noise.exp() if rated else penalties[0]
+        value = deviance(rows, variables, users)
+        ridge = penalties[0] / log_noise.clamp(min=LEAST_LOG_NOISE).exp() if rows.rated else penalties[0]
         value = value + 0.5 * ridge * ((theta[:-1] ** 2).sum() + last * theta[-1] ** 2)
         return value + 0.5 * penalties[1] * ((loadings[:-1] ** 2).sum() + last * (loadings[-1] ** 2).sum())
 
     moved = [loadings]
     if rows.others is None:  # else the shared head is fitted to the mean of others, and stays
         moved.append(theta)
-    if rated:
+    if rows.rated:
         moved.append(log_noise)
     _descend(objective, moved, steps)
     return [tensor.detach() for tensor in variables]
 
 
-def _resize(rows: Rows, state: list[Tensor], targets: Tensor, weights: Tensor, users: int) -> list[Tensor]:
+def _resize(rows: Rows, state: list[Tensor], users: int) -> list[Tensor]:
     """The same directions in other sizes: those that are most likely, without a penalty.
 
     The penalty is there to find directions; it also makes them too short, and all users too much alike.
@@ -286,24 +272,23 @@ def _resize(rows: Rows, state: list[Tensor], targets: Tensor, weights: Tensor, u
     log_noise = log_noise.clone().requires_grad_()
 
     def objective() -> Tensor:
-        return _deviance(rows, theta, directions * log_sizes.exp(), log_noise, targets, weights, users)
+        return deviance(rows, [theta, directions * log_sizes.exp(), log_noise], users)
 
-    _descend(objective, [log_sizes, log_noise] if rows.second is None else [log_sizes], 50)
+    _descend(objective, [log_sizes, log_noise] if rows.rated else [log_sizes], 50)
     # A direction that is of no use has no best size: it shrinks for ever, or hardly moves at all.
-    return [theta, directions * log_sizes.detach().clamp(-10.0, 10.0).exp(), log_noise.detach()]
+    sizes = log_sizes.detach().clamp(-10.0, 10.0).exp()
+    return [theta, directions * sizes, log_noise.detach().clamp(min=LEAST_LOG_NOISE)]
 
 
-def _deviance(
-    rows: Rows, theta: Tensor, loadings: Tensor, log_noise: Tensor, targets: Tensor, weights: Tensor, users: int
-) -> Tensor:
+def deviance(rows: Rows, state: list[Tensor], users: int) -> Tensor:
     """The negative log-likelihood of the rows with all users integrated out, but for a constant."""
-    weights = weights / log_noise.exp() if rows.second is None else weights
-    precision, information = _posterior(rows, theta, loadings, targets, weights, users)
+    theta, _, log_noise = state
+    precision, information = _posterior(rows, state, users)
     factor = torch.linalg.cholesky(precision)
     solved = torch.linalg.solve_triangular(factor, information[:, :, None], upper=False)
-    value = 0.5 * (weights * rows.residual(targets, theta) ** 2).sum() - 0.5 * (solved**2).sum()
+    value = 0.5 * (_weights(rows, log_noise) * rows.residual(theta) ** 2).sum() - 0.5 * (solved**2).sum()
     value = value + factor.diagonal(dim1=1, dim2=2).log().sum()
-    return value + 0.5 * len(targets) * log_noise if rows.second is None else value
+    return value + 0.5 * len(rows.users) * log_noise.clamp(min=LEAST_LOG_NOISE) if rows.rated else value
 
 
 def _descend(objective: Callable[[], Tensor], variables: list[Tensor], steps: int) -> None:
@@ -322,10 +307,11 @@ def _descend(objective: Callable[[], Tensor], variables: list[Tensor], steps: in
     optimizer.step(closure)
 
 
-def _start(rows: Rows, theta: Tensor, targets: Tensor, weights: Tensor, rank: int, users: int) -> Tensor:
+def _start(rows: Rows, theta: Tensor, noise: float, rank: int, users: int) -> Tensor:
     """Main directions of the users' mean gradients, scaled so that tastes explain a third of what is left."""
+    weights = _weights(rows, torch.tensor(math.log(noise), dtype=theta.dtype))
     d = rows.of(rows.z)
-    pull = (weights * rows.residual(targets, theta))[:, None] * d  # (N, D)
+    pull = (weights * rows.residual(theta))[:, None] * d  # (N, D)
     sums = torch.zeros(users + 1, d.shape[1], dtype=d.dtype).index_add(0, rows.users, pull)[:users]
     counts = torch.bincount(rows.users, minlength=users + 1)[:users]
     directions = torch.linalg.svd(sums / counts.sqrt().clamp(min=1.0)[:, None], full_matrices=False).Vh[:rank].T
@@ -334,16 +320,3 @@ def _start(rows: Rows, theta: Tensor, targets: Tensor, weights: Tensor, rank: in
     loadings = torch.zeros(d.shape[1], rank, dtype=d.dtype)
     loadings[:, : started.shape[1]] = started
     return loadings
-
-
-def _moment_weights(
-    rows: Rows, theta: Tensor, loadings: Tensor, targets: Tensor, weights: Tensor, users: int
-) -> Tensor:
-    """Weights of the bound that is best for the posterior of now: `xi^2 = E[m^2]`."""
-    precision, information = _posterior(rows, theta, loadings, targets, weights, users)
-    covariance = torch.linalg.inv(precision)
-    means = (covariance @ information[:, :, None])[:, :, 0]
-    b = rows.of(rows.z @ loadings) * (rows.users < users).to(theta.dtype)[:, None]
-    mean = rows.of(rows.z @ theta) + (b * means[rows.users]).sum(dim=1)
-    variance = ((b[:, None, :] @ covariance[rows.users])[:, 0] * b).sum(dim=1)
-    return _bound_weights((mean**2 + variance).sqrt())

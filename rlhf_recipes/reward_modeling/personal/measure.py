@@ -16,27 +16,20 @@ from torch import Tensor
 
 from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
-from rlhf_recipes.imports import optional
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 from rlhf_recipes.reward_modeling.personal.simulated import Ratings
-from rlhf_recipes.statistics import Floats, Units, numbers, ratio_interval
+from rlhf_recipes.reward_modeling.personal.users import same_length
+from rlhf_recipes.statistics import Floats, Units, numbers, ratio_interval, rows_by_key
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 LINES = ("#2361a5", "#bd5416", "#4f7d3a", "#596271", "#1c232e")
 
 
-def user_metrics(
-    scores: ArrayLike,
-    ratings: ArrayLike,
-    users: Sequence[Any],
-    min_gap: float = 0.5,
-) -> Metrics:
-    """How well scores order and follow the ratings of each user, averaged over users.
+def user_metrics(scores: ArrayLike, ratings: ArrayLike, users: Sequence[Any], min_gap: float = 0.5) -> Metrics:
+    """How well scores order and follow the ratings of each user on held-out rows, averaged over users.
 
     Args:
-        scores, ratings (`ArrayLike` of shape `(N,)`): Of held-out rows.
-        users (`Sequence` of length N): Whose ratings they are.
         min_gap (`float`, *optional*, defaults to 0.5): Pairs of one user's texts at least this far apart are asked.
 
     Returns:
@@ -64,10 +57,9 @@ def of_each_user(
     NaN where a figure does not exist.
     """
     s, y = numbers(scores, "scores"), numbers(ratings, "ratings")
-    if not len(s) == len(y) == len(users) or not len(y):
-        raise ValueError(f"There are {len(s)} scores, {len(y)} ratings and {len(users)} users; give one of each.")
+    same_length(scores=s, ratings=y, users=users)
     accuracy, pearson = [], []
-    for rows in _groups(users):
+    for rows in rows_by_key(users, len(users)):
         own, wanted = s[rows], y[rows]
         asked = float(np.ptp(wanted)) >= max(min_gap, 1e-9)
         accuracy.append(all_pairs_accuracy(own, wanted, min_gap)[0] if asked else np.nan)
@@ -88,11 +80,6 @@ def gains(
     A user loses where the 95% interval of the difference, over the user's own held-out texts, lies below 0 as a whole.
     Of users for whom nothing changes, at most about one in forty is found to lose and one to gain.
 
-    Args:
-        personal, shared (`ArrayLike` of shape `(N,)`): Scores of both heads.
-        ratings (`ArrayLike` of shape `(N,)`), users (`Sequence` of length N), min_gap (`float`, *optional*):
-            As in [`user_metrics`].
-
     Returns:
         `dict`: `gain`, the mean over users, with `gain_ci95`; `lower`, the share of users whose accuracy is lower at
         all; `lose` and `win`, the shares of those for whom it is so beyond noise; `largest_loss`, of one user; and
@@ -104,7 +91,7 @@ def gains(
     known = np.flatnonzero(np.isfinite(first))
     if not len(known):
         return dict.fromkeys(("gain", "gain_ci95", "lower", "lose", "win", "largest_loss")) | {"users": 0}
-    groups = _groups(users)
+    groups = rows_by_key(users, len(users))
     ends = [_difference(ours[rows], theirs[rows], y[rows], min_gap) for rows in (groups[index] for index in known)]
     difference = (first - second)[known]
     return {
@@ -124,20 +111,19 @@ def separate_heads(matrix: Floats, ratings: ArrayLike, users: Sequence[Any], ask
     The penalty is chosen by leave-one-out (scikit-learn's RidgeCV). A user of a single rating gets it everywhere.
 
     Args:
-        matrix (`numpy.ndarray` of shape `(N, F)`): Features of the rated texts.
-        ratings (`ArrayLike` of shape `(N,)`), users (`Sequence` of length N): One user's rating each.
-        asked (`numpy.ndarray` of shape `(M, F)`): Features of the other texts.
+        matrix (`(N, F)`), asked (`(M, F)`): Features of the rated texts, and of the others.
 
     Returns:
         `dict`: by user, `(M,)`.
     """
-    models = optional("sklearn.linear_model", "separate_heads", package="scikit-learn", extra="feedback")
+    from sklearn.linear_model import RidgeCV  # takes a second
+
     y, said = numbers(ratings, "ratings"), {}
-    for rows in _groups(users):
+    for rows in rows_by_key(users, len(users)):
         if np.ptp(y[rows]) == 0:
             said[users[rows[0]]] = np.full(len(asked), y[rows[0]])
             continue
-        head = models.RidgeCV(np.logspace(0, 6, 13)).fit(matrix[rows], y[rows])
+        head = RidgeCV(np.logspace(0, 6, 13)).fit(matrix[rows], y[rows])
         said[users[rows[0]]] = np.asarray(head.predict(asked), dtype=np.float64)
     return said
 
@@ -161,7 +147,7 @@ def learning_curve(
         matrix (`Tensor` of shape `(T, F + 1)`), train ([`Ratings`]): Training texts and ratings of them.
         asked (`Tensor` of shape `(M, F + 1)`), test ([`Ratings`]): Held-out texts and ratings.
         sizes (`Sequence[int]`): Ratings of each user to fit to.
-        others (`Sequence` of length N, *optional*): For each training rating the mean of others.
+        others (`Sequence`, *optional*): For each training rating the mean of others.
         truth (`ArrayLike`, *optional*), tastes (`ArrayLike`, *optional*):
             Of simulated raters what each truly thinks of each test row's text (`oracle`: what no model can beat, as
             ratings are noisy), and how far that is from the mean rating (`known_tastes`: added to the shared head).
@@ -211,12 +197,8 @@ def flat(point: Mapping[str, Any]) -> Metrics:
 
 
 def plot_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, measure: str = "pairwise_accuracy") -> Path:
-    """Draw a figure over ratings per user, one line for each head, with its interval over users (PNG).
-
-    Args:
-        curve (`Sequence[Mapping]`): For each number of ratings `{"ratings_per_user": n, "heads": {name: figures}}`.
-        measure (`str`, *optional*): Which of the figures of [`user_metrics`].
-    """
+    """Draw one of the figures of [`user_metrics`] over ratings per user, one line for each head, with its interval
+    over users (PNG)."""
     from matplotlib.figure import Figure
 
     from rlhf_recipes.figures import DASHES, draw_png
@@ -244,13 +226,6 @@ def plot_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, measure: st
 
 
 # --- inside ----------------------------------------------------------------------------------------------
-
-
-def _groups(users: Sequence[Any]) -> list[np.ndarray]:
-    rows: dict[Any, list[int]] = {}
-    for row, user in enumerate(users):
-        rows.setdefault(user, []).append(row)
-    return [np.array(own) for own in rows.values()]
 
 
 def _difference(ours: Floats, theirs: Floats, y: Floats, min_gap: float) -> list[float]:

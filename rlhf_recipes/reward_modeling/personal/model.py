@@ -23,7 +23,6 @@ model.save("runs/personal")  # PersonalReward("runs/personal") is the reward
 """
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,18 +37,24 @@ from torch import Tensor
 
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.linear.features import NAMED, FeatureGroup, FeatureSet
+from rlhf_recipes.reward_modeling.linear.standardize import Standardization
 from rlhf_recipes.reward_modeling.personal.coefficients import RandomCoefficients, Rows, choose_penalties, fit
-from rlhf_recipes.reward_modeling.personal.features import Standardization
-from rlhf_recipes.statistics import is_missing, numbers
+from rlhf_recipes.reward_modeling.personal.users import (
+    at_least_two,
+    distinct_texts,
+    means_by_others,
+    same_length,
+    shown,
+    user_key,
+)
+from rlhf_recipes.statistics import numbers
 from rlhf_recipes.texts import Text
 
-logger = logging.getLogger(__name__)
 MODEL_FILE = "personal_reward.json"
 TENSORS_FILE = "personal_reward.safetensors"
 FORMAT = 1
-HIDDEN_FEATURES = (
-    "rlhf_recipes.reward_modeling.personal.features:HiddenFeatures"  # this project's, though not in GROUPS
-)
+# This project's, though not in GROUPS.
+HIDDEN_FEATURES = "rlhf_recipes.reward_modeling.personal.features:HiddenFeatures"
 
 
 class PersonalRewardModel:
@@ -109,8 +114,15 @@ class PersonalRewardModel:
         these texts."""
         self.features = self.features.fit(prompts, completions)
         blocks = self.features.blocks(prompts, completions)
-        self.standardization = Standardization.fit(self.features, blocks)
-        return self.standardization(blocks)
+        for group, block in zip(self.features.groups, blocks, strict=True):
+            if not isinstance(block, np.ndarray):
+                raise ValueError(
+                    f"{type(group).__name__} makes {block.shape[1]} sparse columns, and every user would need a "
+                    "weight for each. Personal heads take dense features: Embedding, HiddenFeatures or named ones."
+                )
+        # Tastes would be sought in hundreds of directions at once if each number of an encoder had variance 1.
+        self.standardization = Standardization.fit(self.features, blocks, together=True)
+        return _with_ones(self.standardization(blocks))
 
     def fit_ratings(
         self,
@@ -134,13 +146,9 @@ class PersonalRewardModel:
             `ValueError`: if lengths differ, a rating is not finite, all ratings are the same, or there are fewer than
                 two users.
         """
-        if not len(users) == len(prompts) == len(completions):
-            raise ValueError(
-                f"There are {len(users)} users, {len(prompts)} prompts and {len(completions)} texts; give one of each "
-                "for every row."
-            )
-        keys = _at_least_two(users)
-        texts, text_of = _distinct(prompts, completions)
+        same_length(users=users, prompts=prompts, texts=completions)
+        keys = at_least_two(users)
+        texts, text_of = distinct_texts(prompts, completions)
         return self.fit_matrix(self.learn_features(*texts), text_of, ratings, keys, others)
 
     def fit_matrix(
@@ -157,7 +165,7 @@ class PersonalRewardModel:
             matrix (`Tensor` of shape `(T, F + 1)`): Of all texts.
             text_of (`ArrayLike` of shape `(N,)`): Which of them each rating is of.
         """
-        keys, y = _at_least_two(users), torch.from_numpy(numbers(ratings, "ratings"))
+        keys, y = at_least_two(users), torch.from_numpy(numbers(ratings, "ratings"))
         rows = torch.as_tensor(np.asarray(text_of), dtype=torch.long)
         if not len(y) == len(rows) == len(keys) or float(y.max() - y.min()) == 0.0:
             raise ValueError(
@@ -165,7 +173,7 @@ class PersonalRewardModel:
                 "each text, and not the same for all."
             )
         used, place = rows.unique(return_inverse=True)
-        self._fit(Rows(matrix[used], place, None, y, self._numbered(keys), _means(others, len(y))))
+        self._fit(Rows(matrix[used], place, None, y, self._numbered(keys), means_by_others(others, len(y))))
         self.trained_on = "ratings"
         return self
 
@@ -174,20 +182,12 @@ class PersonalRewardModel:
     ) -> "PersonalRewardModel":
         """Fit which of two texts each user prefers. Scores are log-odds; pairs say nothing of leniency.
 
-        Args:
-            prompts, chosen, rejected (`Sequence` of length N): Text or messages.
-            users (`Sequence` of length N): Whose choice it is.
-
         Raises:
             `ValueError`: if lengths differ, no pair differs in its features, or there are fewer than two users.
         """
-        if not len(users) == len(prompts) == len(chosen) == len(rejected):
-            raise ValueError(
-                f"There are {len(users)} users, {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} "
-                "rejected texts; give one of each for every pair."
-            )
-        keys = _at_least_two(users)
-        texts, row_of = _distinct([*prompts, *prompts], [*chosen, *rejected])
+        same_length(users=users, prompts=prompts, chosen=chosen, rejected=rejected)
+        keys = at_least_two(users)
+        texts, row_of = distinct_texts([*prompts, *prompts], [*chosen, *rejected])
         z = self.learn_features(*texts)
         first, second = row_of[: len(chosen)], row_of[len(chosen) :]
         if not (z[first] - z[second]).abs().sum():
@@ -204,15 +204,13 @@ class PersonalRewardModel:
         ratings: ArrayLike,
         others: Sequence[float | None] | None = None,
     ) -> NDArray[np.float64]:
-        """Learn a new user, or more of one that is known, from ratings; everyone else stays as they are.
+        """Learn a new user, or more of one that is known, from ratings, and give the [`taste`]; everyone else stays as
+        they are.
 
         The posterior mean of `e_u`, in closed form: `e = (P + B^T B / noise)^-1 (q + B^T (y - w.h - b) / noise)`, with
         `B = [h, 1] [A; a]` of its texts, and `P = I`, `q = 0` before the first rating. Ratings given one after the
         other, or all at once, come to the same. With `others`, the mean rating of a text by others stands for `w.h`,
         as in `fit_ratings`: a model that was fitted with them expects so little noise.
-
-        Returns:
-            `numpy.ndarray` of shape `(k,)`: the user's numbers.
 
         Raises:
             `ValueError`: if the model was not fitted to ratings, or the user has no name or no ratings.
@@ -220,9 +218,8 @@ class PersonalRewardModel:
         heads = self._fitted("ratings", "add_user_pairs")
         key = self._one_user(user, completions)
         y = torch.from_numpy(numbers(ratings, "ratings"))
-        if not len(prompts) == len(completions) == len(y):
-            raise ValueError(f"There are {len(prompts)} prompts, {len(completions)} texts and {len(y)} ratings.")
-        z, means = self.matrix(prompts, completions), _means(others, len(y))
+        same_length(prompts=prompts, texts=completions, ratings=y)
+        z, means = self.matrix(prompts, completions), means_by_others(others, len(y))
         if means is not None:
             y = torch.where(means.isnan(), y, y - means + z @ heads.shared)
         precision, information = heads.evidence(z, y, torch.full_like(y, 1.0 / heads.noise))
@@ -234,25 +231,20 @@ class PersonalRewardModel:
     def add_user_pairs(
         self, user: Any, prompts: Sequence[Text], chosen: Sequence[Text], rejected: Sequence[Text]
     ) -> NDArray[np.float64]:
-        """Learn a new user from pairs; everyone else stays as they are. A user who is known is learned anew.
-
-        There is no closed form: the posterior is approximated by the Gaussian of Jaakkola and Jordan (2000, Statistics
-        and Computing 10), which takes some steps.
-
-        Returns:
-            `numpy.ndarray` of shape `(k,)`: the user's numbers.
+        """Learn a new user from pairs, and give the [`taste`]; everyone else stays as they are. A user who is known is
+        learned anew. There is no closed form: the posterior is Laplace's, the Gaussian around the most likely `e_u`.
 
         Raises:
             `ValueError`: if the model was not fitted to pairs, or the user has no name or no pairs.
         """
         heads = self._fitted("pairs", "add_user")
         key = self._one_user(user, chosen)
-        if not len(prompts) == len(chosen) == len(rejected):
-            raise ValueError(f"There are {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} rejected.")
+        same_length(prompts=prompts, chosen=chosen, rejected=rejected)
         z = self.matrix(prompts, chosen) - self.matrix(prompts, rejected)
-        precision, information = heads.learn_pairs(z)
+        precision, information = heads.evidence_of_pairs(z)
         index = self._place(key)
-        self._precision[index], self._information[index] = precision, information
+        self._precision[index] = torch.eye(self.rank, dtype=torch.float64) + precision
+        self._information[index] = information
         return self.taste(key)
 
     # --- Judging ---------------------------------------------------------------------------------
@@ -271,17 +263,12 @@ class PersonalRewardModel:
         shared = matrix @ heads.shared
         if users is None:
             return np.asarray(shared.numpy())
-        if len(users) != len(matrix):
-            raise ValueError(f"There are {len(users)} users for {len(matrix)} texts; give one for each, or None.")
+        same_length(users=users, texts=matrix)
         place = {key: index for index, key in enumerate(self.users)}
         # A last row of zeros: whoever is not known.
         rows = torch.tensor([place.get(user_key(user) or "", len(self.users)) for user in users], dtype=torch.long)
         tastes = torch.cat([self._tastes(), torch.zeros(1, self.rank, dtype=torch.float64)])
         return np.asarray((shared + ((matrix @ heads.loadings) * tastes[rows]).sum(dim=1)).numpy())
-
-    def knows(self, user: Any) -> bool:
-        """Whether there were ratings or pairs of this user."""
-        return user_key(user) in set(self.users)
 
     def taste(self, user: Any) -> NDArray[np.float64]:
         """The posterior mean of `e_u`. `(k,)`
@@ -289,9 +276,10 @@ class PersonalRewardModel:
         Raises:
             `ValueError`: if the user is not known.
         """
-        if not self.knows(user):
-            raise ValueError(f"The user {user!r} is not known; the model knows {_shown(self.users)}.")
-        return np.asarray(self._tastes()[self.users.index(user_key(user) or "")].numpy())
+        key = user_key(user)
+        if key not in self.users:
+            raise ValueError(f"The user {user!r} is not known; the model knows {shown(self.users)}.")
+        return np.asarray(self._tastes()[self.users.index(key)].numpy())
 
     def matrix(self, prompts: Sequence[Text], completions: Sequence[Text]) -> Tensor:
         """Standardized features, and a column of ones. `(B, F + 1)`
@@ -301,14 +289,12 @@ class PersonalRewardModel:
         """
         if self.standardization is None:
             raise ValueError("The model has not been fitted yet: call fit_ratings or fit_pairs, or load one.")
-        return self.standardization(self.features.blocks(prompts, completions))
+        return _with_ones(self.standardization(self.features.blocks(prompts, completions)))
 
     def facts(self) -> dict[str, Any]:
         """What was fitted, for `metrics.json`: users, rows, the variance of a rating's noise, and penalties."""
-        noise = self._fitted().noise
-        shared, taste = self.penalties
-        return {"users": len(self.users), "train_rows": self.rows, "noise": noise,
-                "shared_penalty": shared, "taste_penalty": taste}  # fmt: skip
+        facts = {"users": len(self.users), "train_rows": self.rows, "noise": self._fitted().noise}
+        return facts | dict(zip(("shared_penalty", "taste_penalty"), self.penalties, strict=True))
 
     # --- Saving ----------------------------------------------------------------------------------
 
@@ -356,9 +342,8 @@ class PersonalRewardModel:
         model = cls(features, data["rank"], *data["penalties"])
         model.trained_on, model.rows, model.users = data["trained_on"], data["rows"], data["users"]
         tensors = load_file(path.parent / TENSORS_FILE)
-        model.standardization = Standardization(
-            **{name: tensors[name].numpy() for name in ("center", "scale", "low", "high")}
-        )
+        center, scale, low, high = (tensors[name].numpy() for name in ("center", "scale", "low", "high"))
+        model.standardization = Standardization(center, scale, np.zeros_like(center), low, high)  # std: not asked here
         model._heads = RandomCoefficients(tensors["shared"], tensors["loadings"], data["noise"])
         model._precision, model._information = tensors["precision"], tensors["information"]
         shapes = (len(features.features) + 1, len(model.users))
@@ -411,55 +396,5 @@ class PersonalRewardModel:
         return torch.linalg.solve(self._precision, self._information)  # (U, k)
 
 
-def user_key(user: Any) -> str | None:
-    """A user's name as text; `None` for one who is not known: `None`, NaN, or a text without a visible sign.
-
-    Raises:
-        `ValueError`: if it is neither a text nor a whole number.
-    """
-    if is_missing(user):
-        return None
-    if isinstance(user, str):
-        return user.strip() or None
-    if isinstance(user, int | float | np.integer | np.floating) and not isinstance(user, bool) and user % 1 == 0:
-        return str(int(user))  # a column with gaps makes 7.0 of 7
-    raise ValueError(f"A user is a text or a whole number, or None where it is not known; given was {user!r}.")
-
-
-def _at_least_two(users: Sequence[Any]) -> list[str | None]:
-    """The names of users, which must be two or more."""
-    keys = [user_key(user) for user in users]
-    known = sorted({key for key in keys if key is not None})
-    if len(known) < 2:
-        raise ValueError(
-            f"There are rows of {len(known)} users ({_shown(known)}). What is shared and what is one's own can be "
-            "told apart from two users on; for a single head fit a linear reward model."
-        )
-    return keys
-
-
-def _means(others: Sequence[float | None] | None, rows: int) -> Tensor | None:
-    """Mean ratings by others, NaN where there are none."""
-    if others is None:
-        return None
-    if len(others) != rows:
-        raise ValueError(
-            f"There are {len(others)} mean ratings by others for {rows} rows; give one for each, or None."
-        )
-    known = [0.0 if is_missing(value) else value for value in others]
-    means = torch.from_numpy(numbers(known, "mean ratings by others"))
-    means[[row for row, value in enumerate(others) if is_missing(value)]] = math.nan
-    return means
-
-
-def _distinct(prompts: Sequence[Text], completions: Sequence[Text]) -> tuple[tuple[list[Text], list[Text]], Tensor]:
-    """Each different text once, and which of them every row has: many users rate one text."""
-    place: dict[str, int] = {}
-    rows = [place.setdefault(json.dumps(pair), len(place)) for pair in zip(prompts, completions, strict=True)]
-    first = {place_of: row for row, place_of in reversed(list(enumerate(rows)))}
-    kept = [first[index] for index in range(len(place))]
-    return ([prompts[row] for row in kept], [completions[row] for row in kept]), torch.tensor(rows, dtype=torch.long)
-
-
-def _shown(names: Sequence[Any], most: int = 5) -> str:
-    return (", ".join(map(str, names[:most])) or "none") + (", ..." if len(names) > most else "")
+def _with_ones(z: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.hstack([z, np.ones((len(z), 1))]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.modeling.reading import check_finite
+from rlhf_recipes.reward_modeling.personal.users import same_length, user_key
 from rlhf_recipes.texts import Text
 
 if TYPE_CHECKING:
@@ -78,19 +79,13 @@ class PersonalReward:
         users = kwargs.get(self.user_column)
         if users is None:
             users = [None] * len(completions)
-        if not len(prompts) == len(completions) == len(users):
-            raise ValueError(
-                f"There are {len(prompts)} prompts, {len(completions)} completions and {len(users)} values of "
-                f"{self.user_column!r}; give one of each for every row."
-            )
+        same_length(prompts=prompts, completions=completions, **{f"values of {self.user_column!r}": users})
         scores: list[float] = self.model.scores(prompts, completions, users).tolist()
         self._count(users, self.user_column in kwargs)
         check_finite(scores, self.__name__, prompts, completions)
         return scores
 
     def _count(self, users: Sequence[Any], there: bool) -> None:
-        from rlhf_recipes.reward_modeling.personal.model import user_key
-
         known = set(self.model.users)
         shared = sum(1 for user in users if user_key(user) not in known)
         if shared and not self.shared:

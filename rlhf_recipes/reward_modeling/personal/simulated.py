@@ -13,7 +13,6 @@ these raters differ more than real ones.
 **Nobody real has these tastes.** The figures say what the method finds where tastes of this kind and size exist.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_recipes.data.feedback.recognize import row_keys
 from rlhf_recipes.data.raters.votes import RatingModel
 from rlhf_recipes.reward_modeling.examples import in_share, parse_share
 from rlhf_recipes.reward_modeling.linear.features import FeatureSet, Keywords, Length, Marks, Sentiment
-from rlhf_recipes.reward_modeling.personal.model import user_key
+from rlhf_recipes.reward_modeling.personal.users import same_length, user_key
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.statistics import Floats, numbers
 from rlhf_recipes.texts import Text
@@ -40,7 +40,7 @@ MOST = 3.0  # standard deviations: a single text must not be all of a taste
 
 @dataclass(frozen=True)
 class Ratings:
-    """Rows of ratings: of which text, whose (`None` where it is not known), and what. Each of length N."""
+    """Rows of ratings: of which text, whose (`None` where it is not known), and what."""
 
     texts: NDArray[np.int64]
     users: list[Any]
@@ -89,15 +89,11 @@ class SimulatedRaters:
         leniency: float = 0.5,
         seed: int = 0,
     ) -> "SimulatedRaters":
-        """Draw raters for training texts.
+        """Draw so many raters for training texts.
 
         Args:
-            count (`int`): How many.
-            texts ([`~rlhf_recipes.reward_modeling.scored.Texts`]): Training texts, N of them.
-            votes (`Sequence[Sequence[float]]` of length N): Those of real people, for the size of the noise.
-            taste (`float`, *optional*, defaults to 0.5), leniency (`float`, *optional*, defaults to 0.5):
-                Standard deviations over raters, in rating units.
-            seed (`int`, *optional*, defaults to 0): Of the draw.
+            votes (`Sequence[Sequence[float]]`): Those of real people on each text, for the size of the noise.
+            taste, leniency (`float`, *optional*, default to 0.5): Standard deviations over raters, in rating units.
 
         Raises:
             `ValueError`: if there are fewer than two raters, a size is negative, or votes cannot tell the noise.
@@ -129,8 +125,6 @@ class SimulatedRaters:
         Args:
             features (`numpy.ndarray` of shape `(N, 6)`): As `features` gives them.
             means (`ArrayLike` of shape `(N,)`): Mean ratings of the texts by real people.
-            each (`int`): Ratings of each rater.
-            seed (`int`, *optional*, defaults to 0): Of texts and noise.
 
         Raises:
             `ValueError`: if there are fewer texts than ratings wanted of each.
@@ -157,8 +151,7 @@ def named(users: Sequence[Any], ratings: ArrayLike) -> Ratings:
         `ValueError`: if lengths differ, a rating is not finite, or a user is neither a text nor a whole number.
     """
     y = numbers(ratings, "ratings")
-    if len(users) != len(y):
-        raise ValueError(f"There are {len(users)} users for {len(y)} ratings; give one for each.")
+    same_length(users=users, ratings=y)
     return Ratings(np.arange(len(y)), [user_key(user) for user in users], y)
 
 
@@ -169,11 +162,9 @@ def take_share(rows: Dataset, share: str) -> Dataset:
         `ValueError`: if it is no share, or no row lies in it.
     """
     low, high = parse_share(share)
-    about = rows["prompt" if "prompt" in rows.column_names else "completion"]
-    keys = [value if isinstance(value, str) else json.dumps(value) for value in about]
-    kept = [row for row, key in enumerate(keys) if in_share(key, low, high)]
+    kept = [row for row, key in enumerate(row_keys(rows)) if in_share(key, low, high)]
     if not kept:
-        raise ValueError(f"None of the {len(keys)} rows is in the share {share}. Widen it.")
+        raise ValueError(f"None of the {len(rows)} rows is in the share {share}. Widen it.")
     return rows.select(kept)
 
 
@@ -190,10 +181,8 @@ def simulate(
     """Ratings of training and of held-out texts, and what is true of the latter.
 
     Args:
-        train, test ([`~rlhf_recipes.reward_modeling.scored.Texts`]): The texts.
-        means, test_means (`ArrayLike`): Their mean ratings by real people.
+        means, test_means (`ArrayLike`): Mean ratings of the texts by real people.
         each, test_each (`int`): Ratings of each rater; fewer where there are not so many texts.
-        seed (`int`, *optional*, defaults to 0): Of texts and noise.
 
     Returns:
         `tuple`: ratings of the training texts and of the held-out ones; for each of the latter what the rater truly

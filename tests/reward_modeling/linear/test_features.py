@@ -26,9 +26,9 @@ from rlhf_recipes.reward_modeling.linear.features import (
     Sentiment,
     Variety,
     beside,
-    count_syllables,
     make_group,
 )
+from rlhf_recipes.reward_modeling.linear.groups import count_syllables
 from rlhf_recipes.rewards import RewardError
 from rlhf_recipes.words import words
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer

@@ -1,50 +1,24 @@
-import importlib.util
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge, TweedieRegressor
 
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
-from rlhf_recipes.reward_modeling.linear.features import NAMED, BagOfWords, Embedding, FeatureSet, Keywords, Length
-from rlhf_recipes.reward_modeling.linear.model import (
+from rlhf_recipes.reward_modeling.linear.features import (
+    NAMED,
+    BagOfWords,
     Coefficient,
     Contribution,
-    LinearRewardModel,
-    plot_coefficients,
-    plot_importance,
-    r2,
+    Embedding,
+    FeatureSet,
+    Keywords,
+    Length,
 )
-from rlhf_recipes.reward_modeling.linear.reward import LinearReward
+from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
+from tests.reward_modeling.linear.rated_words import COUNTS, GOOD_AND_BAD, VALUES, pairs, rated
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
-
-RECIPE = Path(__file__).parents[3] / "recipes/reward_linear.py"
-
-VALUES = {"good": 1.0, "great": 2.0, "bad": -1.0, "awful": -2.0, "film": 0.0, "plot": 0.0, "cast": 0.0}
-COUNTS = {"BagOfWords": {"weighting": "count", "min_texts": 1}}
-GOOD_AND_BAD = [Keywords(("good",), "good"), Keywords(("bad",), "bad")]
-
-
-def rated(count=200, seed=0, noise=0.0):
-    """Texts of four words whose rating is the sum of what the words are worth, and empty prompts."""
-    generator = np.random.default_rng(seed)
-    rows = [generator.choice(list(VALUES), size=4) for _ in range(count)]
-    ratings = np.array([sum(VALUES[word] for word in row) for row in rows]) + noise * generator.normal(size=count)
-    return [""] * count, [" ".join(row) for row in rows], ratings
-
-
-def pairs(count=200, seed=0):
-    _, texts, ratings = rated(2 * count, seed)
-    chosen, rejected = [], []
-    for first, second in zip(range(count), range(count, 2 * count), strict=True):
-        if ratings[first] != ratings[second]:
-            better = ratings[first] > ratings[second]
-            chosen.append(texts[first if better else second])
-            rejected.append(texts[second if better else first])
-    return [""] * len(chosen), chosen, rejected
 
 
 def by_name(table):
@@ -83,14 +57,6 @@ def test_coefficients_are_those_of_ridge_on_standardized_columns():
     assert [found["good"].per_std, found["bad"].per_std] == pytest.approx(theirs.coef_.tolist())
     assert found["good"].per_unit == pytest.approx(theirs.coef_[0] / counts[:, 0].std())
     assert model.base() == pytest.approx(ratings.mean())
-
-
-def test_weights_are_those_of_the_rows():
-    texts, ratings = ["good", "good", "film"], [0.0, 3.0, 0.0]
-    model = LinearRewardModel([Keywords(("good",), "good")], LinearRegression())
-    assert model.fit_ratings([""] * 3, texts, ratings).scores([""], ["good"]) == pytest.approx([1.5])
-    weighted = model.fit_ratings([""] * 3, texts, ratings, weights=[2, 1, 1])
-    assert weighted.scores([""], ["good"]) == pytest.approx([1.0])
 
 
 def test_the_default_orders_held_out_texts():
@@ -184,8 +150,6 @@ def test_what_is_not_linear_tells_what_each_feature_changed():
     assert told["good"].contribution >= 0
     with pytest.raises(ValueError, match="no coefficients"):
         model.table()
-    with pytest.raises(ValueError, match="no sum over features"):
-        model.contributions([""], ["good"])
 
 
 # ---- one prediction, read
@@ -194,9 +158,6 @@ def test_what_is_not_linear_tells_what_each_feature_changed():
 def test_contributions_add_up_to_the_scores():
     prompts, texts, ratings = rated(noise=1.0)
     model = LinearRewardModel([*NAMED, BagOfWords()]).fit_ratings(prompts, texts, ratings)
-    parts = model.contributions(prompts[:5], texts[:5])
-    assert parts.shape == (5, len(model.features.features))
-    assert model.base() + parts.sum(axis=1) == pytest.approx(model.scores(prompts[:5], texts[:5]))
     told = model.explain("", texts[0])
     assert model.base() + sum(item.contribution for item in told) == pytest.approx(model.scores([""], texts[:1])[0])
     sizes = [abs(item.contribution) for item in told]
@@ -234,7 +195,7 @@ def test_a_score_is_read_aloud():
     assert "  +0.50  1 other features" in model.read_aloud("", "good film", top=1)
 
 
-# ---- calibration, intervals, importance
+# ---- calibration, intervals
 
 
 def test_calibrated_scores_stay_within_the_scale_and_in_order():
@@ -280,48 +241,6 @@ def test_pairs_have_intervals_too():
     model.bootstrap(samples=30)
     great = by_name(model.table())['"great"']
     assert 0 < great.low < great.high
-
-
-def test_what_does_not_count_is_not_important():
-    prompts, texts, ratings = rated(300)
-    groups = [Keywords(("great", "good"), "praise"), Keywords(("awful", "bad"), "blame"), Keywords(("film",), "film")]
-    model = LinearRewardModel(groups, LinearRegression()).fit_ratings(prompts, texts, ratings)
-    for measure in ("r2", "pairwise_accuracy"):
-        found = {one.name: one for one in model.importance(*rated(100, seed=1), measure=measure)}
-        assert set(found) == {"praise", "blame", "film"}
-        assert found["praise"].mean > 0.1
-        assert found["blame"].mean > 0.1
-        assert abs(found["film"].mean) < 0.02
-        assert found["praise"].std > 0
-
-
-def test_importance_of_all_there_is_takes_all_away():
-    # Of a model that is right with one feature, shuffling leaves r of 0 with it: R2 falls by 2 on average.
-    prompts, texts = [""] * 200, ["good"] * 100 + ["film"] * 100
-    ratings = np.repeat([1.0, 0.0], 100)
-    model = LinearRewardModel([Keywords(("good",), "good")], LinearRegression()).fit_ratings(prompts, texts, ratings)
-    (one,) = model.importance(prompts, texts, ratings, measure="r2", repeats=50)
-    assert one.mean == pytest.approx(2.0, abs=0.1)
-    (one,) = model.importance(prompts, texts, ratings, repeats=50)
-    assert one.mean == pytest.approx(0.5, abs=0.05)
-
-
-def test_a_bag_of_words_is_shuffled_as_a_whole():
-    model = LinearRewardModel([Length(), BagOfWords()]).fit_ratings(*rated(300))
-    found = {one.name: one.mean for one in model.importance(*rated(100, seed=1))}
-    bag = f"BagOfWords ({len(VALUES)} numbers)"
-    assert set(found) == {"characters", "words", "sentences", "word_length", "sentence_length", bag}
-    assert found[bag] > 0.3
-    pairwise = {one.name: one.mean for one in model.importance_for_pairs(*pairs(100, seed=1))}
-    assert pairwise[bag] > 0.3
-
-
-def test_r2():
-    assert r2([1, 2, 3], [1, 2, 3]) == 1
-    assert r2([2, 2, 2], [1, 2, 3]) == 0
-    assert r2([3, 2, 1], [1, 2, 3]) == -3
-    with pytest.raises(ValueError, match="no variance"):
-        r2([1, 2], [1, 1])
 
 
 # ---- saving
@@ -385,22 +304,6 @@ def test_files_that_are_not_such_a_model_are_refused(tmp_path):
         LinearRewardModel.load(folder)
 
 
-# ---- pictures
-
-
-def test_pictures_show_something(tmp_path):
-    model = LinearRewardModel([COUNTS]).fit_ratings(*rated(noise=1.0))
-    model.bootstrap(samples=20)
-    for path in (
-        plot_coefficients(model.table(), tmp_path / "coefficients.png"),
-        plot_importance(model.importance(*rated(100, seed=1), repeats=3), tmp_path / "importance.png"),
-    ):
-        pixels = imread(path)[..., :3]
-        assert pixels.shape[1] > pixels.shape[0] > 200
-        blue = (pixels[..., 2] - pixels[..., 0]) > 0.2
-        assert blue.mean() > 0.01
-
-
 # ---- mistakes
 
 
@@ -439,8 +342,6 @@ def test_settings_that_cannot_be(tmp_path):
         LinearRewardModel([Length()]).scores([""], ["good"])
     with pytest.raises(ValueError, match="fit the model first"):
         LinearRewardModel().save(tmp_path / "model")
-    with pytest.raises(ValueError, match="'pairwise_accuracy' or 'r2'"):
-        LinearRewardModel([COUNTS]).fit_ratings(*rated(50)).importance(*rated(10), measure="mae")
     loaded = LinearRewardModel.load(LinearRewardModel([COUNTS]).fit_ratings(*rated(50)).save(tmp_path / "model"))
     with pytest.raises(ValueError, match="right after the fit"):
         loaded.bootstrap()
@@ -457,59 +358,3 @@ def test_one_row_of_the_table_is_a_record():
     assert isinstance(row, Coefficient)
     assert (row.low, row.high) == (None, None)
     assert FeatureSet((COUNTS,)).groups[0].weighting == "count"
-
-
-# ---- the recipe
-
-
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("reward_linear_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def write_rows(folder, **splits):
-    folder.mkdir()
-    for split, columns in splits.items():
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
-
-
-def as_ratings(count, seed):
-    _, texts, ratings = rated(count, seed)
-    return {"completion": texts, "score": ratings.tolist(), "votes": [[r - 1, r, r + 1] for r in ratings.tolist()]}
-
-
-def test_the_recipe_on_ratings(main, tmp_path, capsys):
-    splits = {name: as_ratings(count, seed) for seed, (name, count) in
-              enumerate({"train": 200, "validation": 80, "test": 80}.items())}  # fmt: skip
-    data, output = write_rows(tmp_path / "data", **splits), tmp_path / "run"
-    features = ["Length", json.dumps({"BagOfWords": {"min_texts": 1}})]
-    main(["--dataset_name", data, "--output_dir", str(output), "--features", *features, "--bootstrap_samples", "5"])
-    metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["pairwise_accuracy"] > 0.97
-    assert metrics["r2"] > 0.9
-    assert metrics["single_rater_accuracy"] > 0.9
-    assert metrics["features"] == 5 + len(VALUES)
-    assert {"coefficients.json", "coefficients.png", "importance.json", "importance.png", "config.yaml"} <= {
-        file.name for file in output.iterdir()
-    }
-    assert json.loads((output / "coefficients.json").read_text())[0]["low"] is not None
-    good, bad = LinearReward(output)(["", ""], ["good great film", "bad awful film"])
-    assert -9 < bad < -1 < 1 < good < 9
-    assert "from" in capsys.readouterr().out
-
-
-def test_the_recipe_on_pairs_and_without_a_validation_split(main, tmp_path):
-    splits = {}
-    for seed, name in enumerate(("train", "test")):
-        _, chosen, rejected = pairs(100, seed)
-        splits[name] = {"chosen": chosen, "rejected": rejected}
-    data, output = write_rows(tmp_path / "data", **splits), tmp_path / "run"
-    main(["--dataset_name", data, "--output_dir", str(output), "--features", json.dumps(COUNTS)])
-    assert json.loads((output / "metrics.json").read_text())["pairwise_accuracy"] > 0.97
-    good, bad = LinearReward(output)(["", ""], ["good film", "bad film"])
-    assert good > bad

@@ -120,10 +120,11 @@ def test_mistakes_are_told_when_it_is_made(tmp_path):
         LinearReward(LinearRewardModel([GOOD]))
 
 
-def test_judging_does_not_wait_for_torch_nor_for_scikit_learn(rich):
-    code = (
-        "import sys; from rlhf_recipes.reward_modeling.linear.reward import LinearReward\n"
-        f"LinearReward({str(rich)!r})([''], ['good']); print('torch' in sys.modules, 'sklearn' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "False False\n"
+def test_judging_does_not_wait_for_torch_nor_without_words_for_scikit_learn(folder, rich):
+    for model, said in ((folder, "False False"), (rich, "False True")):
+        code = (
+            "import sys; from rlhf_recipes.reward_modeling.linear.reward import LinearReward\n"
+            f"LinearReward({str(model)!r})([''], ['good']); print('torch' in sys.modules, 'sklearn' in sys.modules)"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert result.stdout == f"{said}\n"

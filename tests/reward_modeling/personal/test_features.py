@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from rlhf_recipes.reward_modeling.linear.features import FeatureSet, Length, Reading
-from rlhf_recipes.reward_modeling.personal.features import HiddenFeatures, Standardization, hidden_vectors
+from rlhf_recipes.reward_modeling.personal.features import HiddenFeatures, hidden_vectors
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 from rlhf_recipes.rewards.learned import LearnedReward
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
@@ -48,20 +48,3 @@ def test_a_model_without_a_known_head():
 
     with pytest.raises(ValueError, match="no linear layer named score"):
         hidden_vectors(Headless(), [])
-
-
-def test_one_scale_by_hand():
-    """Named features have variance 1 each, an encoder's numbers together, and what never varies is 0."""
-
-    class Group:
-        def __init__(self, standardize, bounded):
-            self.standardize, self.bounded = standardize, bounded
-
-    class Features:
-        groups = (Group(True, False), Group(False, True))
-
-    blocks = [np.array([[0.0, 7.0], [2.0, 7.0]]), np.array([[3.0, 0.0], [-3.0, 8.0]])]  # deviations 1, 0; 3 and 4
-    z = Standardization.fit(Features, blocks)(blocks)
-    assert z.tolist() == [[-1.0, 0.0, 0.6, -0.8, 1.0], [1.0, 0.0, -0.6, 0.8, 1.0]]
-    far = [np.array([[9.0, 9.0]]), np.array([[6.0, 0.0]])]
-    assert Standardization.fit(Features, blocks)(far)[0].tolist() == pytest.approx([1.0, 0.0, 1.2, -0.8, 1.0])

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from rlhf_recipes.reward_modeling.linear.features import BagOfWords, Feature, FeatureGroup, Keywords
-from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel, user_key
+from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
+from rlhf_recipes.reward_modeling.personal.users import user_key
 
 WORDS = ("good", "loud", "slow", "red")
 TASTES = {"ann": 2.0, "bob": -2.0, "cid": 1.0, "dora": -1.0}  # what each "loud" is worth to a user
@@ -178,7 +179,7 @@ def test_a_new_user_of_a_model_that_knows_the_mean_of_others():
 def test_a_mistake_leaves_no_user_behind(model):
     with pytest.raises(ValueError, match="1 mean ratings by others for 2 rows"):
         model.add_user("nobody yet", [""] * 2, ["loud", "red"], [1.0, 2.0], [1.0])
-    assert not model.knows("nobody yet")
+    assert "nobody yet" not in model.users
 
 
 # ---- pairs
@@ -289,7 +290,7 @@ def test_mistakes_in_settings_and_calls(model):
         PersonalRewardModel([BagOfWords(min_texts=1, vocabulary=())]).fit_ratings(*rated())
     with pytest.raises(ValueError, match="not been fitted"):
         PersonalRewardModel(GROUPS).scores([""], ["loud"])
-    with pytest.raises(ValueError, match="2 users for 1 texts"):
+    with pytest.raises(ValueError, match="2 users, 1 texts"):
         model.scores([""], ["loud"], ["ann", "bob"])
     with pytest.raises(ValueError, match="'eve' is not known"):
         model.taste("eve")
