@@ -326,6 +326,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_whoever_loads_the_repository_gets_the_same_logits(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     with HubDouble(large_files=True) as hub:

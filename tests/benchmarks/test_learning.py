@@ -127,6 +127,7 @@ def test_learning_prints_one_line_of_json_with_all_figures(script, capsys, tmp_p
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_breaking_prints_one_line_of_json_with_both_runs(script, capsys, tmp_path):
     report, _ = printed(
         script("breaking"), capsys, "--seeds", 0, "--episodes", 64, "--plot", tmp_path / "curves.png"

@@ -57,8 +57,10 @@ def test_adapters_of_policy_and_critic_learn_on_a_4_bit_base_that_stays(base, tm
     assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("critic", ["head", "policy"])
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize(
+    ("step", "critic"),
+    [(4, "policy"), *(pytest.param(*of, marks=pytest.mark.slow) for of in ((4, "head"), (6, "head"), (6, "policy")))],
+)
 def test_it_resumes_exactly_and_reloads_with_the_same_outputs(base, tmp_path, critic, step):
     whole = run(base, tmp_path / "whole", critic=critic)
     whole.train()

@@ -37,6 +37,7 @@ def test_held_out_completions_come_first(tmp_path):
     assert all("Held out" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_asked_by_its_template(tmp_path):
     tokenizer = tiny_tokenizer(chat_template=True)
     prompts = [[{"role": "user", "content": opening}] for opening in OPENINGS * 2]

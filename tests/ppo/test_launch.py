@@ -126,6 +126,7 @@ def whole_lora(place, tmp_path_factory):
     return run_recipe(place, tmp_path_factory.mktemp("whole_lora") / "out", None, *LORA)
 
 
+@pytest.mark.slow
 def test_the_run_that_is_compared_with_has_learned_and_its_completions_end_at_different_tokens(place, whole):
     before = load_file(place / "policy/model.safetensors")
     after = weights(whole)
@@ -135,6 +136,7 @@ def test_the_run_that_is_compared_with_has_learned_and_its_completions_end_at_di
     assert first["grad_norm"] > RUN["max_grad_norm"]
 
 
+@pytest.mark.slow
 def test_two_processes_on_the_cpu_give_what_one_process_gives(place, whole, tmp_path):
     check_equal(run_recipe(place, tmp_path / "out", "cpu_2", "--expect_processes", "2"), whole)
 

@@ -84,6 +84,7 @@ def test_the_script_trains_saves_and_shows_completions(folder, tmp_path):
     assert "completions" in said
 
 
+@pytest.mark.slow
 def test_the_script_trains_adapters(folder, tmp_path):
     run(SCRIPT, folder, tmp_path / "out", *LORA)
     base = AutoModelForCausalLM.from_pretrained(folder / "policy")

@@ -155,6 +155,7 @@ def test_pairs_through_the_trainer_of_trl(tmp_path):
     assert accuracy(model, processor, other) == 0.0  # with the picture of the other answer, the other answer wins
 
 
+@pytest.mark.slow
 def test_ratings_through_the_trainer_of_any_loss(tmp_path):
     processor = tiny_processor()
     model = tiny_vision_classifier(processor)
