@@ -40,6 +40,7 @@ Seven attributes of the callable, all `False` unless set, say that it is more th
 Settings go into a small picklable object with `__call__` and `__name__`; the name is what logs and tables show.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -136,6 +137,14 @@ class StartedRewards:
     def _given_to(self, func: Any) -> dict[str, Any]:
         kept_back = {key for key, attribute in ON_REQUEST.items() if not getattr(func, attribute, False)}
         return {key: value for key, value in self.batch.items() if key not in kept_back}
+
+
+def log_means(log_metric: Any, of: str, values: Mapping[str, Sequence[float | None]]) -> None:
+    """Log as `of/name` the mean of each reward over the rows to which it applies, where the trainer logs."""
+    for name, own in values.items():
+        applying = [value for value in own if value is not None]
+        if applying and log_metric is not None:
+            log_metric(f"{of}/{name}", math.fsum(applying) / len(applying))
 
 
 def by_name(reward_funcs: Sequence[RewardFunction]) -> dict[str, RewardFunction]:

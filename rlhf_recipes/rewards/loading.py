@@ -133,7 +133,7 @@ class LoadedReward:
         args: Mapping[str, Any] | None = None,
         is_reward: bool = True,
     ) -> None:
-        self._made_from = (func, name, args)
+        self.made_from = (func, name, args)
         self._is_reward = is_reward
         target, self.args = _resolve(func, args, is_reward)
         maker = reward_name(target)
@@ -163,7 +163,7 @@ class LoadedReward:
         return called(self.reward, {**kwargs, **own_copy(self.args)})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (*self._made_from, self._is_reward)
+        return type(self), (*self.made_from, self._is_reward)
 
     def __repr__(self) -> str:
         return f"LoadedReward({self.__name__!r}, {self.reward!r}, {self.args})"

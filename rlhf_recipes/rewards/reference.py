@@ -42,16 +42,9 @@ class ReferenceReward(Rule):
         raise NotImplementedError
 
     def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
-        column = column_values(kwargs, self.column, self.__name__)
-        return [
-            self._value(as_text(completion), as_references(value, f"Row {row} of the column {self.column!r}"))
-            for row, (completion, value) in enumerate(zip(completions, column, strict=True))
-        ]
-
-    def _value(self, text: str, references: Sequence[str]) -> float | None:
-        if not references:
-            return None
-        return 0.0 if is_blank(text) else self.compare(text, references)
+        wanted = references_of(kwargs, self.column, self.__name__)
+        pairs = zip(map(as_text, completions), wanted, strict=True)
+        return [None if not own else 0.0 if is_blank(text) else self.compare(text, own) for text, own in pairs]
 
 
 @dataclass(frozen=True)
@@ -312,6 +305,12 @@ class TokenF1(AnswerReward):
     def agreement(self, found: Sequence[str], wanted: Sequence[str]) -> float:
         shared = (Counter(found) & Counter(wanted)).total()
         return 2 * shared / (len(found) + len(wanted))
+
+
+def references_of(columns: Mapping[str, Any], column: str, reward: str) -> list[list[str]]:
+    """The references of each row, out of the column that a reward was told to read."""
+    values = column_values(columns, column, reward)
+    return [as_references(value, f"Row {row} of the column {column!r}") for row, value in enumerate(values)]
 
 
 def as_references(value: Any, where: str) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from rlhf_recipes.errors import RewardValueError
-from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, StartedRewards, by_name
+from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, StartedRewards, by_name, log_means
 from rlhf_recipes.rewards.contract.checks import (
     Weight,
     check_setting,
@@ -243,11 +243,7 @@ class WeightedSum:
 
         def finish() -> list[float]:
             parts = rewards.values()
-            if columns.get("log_metric") is not None:
-                for name, values in self.per_row(parts).items():
-                    applying = [value for value in values if value is not None]
-                    if applying:
-                        columns["log_metric"](f"rewards/{self.__name__}/{name}", math.fsum(applying) / len(applying))
+            log_means(columns.get("log_metric"), f"rewards/{self.__name__}", self.per_row(parts))
             return self.totals(parts, progress_of(columns.get("trainer_state")))
 
         return finish

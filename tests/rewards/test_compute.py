@@ -20,8 +20,7 @@ from rlhf_recipes.modeling.flops import (
     decoder_shape,
     parameters_active,
 )
-from rlhf_recipes.rewards import RewardError, WeightedSum
-from rlhf_recipes.rewards.combine.compose import Discount
+from rlhf_recipes.rewards import Discount, RewardError, WeightedSum
 from rlhf_recipes.rewards.compute import ActiveParameters, Flops, TokenCount
 from rlhf_recipes.rewards.loading import load_reward
 from tests.ppo.helpers import many_short_tokens, tiny_policy, trainer

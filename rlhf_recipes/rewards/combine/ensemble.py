@@ -5,15 +5,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rlhf_recipes.rewards.base import Series, StartedRewards
+from rlhf_recipes.rewards.base import Series, StartedRewards, log_means
 from rlhf_recipes.rewards.contract.checks import is_per_token, reward_name
 from rlhf_recipes.rewards.loading import load_spec
+from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.statistics import is_finite
 
 Reduction = Literal["mean", "min", "mean_minus_std", "mean_minus_variance"]
 
 
-class EnsembleReward:
+class EnsembleReward(ModelReward):
     """One number out of several reward models, lower where they disagree.
 
     With member scores `r_1 .. r_k`, their mean `m` and variance `v = 1/k sum_i (r_i - m)^2`:
@@ -28,10 +29,9 @@ class EnsembleReward:
     them is not seen. Each reads text with its own tokenizer. They must be on one scale, and nothing here brings them
     there: put each into a `Scale` or `Map`, or give them a calibration when they are trained.
 
-    `None` where any member says `None`: a mean or a minimum over fewer of them is no measure of the same thing. Range,
-    languages and what becomes of an empty completion are those of the members. Where the trainer has `log_metric`, the
-    mean over the rows of the standard deviation `sqrt(v)` is logged as `<name>/disagreement`: if it climbs while the
-    reward does, the policy has gone where the members guess.
+    `None` where any member says `None`: a mean or a minimum over fewer of them is no measure of the same thing. Where
+    the trainer has `log_metric`, the mean over the rows of the standard deviation `sqrt(v)` is logged as
+    `<name>/disagreement`: if it climbs while the reward does, the policy has gone where the members guess.
 
     Args:
         models (`Sequence`):
@@ -68,9 +68,7 @@ class EnsembleReward:
         if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
             raise ValueError(f"An EnsembleReward needs a list of two models or more, but has {models!r}.")
         check_reduction(type(self).__name__, reduce, "std_coef", std_coef)
-        self._arguments = (models, reduce, std_coef, name)
-        self.reduce = reduce
-        self.std_coef = std_coef
+        self.reduce, self.std_coef = reduce, std_coef
         self.__name__ = name or type(self).__name__
         self.members = tuple(load_spec(str(model) if isinstance(model, Path) else model) for model in models)
         self.inner_rewards = self.members
@@ -85,9 +83,6 @@ class EnsembleReward:
         self.may_not_apply = any(getattr(member, "may_not_apply", False) for member in self.members)
         self.constant = all(getattr(member, "constant", False) for member in self.members)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
-
     def start(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Callable[[], Series]:
         """Begin the members that can be begun; the function that is returned gives the values."""
         # Members may share a name: models of several seeds often lie in folders of the same name.
@@ -96,12 +91,8 @@ class EnsembleReward:
 
         def finish() -> Series:
             scores = list(zip(*rewards.values().values(), strict=True))  # (B, members)
-            judged = [row for row in scores if None not in row]
-            if judged and columns.get("log_metric") is not None:
-                columns["log_metric"](
-                    f"{self.__name__}/disagreement",
-                    math.fsum(math.sqrt(variance(row)) for row in judged) / len(judged),
-                )
+            disagreement: Series = [None if None in row else math.sqrt(variance(row)) for row in scores]
+            log_means(columns.get("log_metric"), self.__name__, {"disagreement": disagreement})
             return [None if None in row else reduced(row, self.reduce, self.std_coef) for row in scores]
 
         return finish

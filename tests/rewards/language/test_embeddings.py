@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from rlhf_recipes.modeling.embedder import Embedder
-from rlhf_recipes.rewards import RewardError, WeightedSum
-from rlhf_recipes.rewards.embeddings import EmbeddingDistance, EmbeddingSimilarity
+from rlhf_recipes.rewards import EmbeddingDistance, EmbeddingSimilarity, RewardError, WeightedSum
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 TEXTS = ["The film is good.", "A dull script and a tired cast make this a long evening", "!", "今天 😀 great"]
