@@ -34,16 +34,12 @@ class ModelReward:
         made._made_with = args, kwargs
         return made
 
-    @property
-    def settings_given(self) -> dict[str, Any]:
-        """What it was made with, by name."""
-        args, kwargs = self._made_with
-        return dict(inspect.signature(type(self)).bind(*args, **kwargs).arguments)
-
     def __reduce__(self) -> tuple[Any, ...]:
         # Made anew from where it was loaded: a pickle stays small, and the device is found where it is opened.
         args, kwargs = self._made_with
-        return functools.partial(type(self), *args, **kwargs), ()
+        given = inspect.signature(type(self)).bind(*args, **kwargs)
+        given.apply_defaults()
+        return functools.partial(type(self), **given.kwargs) if given.kwargs else type(self), given.args
 
     def __repr__(self) -> str:
         said = {"name": self.__name__} | {attribute: getattr(self, attribute) for attribute in self.shown}

@@ -435,8 +435,8 @@ def test_a_discount_asks_for_what_its_cost_asks_for():
         ({"scale": math.inf}, "scale of Discount is inf"),
         ({"scale": True}, "scale of Discount is True"),
         ({"shape": "cubic"}, "shape of Discount is 'cubic'; it can be exponential, hyperbolic, linear, step"),
-        ({"cost": {"func": "TokenCount", "weight": 2}}, "What describes the cost of Discount has weight. It takes"),
-        ({"cost": {"args": {}}}, "the cost of Discount names no func"),
+        ({"cost": {"func": "TokenCount", "weight": 2}}, "What describes the cost of Discount has weight"),
+        ({"cost": {"args": {}}}, "says no func, which is what names it"),
         ({"cost": "TokenCuont"}, "There is no reward 'TokenCuont'"),
     ],
 )

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from rlhf_recipes.errors import RewardValueError
 from rlhf_recipes.rewards.base import Series, StartedRewards, by_name, log_means
-from rlhf_recipes.rewards.contract.checks import check_setting, checked_values, is_per_token, is_potential
+from rlhf_recipes.rewards.contract.checks import check_setting, checked_values, is_per_token, is_potential, reward_name
 from rlhf_recipes.rewards.diversity import siblings
 from rlhf_recipes.rewards.loading import load_spec
 from rlhf_recipes.rewards.weighted_sum import check_not_nested
@@ -51,17 +51,21 @@ class Composition:
             loaded = [load_spec(spec) for spec in (given if many else [given])]
             object.__setattr__(self, held, tuple(loaded) if many else loaded[0])
             inner += loaded
-        named = by_name(inner)
+        named = self.named(inner)
         for name, func in named.items():
             check_not_nested(name, func)
             if is_potential(func) or (is_per_token(func) and not self.per_token_allowed):
                 raise ValueError(
-                    f"{self.__name__} takes rewards of one number for each completion, but {name!r} gives one "
-                    "for each token. Put it into the list of rewards on its own."
+                    f"{self.__name__} takes rewards of one number for each completion, but "
+                    f"{reward_name(func)!r} gives one for each token. Put it into the list of rewards on its own."
                 )
         object.__setattr__(self, "inner", named)
 
     inner: ClassVar[Mapping[str, Any]]  # by name; set on the object, and no setting
+
+    def named(self, inner: Sequence[Any]) -> Mapping[str, Any]:
+        """What is inside, by name."""
+        return by_name(inner)
 
     @property
     def __name__(self) -> str:
@@ -82,6 +86,10 @@ class Composition:
     def constant(self) -> bool:
         return all(getattr(func, "constant", False) for func in self.inner.values())
 
+    def logged(self, parts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of what the mean is logged: the rewards inside it, where it has several."""
+        return parts if len(parts) > 1 else {}
+
     def merged(self, parts: list[list[Any]]) -> list[Any]:
         """The composition's values, from those of each reward inside it."""
         raise NotImplementedError
@@ -92,8 +100,7 @@ class Composition:
 
         def finish() -> list[Any]:
             parts = rewards.values()
-            if len(parts) > 1:
-                log_means(columns.get("log_metric"), self.__name__, parts)
+            log_means(columns.get("log_metric"), self.__name__, self.logged(parts))
             return checked_values(self.merged(list(parts.values())), self, self.__name__, rewards.batch)
 
         return finish

@@ -17,6 +17,7 @@ from rlhf_recipes.modeling.calibration import Calibration
 from rlhf_recipes.modeling.frozen import labels_of_adapter
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.reading import check_finite
+from rlhf_recipes.outputs import write_json
 from rlhf_recipes.rewards.base import log_means
 from rlhf_recipes.rewards.combine.ensemble import Reduction, check_reduction, reduced, variance
 from rlhf_recipes.rewards.learned import LearnedReward
@@ -81,10 +82,7 @@ class EnsembleSettings:
 
     def save(self, folder: str | Path) -> Path:
         """Write them into the folder, at once, and return the file's path."""
-        path = Path(folder) / ENSEMBLE_FILE
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        return draft.replace(path)
+        return write_json(Path(folder) / ENSEMBLE_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "EnsembleSettings":
@@ -233,10 +231,6 @@ class SharedBaseEnsemble(ModelReward):
             return (scores - means[:, None]) / stds[:, None]
         self._check_calibrations()
         return np.stack([own(row) for own, row in zip(self.calibrations, scores, strict=True) if own is not None])
-
-    def disagreement(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
-        """Standard deviation of the members, in units of the scale. `(B,)`"""
-        return [math.sqrt(variance(row)) for row in self.members(prompts, completions).T.tolist()]
 
     def _check_calibrations(self) -> None:
         without = [f"adapter_{k}" for k, calibration in enumerate(self.calibrations) if calibration is None]

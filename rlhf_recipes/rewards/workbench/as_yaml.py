@@ -10,7 +10,6 @@ import yaml
 
 from rlhf_recipes.rewards.contract.checks import Weight
 from rlhf_recipes.rewards.loading import LoadedReward
-from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.rewards.weighted_sum import WeightSchedule
 
 YAML_WIDTH = 110  # a longer reward is written over several lines
@@ -97,9 +96,12 @@ def _settings(func: Any) -> dict[str, Any]:
         }
         given = {name: getattr(func, name) for name in defaults}
     else:
-        given = func.settings_given if isinstance(func, ModelReward) else {}
-        parameters = inspect.signature(type(func)).parameters
-        defaults = {name: parameters[name].default for name in given}
+        made = func.__reduce_ex__(2)
+        if made[0] is not type(func):
+            return {}
+        bound = inspect.signature(type(func)).bind(*made[1])
+        defaults = {name: parameter.default for name, parameter in bound.signature.parameters.items()}
+        given = dict(bound.arguments)
     return {
         name: _said(value) for name, value in given.items() if value is not defaults[name] and value != defaults[name]
     }

@@ -70,7 +70,6 @@ def test_scores_are_standardized_before_they_are_reduced(made):
         assert SharedBaseEnsemble(folder, reduce=reduce, penalty=0.5)(**ROWS) == pytest.approx(scores, abs=1e-4)
     ensemble = SharedBaseEnsemble(folder)
     assert ensemble.members(PROMPTS[:3], COMPLETIONS[:3]) == pytest.approx(z, abs=1e-4)
-    assert ensemble.disagreement(PROMPTS[:3], COMPLETIONS[:3]) == pytest.approx(std, abs=1e-4)
 
 
 def test_the_disagreement_is_logged(made):
