@@ -49,6 +49,8 @@ from rlhf_recipes.rewards.contract.checks import checked_call, is_per_token, is_
 from rlhf_recipes.rewards.contract.concurrent import Finish, begun, can_start
 from rlhf_recipes.texts import Text
 
+Texts: TypeAlias = Sequence[Text]  # (B,)  texts or conversations
+Ids: TypeAlias = Sequence[Sequence[int]]  # (B, tokens of the row)
 Series: TypeAlias = list[float | None]  # (B,)  one reward for each row
 TokenSeries: TypeAlias = list[list[float] | None]  # (B, tokens of the row)  one reward for each token
 Parts: TypeAlias = dict[str, Any]  # by reward, a Series, or a TokenSeries of one that is per token
@@ -67,9 +69,9 @@ class RewardFunction(Protocol):
 
 def compute_rewards(
     reward_funcs: Sequence[RewardFunction],
-    prompts: Sequence[Text],
-    completions: Sequence[Text],
-    completion_ids: Sequence[Sequence[int]],
+    prompts: Texts,
+    completions: Texts,
+    completion_ids: Ids,
     columns: Mapping[str, Any],
 ) -> Parts:
     """Call each reward as TRL's trainers do, by keyword, and check what comes back.
@@ -100,9 +102,9 @@ class StartedRewards:
     def __init__(
         self,
         reward_funcs: Mapping[str, RewardFunction],
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
+        prompts: Texts,
+        completions: Texts,
+        completion_ids: Ids,
         columns: Mapping[str, Any],
     ) -> None:
         batch: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}

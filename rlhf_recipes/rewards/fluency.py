@@ -16,6 +16,7 @@ from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
 from rlhf_recipes.modeling.reading import check_finite, first_special, forward, joined, length_batches, pad_id_of
 from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.contract.checks import check_choice, check_setting
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text, as_text, lines_of
 
@@ -125,8 +126,7 @@ class Fluency(CausalReward):
         load_in_4bit: bool = False,
         name: str | None = None,
     ) -> None:
-        if normalize not in ("token", "word", "none"):
-            raise ValueError(f"Fluency normalizes by 'token', 'word' or 'none', not by {normalize!r}.")
+        check_choice("Fluency", "normalize", normalize, ("token", "word", "none"))
         self.wants_ref_logprobs = isinstance(model, str) and model == "reference"
         self.normalize, self.on_prompt = normalize, on_prompt
         self.__name__ = name or type(self).__name__
@@ -219,12 +219,10 @@ class Acceptability(CausalReward):
         dtype: str | torch.dtype | None = None,
         name: str | None = None,
     ) -> None:
-        if measure not in ("slor", "mean", "pen"):
-            raise ValueError(f"Acceptability measures 'slor', 'mean' or 'pen', not {measure!r}.")
+        check_choice("Acceptability", "measure", measure, ("slor", "mean", "pen"))
         if corpus is not None and measure != "slor":
             raise ValueError(f"A corpus is for 'slor'; {measure!r} has no use for it. Leave it out.")
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha is {alpha}; it must be 0 or more, and finite.")
+        check_setting("Acceptability", "alpha", alpha, least=0)
         self.measure, self.alpha, self.on_prompt = measure, alpha, on_prompt
         self.__name__ = name or type(self).__name__
         self.reader = self._load(model, processing_class, batch_size, max_length, device, dtype)

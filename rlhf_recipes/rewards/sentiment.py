@@ -102,21 +102,18 @@ class SentimentClassifier(ModelReward):
         dtype: "str | torch.dtype | None" = None,
         name: str | None = None,
     ) -> None:
-        from rlhf_recipes.rewards.learned import LearnedReward  # VADER needs no torch
+        from rlhf_recipes.modeling.heads import LabelScore  # VADER needs no torch
+        from rlhf_recipes.rewards.learned import LearnedReward
 
         self.__name__ = name or type(self).__name__
         self.completion_only = completion_only
-        loaded = LearnedReward(
+        self.reward = LearnedReward(
             model, processing_class, batch_size, max_length, label=0, name=self.__name__, calibrate=False,
             device=device, dtype=dtype,
         )  # fmt: skip
-        self.weights = _weights_of(list(loaded.model.config.id2label.values()), positive, negative, weights)
-        # The same model, now that its labels are known.
-        self.reward = LearnedReward(
-            loaded.model, loaded.tokenizer, batch_size, loaded.max_length, name=self.__name__,
-            settings=loaded.settings, calibrate=False, labels=self.weights, probabilities=True,
-        )  # fmt: skip
-        head = self.reward.head
+        config = self.reward.model.config
+        self.weights = _weights_of(list(config.id2label.values()), positive, negative, weights)
+        self.reward.head = head = LabelScore(config, None, self.weights, True)  # now that the labels are known
         # Probabilities of labels that are apart may all be 0 or 1; others add up to 1, and so are a mean of weights.
         negative_ones = head.weights.clamp(max=0.0)
         self.lowest = float(negative_ones.sum() if head.labels_are_apart else head.weights.min())

@@ -117,10 +117,10 @@ def test_a_saved_model_survives_pickling_and_adds_up(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"measure": "norm"}, "'slor', 'mean' or 'pen', not 'norm'"),
+        ({"measure": "norm"}, "measure of Acceptability is 'norm'; it must be one of slor, mean, pen"),
         ({"measure": "mean", "corpus": ["a"]}, "corpus is for 'slor'; 'mean' has no use"),
         ({"corpus": [""]}, "no text to count tokens in"),
-        ({"alpha": -1}, "alpha is -1"),
+        ({"alpha": -1}, "alpha of Acceptability is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )

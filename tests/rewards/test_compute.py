@@ -434,7 +434,7 @@ def test_a_discount_asks_for_what_its_cost_asks_for():
         ({"scale": -1}, "scale of Discount is -1"),
         ({"scale": math.inf}, "scale of Discount is inf"),
         ({"scale": True}, "scale of Discount is True"),
-        ({"shape": "cubic"}, "shape of Discount is 'cubic'; it can be exponential, hyperbolic, linear, step"),
+        ({"shape": "cubic"}, "shape of Discount is 'cubic'; it must be one of exponential, hyperbolic, linear, step"),
         ({"cost": {"func": "TokenCount", "weight": 2}}, "What describes the cost of Discount has weight"),
         ({"cost": {"args": {}}}, "says no func, which is what names it"),
         ({"cost": "TokenCuont"}, "There is no reward 'TokenCuont'"),

@@ -168,7 +168,7 @@ def test_a_model_that_gives_nan_is_named(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"normalize": "letter"}, "by 'token', 'word' or 'none', not by 'letter'"),
+        ({"normalize": "letter"}, "normalize of Fluency is 'letter'; it must be one of token, word, none"),
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
         ({"max_length": 600}, "max_length is 600, but must be from 1 to 512"),
         ({"load_in_4bit": True}, "come too late"),

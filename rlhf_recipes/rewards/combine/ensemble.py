@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.combine.compose import Composition
-from rlhf_recipes.rewards.contract.checks import reward_name
+from rlhf_recipes.rewards.contract.checks import check_choice, reward_name
 from rlhf_recipes.statistics import is_finite
 
 Reduction = Literal["mean", "min", "mean_minus_std", "mean_minus_variance"]
@@ -86,8 +86,7 @@ class EnsembleReward(Composition):
 
 def check_reduction(owner: str, reduce: str, coefficient_name: str, coefficient: float) -> None:
     """Raise `ValueError` for a reduction that is not known, or a price of disagreement below 0."""
-    if reduce not in get_args(Reduction):
-        raise ValueError(f"{owner} reduces by {', '.join(get_args(Reduction))}, not by {reduce!r}.")
+    check_choice(owner, "reduce", reduce, get_args(Reduction))
     if not is_finite(coefficient) or coefficient < 0:
         raise ValueError(
             f"{owner} has {coefficient_name} {coefficient!r}; it must be a number of 0 or more, since a negative one "

@@ -8,7 +8,7 @@ from rlhf_recipes.errors import RewardValueError
 from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.combine.compose import Composition
 from rlhf_recipes.rewards.compute import check_positive
-from rlhf_recipes.rewards.contract.checks import check_setting, reward_name
+from rlhf_recipes.rewards.contract.checks import check_choice, check_setting, reward_name
 from rlhf_recipes.rewards.loading import inner_reward
 from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import short
@@ -134,8 +134,7 @@ class Map(OneReward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.by not in ("sigmoid", "exp", "softplus", "relu"):
-            raise ValueError(f"Map has by {self.by!r}; known are sigmoid, exp, softplus and relu.")
+        check_choice("Map", "by", self.by, ("sigmoid", "exp", "softplus", "relu"))
         _check_unit(self)
 
     def of(self, value: float) -> float:
@@ -205,8 +204,7 @@ class Discount(Composition):
 
     def __post_init__(self) -> None:
         check_positive(self, "scale")
-        if self.shape not in SHAPES:
-            raise ValueError(f"The shape of Discount is {self.shape!r}; it can be {', '.join(SHAPES)}.")
+        check_choice("Discount", "shape", self.shape, list(SHAPES))
         object.__setattr__(self, "cost", inner_reward(self.cost, "the cost of Discount"))
         super().__post_init__()
 

@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from rlhf_recipes.modeling.calibration import Calibration
 from rlhf_recipes.modeling.frozen import labels_of_adapter
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.reading import check_finite
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.rewards.base import log_means
 from rlhf_recipes.rewards.combine.ensemble import Reduction, check_reduction, reduced, variance
+from rlhf_recipes.rewards.contract.checks import check_choice
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
@@ -183,7 +183,7 @@ class SharedBaseEnsemble(ModelReward):
         load_in_4bit: bool = False,
     ) -> None:
         check_reduction(type(self).__name__, reduce, "penalty", penalty)
-        _check_scale(scale)
+        check_choice("SharedBaseEnsemble", "scale", scale, get_args(Scale))
         self.settings = EnsembleSettings.load(folder)
         self.reduce, self.penalty, self.scale = reduce, penalty, scale
         options = {"max_length": max_length, "device": device, "dtype": dtype, "load_in_4bit": load_in_4bit}
@@ -215,7 +215,7 @@ class SharedBaseEnsemble(ModelReward):
             scale (`str`, *optional*): Instead of the ensemble's.
         """
         wanted = scale or self.scale
-        _check_scale(wanted)
+        check_choice("SharedBaseEnsemble", "scale", wanted, get_args(Scale))
         if wanted == "rating":
             self._check_calibrations()
         with self._switching:
@@ -313,17 +313,7 @@ def check_members(places: Sequence[Path]) -> None:
                 )
 
 
-def _check_scale(scale: str) -> None:
-    if scale not in get_args(Scale):
-        raise ValueError(f"SharedBaseEnsemble has the scales {', '.join(get_args(Scale))}, not {scale!r}.")
-
-
-class _AsItIs:
-    def __call__(self, values: Any) -> NDArray[np.float64]:
-        return np.asarray(values, dtype=np.float64)
-
-
-def _calibration_of(place: Path) -> Calibration | _AsItIs | None:
+def _calibration_of(place: Path) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
     settings = RewardModelSettings.load(place)
     # The expected level of a classifier of levels is a rating already.
-    return _AsItIs() if settings.calibration is None and settings.probabilities else settings.calibration
+    return np.asarray if settings.calibration is None and settings.probabilities else settings.calibration

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.modeling.embedder import Embedder
 from rlhf_recipes.modeling.reading import check_finite
 from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.contract.checks import check_choice
 from rlhf_recipes.rewards.diversity import siblings
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.rewards.reference import as_references, references_of
@@ -84,8 +85,7 @@ class EmbeddingSimilarity(EmbeddingReward):
         load_in_4bit: bool = False,
         name: str | None = None,
     ) -> None:
-        if to not in ("reference", "prompt"):
-            raise ValueError(f"EmbeddingSimilarity compares with 'reference' or 'prompt', not with {to!r}.")
+        check_choice("EmbeddingSimilarity", "to", to, ("reference", "prompt"))
         if to == "prompt" and column != "reference":
             raise ValueError(f"EmbeddingSimilarity(to='prompt') reads no column, but column is {column!r}.")
         options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)

@@ -27,13 +27,12 @@ from rich.text import Text as Cell
 from scipy.stats import rankdata
 
 from rlhf_recipes.figures import as_figure, draw_png, paint_correlations, paint_histogram, percent, shortened
-from rlhf_recipes.rewards.base import Parts, Series
+from rlhf_recipes.rewards.base import Ids, Parts, Series, Texts
 from rlhf_recipes.rewards.contract.checks import Weight
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule
 from rlhf_recipes.rewards.workbench.as_yaml import entry_of, specs_of
 from rlhf_recipes.rewards.workbench.remarks import remarks_on_proposal, remarks_on_values, remarks_on_weights
 from rlhf_recipes.statistics import correlation
-from rlhf_recipes.texts import Text
 
 CONSTANT = 1e-9  # a spread below this part of the largest value is rounding
 # What is said of the values of a reward, and the title of the column.
@@ -178,29 +177,24 @@ class Balance:
         """The weighted sum and each reward, by name; of a single reward that alone, because the sum repeats it."""
         return ({} if len(self.rewards) == 1 else {self.total.name: self.totals}) | dict(self.values)
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw the correlations, with numbers, beside how the values of each reward and of the sum spread (PNG)."""
-        series, several = self.series(), len(self.rewards) > 1
-        side = 2.4 + 0.6 * len(self.rewards) if several else 0.0
-        size = (side + 5.2, max(side * 0.86, 1.35 * len(series), 3.0))
+    def plot(self, path: str | Path, correlations: bool = True) -> Path:
+        """Draw how the values of each reward and of the sum spread, beside the `correlations` of several (PNG)."""
+        series, beside = self.series(), correlations and len(self.rewards) > 1
+        side = 2.4 + 0.6 * len(self.rewards) if beside else 0.0
 
         def paint(canvas: Figure) -> None:
-            halves = canvas.add_gridspec(1, 2 if several else 1, width_ratios=[side, 5.2] if several else [1])
-            if several:
+            halves = canvas.add_gridspec(1, 2 if beside else 1, width_ratios=[side, 5.2] if beside else [1])
+            if beside:
                 paint_correlations(canvas.add_subplot(halves[0]), [one.name for one in self.rewards], self.pearson)
             panels = halves[-1].subgridspec(len(series), 1, hspace=0.08)
             for number, (name, values) in enumerate(series.items()):
                 paint_histogram(canvas.add_subplot(panels[number]), name, values)
 
-        return draw_png(path, size, paint)
+        return draw_png(path, (side + 5.2, max(side * 0.86, 1.35 * len(series), 3.0)), paint)
 
 
 def measure_balance(
-    rewards: WeightedSum,
-    prompts: Sequence[Text],
-    completions: Sequence[Text],
-    completion_ids: Sequence[Sequence[int]],
-    **columns: Any,
+    rewards: WeightedSum, prompts: Texts, completions: Texts, completion_ids: Ids, **columns: Any
 ) -> Balance:
     """Score a sample of completions with each reward once, and compare what they say.
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.outputs import prepare_output_dir, write_json, write_jsonl
-from rlhf_recipes.rewards.loading import load_rewards
+from rlhf_recipes.rewards.loading import RewardArguments, load_rewards
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.balance import Balance, balance_of
-from rlhf_recipes.rewards.workbench.show import Screen, draw_histograms
+from rlhf_recipes.rewards.workbench.show import Screen
 from rlhf_recipes.rewards.workbench.table import RowOptions, Sample, load_sample, score_rows, scored_rows
 
 SCORE = """Score a table of texts with a list of rewards, and look at what they say.
@@ -61,20 +61,15 @@ OF_RECIPES = {
 
 
 @dataclass
-class RewardOptions:
+class RewardOptions(RewardArguments):
     """What is rewarded."""
 
-    help_title = "Rewards"
-
-    reward_funcs: list[str | dict] | None = field(
+    reward_funcs: list[str | dict] | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function. "
             "Default: reward_funcs of --config."
         },
-    )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight for each reward. Default: 1 for all, or those of --config."}
     )
     progress: float = field(
         default=0.0, metadata={"help": "How far the run has come, from 0 to 1, for weights that change."}
@@ -151,7 +146,7 @@ def score(argv: Sequence[str] | None = None) -> None:
     if measured.output.output_dir is not None:
         folder = Path(measured.output.output_dir)
         write_jsonl(folder / "scores.jsonl", scored_rows(balance, measured.sample))
-        draw_histograms(folder / "histograms.png", balance)
+        balance.plot(folder / "histograms.png", correlations=False)
         measured.saved("scores.jsonl", "histograms.png")
 
 

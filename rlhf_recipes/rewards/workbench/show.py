@@ -4,17 +4,15 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text as Cell
 
-from rlhf_recipes.figures import as_figure, bins, draw_png, finite_values, paint_histogram
+from rlhf_recipes.figures import as_figure, bins, finite_values
 from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.workbench.balance import Balance
 from rlhf_recipes.rewards.workbench.table import Sample
@@ -143,19 +141,3 @@ def _bar(share: float, room: int, plain: bool) -> str:
         return ("#" * max(round(share * room), 1 if share else 0)).ljust(room)
     eighths = max(round(share * room * 8), 1 if share else 0)
     return (BLOCKS[-1] * (eighths // 8) + BLOCKS[eighths % 8].strip()).ljust(room)
-
-
-def draw_histograms(path: str | Path, balance: Balance) -> None:
-    """How the values of each reward and of the sum spread, as a PNG, three in a row."""
-    series = balance.series()
-    columns = min(3, len(series))
-    lines = math.ceil(len(series) / columns)
-
-    def paint(canvas: Figure) -> None:
-        for number, (name, values) in enumerate(series.items()):
-            axes = canvas.add_subplot(lines, columns, number + 1)
-            paint_histogram(axes, name, values)
-            if number % columns == 0:
-                axes.set_ylabel("rows")
-
-    draw_png(path, (4.2 * columns, 2.4 * lines), paint)

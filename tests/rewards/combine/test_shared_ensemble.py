@@ -228,9 +228,9 @@ def test_settings_are_those_of_the_scores(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"reduce": "median"}, "SharedBaseEnsemble reduces by mean, min, .*, not by 'median'"),
+        ({"reduce": "median"}, "reduce of SharedBaseEnsemble is 'median'; it must be one of mean, min,"),
         ({"penalty": -1.0}, "penalty -1.0; it must be a number of 0 or more"),
-        ({"scale": "z"}, "scales standard, rating, none, not 'z'"),
+        ({"scale": "z"}, "scale of SharedBaseEnsemble is 'z'; it must be one of standard, rating, none"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(folder, settings, words):

@@ -191,7 +191,7 @@ def test_a_model_that_gives_nan_is_named(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"to": "title"}, "'reference' or 'prompt', not with 'title'"),
+        ({"to": "title"}, "to of EmbeddingSimilarity is 'title'; it must be one of reference, prompt"),
         ({"to": "prompt", "column": "answer"}, "reads no column, but column is 'answer'"),
         ({"pooling": "max"}, "pooling is 'max', but must be one of mean, cls"),
         ({"batch_size": 0}, "batch_size is 0"),
