@@ -116,12 +116,8 @@ class EndsWithSentence(Rule):
 
 
 @dataclass(frozen=True)
-class Repetition(Rule):
-    """Minus the share of word n-grams that were there before: `-(1 - distinct_n)`, from 0 down towards -1.
-
-    `distinct_n` is the number of different n-grams over the number of all (arXiv 1510.03055, section 5.2). Words are
-    those of `rlhf_recipes.words`: of any script, without case and punctuation. A completion of fewer than `n` words
-    has nothing to repeat: 0.
+class NgramRule(Rule):
+    """A reward of word n-grams, those of `rlhf_recipes.words`: of any script, without case and punctuation.
 
     Args:
         n (`int`, *optional*, defaults to 2):
@@ -131,7 +127,16 @@ class Repetition(Rule):
     n: int = 2
 
     def __post_init__(self) -> None:
-        check_setting("Repetition", "n", self.n, least=1, whole=True)
+        check_setting(type(self).__qualname__, "n", self.n, least=1, whole=True)
+
+
+@dataclass(frozen=True)
+class Repetition(NgramRule):
+    """Minus the share of word n-grams that were there before: `-(1 - distinct_n)`, from 0 down towards -1.
+
+    `distinct_n` is the number of different n-grams over the number of all (arXiv 1510.03055, section 5.2). A
+    completion of fewer than `n` words (by default 2) has nothing to repeat: 0.
+    """
 
     def score(self, text: str) -> float:
         found = ngrams(words(text), self.n)

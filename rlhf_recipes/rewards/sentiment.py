@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.rewards.model_reward import ModelReward
+from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.texts import Text, prompt_and_completion
 from rlhf_recipes.words import is_blank
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Vader:
+class Vader(Rule):
     """VADER's compound score of the text, from -1 (most negative) to 1 (most positive).
 
     `r = s / sqrt(s^2 + 15)`, where `s` sums the valences of the words, raised or turned by their neighbours (Hutto and
@@ -32,23 +33,17 @@ class Vader:
     Args:
         completion_only (`bool`, *optional*, defaults to `False`):
             Whether to leave out the prompt. By default prompt and completion are scored as one text.
-        name (`str`, *optional*, defaults to `"Vader"`):
-            What logs show.
     """
 
     completion_only: bool = False
-    name: str = "Vader"
 
-    @property
-    def __name__(self) -> str:
-        return self.name
+    def __call__(  # type: ignore[override]
+        self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any
+    ) -> list[float | None]:
+        return [self.score(text) for text in _texts(prompts, completions, self.completion_only)]
 
-    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
-        analyzer = _analyzer()
-        values: list[float | None] = []
-        for text in _texts(prompts, completions, self.completion_only):
-            values.append(-1.0 if is_blank(text) else analyzer.polarity_scores(text)["compound"])
-        return values
+    def score(self, text: str) -> float:
+        return -1.0 if is_blank(text) else float(_analyzer().polarity_scores(text)["compound"])
 
 
 class SentimentClassifier(ModelReward):

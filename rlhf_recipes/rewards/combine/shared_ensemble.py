@@ -216,8 +216,6 @@ class SharedBaseEnsemble(ModelReward):
         """
         wanted = scale or self.scale
         check_choice("SharedBaseEnsemble", "scale", wanted, get_args(Scale))
-        if wanted == "rating":
-            self._check_calibrations()
         with self._switching:
             scores = score_members(self.reader, self.settings.members, prompts, completions, self.__name__)
         return self.scaled(scores, wanted)

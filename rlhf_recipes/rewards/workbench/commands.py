@@ -103,57 +103,23 @@ class ScoreOutput(OutputOptions):
             raise ValueError(f"top is {self.top}; give 0 or more.")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What both commands begin with: rows that are scored, and what the rewards say of them."""
-
-    sample: Sample
-    balance: Balance
-    screen: Screen
-    output: Any
-    recipe: dict[str, Any]
-
-    @classmethod
-    def of(cls, command: str, output: type, description: str, argv: Sequence[str] | None) -> "Measured":
-        """Read the command line, score the rows, and show the figures of each reward."""
-        classes = (RewardOptions, RowOptions, output)
-        parser = RecipeParser(classes, description, OF_RECIPES, prog=f"python -m rlhf_recipes.rewards {command}")
-        reward_args, row_args, output_args = parser.parse(argv)
-        if output_args.output_dir is not None:
-            prepare_output_dir(output_args.output_dir, "rewards", output_args.overwrite_output_dir)
-        rewards, specs = _load_rewards(reward_args, parser.recipe)
-        sample, title = load_sample(row_args, parser.recipe, rewards)
-        parts = score_rows(rewards, sample, row_args.chunk_size)
-        balance = balance_of(rewards, parts, reward_args.progress, specs)
-        screen = Screen()
-        screen.title(title)
-        screen.figures(balance)
-        return cls(sample, balance, screen, output_args, parser.recipe)
-
-    def saved(self, *names: str) -> None:
-        """Say what was written."""
-        self.screen.print(f"\nSaved in {Path(self.output.output_dir)}: {', '.join(names)}", highlight=False)
-
-
 def score(argv: Sequence[str] | None = None) -> None:
     """The command `score`."""
-    measured = Measured.of("score", ScoreOutput, SCORE, argv)
-    balance, screen = measured.balance, measured.screen
+    args, screen, balance, sample, _ = _measured("score", ScoreOutput, SCORE, argv)
     screen.remarks(balance.remarks)
     screen.title("How many rows have which value")
     screen.histograms(balance)
-    screen.rows(balance, measured.sample, measured.output.top)
-    if measured.output.output_dir is not None:
-        folder = Path(measured.output.output_dir)
-        write_jsonl(folder / "scores.jsonl", scored_rows(balance, measured.sample))
+    screen.rows(balance, sample, args.top)
+    if args.output_dir is not None:
+        folder = Path(args.output_dir)
+        write_jsonl(folder / "scores.jsonl", scored_rows(balance, sample))
         balance.plot(folder / "histograms.png", correlations=False)
-        measured.saved("scores.jsonl", "histograms.png")
+        screen.print(f"\nSaved in {folder}: scores.jsonl, histograms.png", highlight=False)
 
 
 def calibrate(argv: Sequence[str] | None = None) -> None:
     """The command `calibrate`."""
-    measured = Measured.of("calibrate", OutputOptions, CALIBRATE, argv)
-    balance, screen = measured.balance, measured.screen
+    args, screen, balance, _, recipe = _measured("calibrate", OutputOptions, CALIBRATE, argv)
     screen.title("What each reward decides, and what it would with weights by spread")
     screen.print(balance.proposal_table())
     if len(balance.rewards) > 1:
@@ -161,15 +127,33 @@ def calibrate(argv: Sequence[str] | None = None) -> None:
         screen.print(balance.correlation_table())
     screen.remarks((*balance.remarks, *balance.proposal_remarks))
     block = balance.to_yaml()
-    if measured.recipe.get("reward_weights") is not None:
+    if recipe.get("reward_weights") is not None:
         block += "reward_weights: null   # they stand with the rewards now\n"
     screen.print(f"\n{block}", markup=False, highlight=False, soft_wrap=True)
-    if measured.output.output_dir is not None:
-        folder = Path(measured.output.output_dir)
+    if args.output_dir is not None:
+        folder = Path(args.output_dir)
         write_json(folder / "balance.json", balance.as_dict())
         (folder / "rewards.yaml").write_text(block, encoding="utf-8")
         balance.plot(folder / "balance.png")
-        measured.saved("balance.json", "rewards.yaml", "balance.png")
+        screen.print(f"\nSaved in {folder}: balance.json, rewards.yaml, balance.png", highlight=False)
+
+
+def _measured(
+    command: str, output: type[OutputOptions], description: str, argv: Sequence[str] | None
+) -> tuple[Any, Screen, Balance, Sample, dict[str, Any]]:
+    """What both commands begin with: rows are read and scored, and the figures of each reward shown."""
+    classes = (RewardOptions, RowOptions, output)
+    parser = RecipeParser(classes, description, OF_RECIPES, prog=f"python -m rlhf_recipes.rewards {command}")
+    reward_args, row_args, output_args = parser.parse(argv)
+    if output_args.output_dir is not None:
+        prepare_output_dir(output_args.output_dir, "rewards", output_args.overwrite_output_dir)
+    rewards, specs = _load_rewards(reward_args, parser.recipe)
+    sample, title = load_sample(row_args, parser.recipe, rewards)
+    balance = balance_of(rewards, score_rows(rewards, sample, row_args.chunk_size), reward_args.progress, specs)
+    screen = Screen()
+    screen.title(title)
+    screen.figures(balance)
+    return output_args, screen, balance, sample, parser.recipe
 
 
 def _load_rewards(args: RewardOptions, recipe: dict[str, Any]) -> tuple[WeightedSum, list[Any]]:
