@@ -52,14 +52,7 @@ IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
 @dataclass
 class RewardArguments:
-    """What is rewarded.
-
-    Args:
-        reward_funcs (`list[str | dict]`):
-            Rewards, as [`load_rewards`] takes them.
-        reward_weights (`list[float]`, *optional*):
-            One for each reward. Default: those that stand with the rewards, and 1 where none does.
-    """
+    """What is rewarded: rewards as [`load_rewards`] takes them, and their weights."""
 
     help_title = "Rewards"
 

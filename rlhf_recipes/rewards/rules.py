@@ -267,17 +267,18 @@ class KeywordCoverage(Rule):
             raise ValueError("KeywordCoverage has nothing to look for: give keywords, column, forbidden or both.")
 
     def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
-        rows = range(len(completions))
-        wanted = [_phrases(self.keywords)] * len(rows)
-        forbidden = [_phrases(self.forbidden)] * len(rows)
-        if self.column is not None:
-            own = column_values(kwargs, self.column, self.__name__)
-            wanted = [wanted[row] | self._of_row(own[row]) for row in rows]
-        if self.forbidden_column is not None:
-            own = column_values(kwargs, self.forbidden_column, self.__name__)
-            forbidden = [forbidden[row] | self._of_row(own[row]) for row in rows]
+        count = len(completions)
+        wanted = self._of_rows(self.keywords, self.column, kwargs, count)
+        forbidden = self._of_rows(self.forbidden, self.forbidden_column, kwargs, count)
         texts = [_phrase(as_text(completion)) for completion in completions]
         return [_coverage(*row) for row in zip(texts, wanted, forbidden, strict=True)]
+
+    def _of_rows(
+        self, always: Sequence[str] | None, column: str | None, columns: Mapping[str, Any], count: int
+    ) -> list[frozenset[str]]:
+        values = [None] * count if column is None else column_values(columns, column, self.__name__)
+        fixed = _phrases(always)
+        return [fixed | self._of_row(value) for value in values]
 
     def _of_row(self, value: str | Sequence[str] | None) -> frozenset[str]:
         if isinstance(value, str):

@@ -7,7 +7,6 @@ import torch
 import yaml
 from rich.console import Console
 
-from rlhf_recipes.figures import bins
 from rlhf_recipes.ppo.metrics import reward_figures
 from rlhf_recipes.rewards import (
     EndsWithSentence,
@@ -317,11 +316,3 @@ def test_the_plot_is_an_image(values, tmp_path):
         assert image.format == "PNG"
         assert min(image.size) > 300
         assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # something is drawn
-
-
-def test_bins():
-    edges, exact = bins(np.array([0.0, 1.0, 1.0]), 10)
-    assert (edges.tolist(), exact) == ([-0.5, 0.5, 1.5], [0.0, 1.0])
-    assert bins(np.array([2.0, 2.0]), 10)[1] == [2.0]
-    edges, exact = bins(np.arange(0.0, 10.0, 0.5), 10)
-    assert (edges.tolist(), exact) == ([float(i) for i in range(11)], None)
