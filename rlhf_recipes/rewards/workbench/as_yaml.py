@@ -89,19 +89,13 @@ def _spec_of(func: Any) -> dict[str, Any]:
 
 def _settings(func: Any) -> dict[str, Any]:
     """What it was made with, where that is not the default."""
+    signature = inspect.signature(type(func))
     if dataclasses.is_dataclass(func):
-        defaults = {
-            item.name: item.default_factory() if callable(item.default_factory) else item.default
-            for item in dataclasses.fields(func)
-        }
-        given = {name: getattr(func, name) for name in defaults}
+        given = {name: getattr(func, name) for name in signature.parameters}
     else:
         made = func.__reduce_ex__(2)
-        if made[0] is not type(func):
-            return {}
-        bound = inspect.signature(type(func)).bind(*made[1])
-        defaults = {name: parameter.default for name, parameter in bound.signature.parameters.items()}
-        given = dict(bound.arguments)
+        given = signature.bind(*made[1]).arguments if made[0] is type(func) else {}
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     return {
         name: _said(value) for name, value in given.items() if value is not defaults[name] and value != defaults[name]
     }

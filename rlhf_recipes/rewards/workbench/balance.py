@@ -98,7 +98,6 @@ class Balance:
         totals (`Series`): The weighted sum of each row; `None` where no reward applies.
         specs (`tuple`): The list as a YAML file would say it, without weights, potentials included.
         proposed (`tuple`): A weight for each of `specs`: a number, a schedule, or a function that no YAML can say.
-        weights (`tuple`): Those of the list, likewise.
     """
 
     rows: int
@@ -112,7 +111,6 @@ class Balance:
     totals: Series = field(repr=False)
     specs: tuple[Mapping[str, Any], ...] = field(repr=False)
     proposed: tuple[Weight, ...] = field(repr=False)
-    weights: tuple[Weight, ...] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """All figures and remarks, for a JSON file; without the rows."""
@@ -256,7 +254,6 @@ def balance_of(
         proposed=tuple(
             _divided(weight, scale_of.get(name)) for name, weight in zip(rewards.names, rewards.weights, strict=True)
         ),
-        weights=rewards.weights,
     )
 
 
