@@ -14,10 +14,25 @@ PAGE = (PROJECT / "docs/adding.md").read_text()
 
 
 def blocks(title, language):
-    """The blocks of a section, each with the file that is named last before it."""
+    """The blocks of a section that are written in a language."""
     section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    found = re.findall(r"(?s)(.*?)```(\w+)\n(.*?)```", section)
-    return [(re.findall(r"`([\w/]+\.py)`", before), block) for before, kind, block in found if kind == language]
+    return re.findall(rf"(?s)```{language}\n(.*?)```", section)
+
+
+def add_file(folder, block):
+    """Write a block into the file that its first line names."""
+    path, text = block.removeprefix("# ").split("\n", 1)
+    assert not (folder / path).exists()
+    (folder / path).write_text(text)
+
+
+def add_line(folder, path, block):
+    """Put the one line that a block adds behind the line above it."""
+    above, line = block.splitlines()
+    assert (above[0], line[0]) == (" ", "+")
+    code = (folder / path).read_text()
+    assert code.count(f"{above[1:]}\n") == 1
+    (folder / path).write_text(code.replace(f"{above[1:]}\n", f"{above[1:]}\n{line[1:]}\n"))
 
 
 @pytest.fixture
@@ -48,13 +63,9 @@ print(rewards.parts(**rows), rewards.weights)
 
 
 def test_a_reward_is_one_file_and_one_line(copied):
-    [([file], reward), ([table], line)] = blocks("A reward", "python")
-    assert line.count("\n") == 1
-    (copied / file).write_text(reward)
-    code = (copied / table).read_text()
-    begin = "REWARDS_OF = {\n"
-    (copied / table).write_text(code.replace(begin, begin + line, 1))
-    [(_, config)] = blocks("A reward", "yaml")
+    [reward], [line], [config] = (blocks("A reward", language) for language in ("python", "diff", "yaml"))
+    add_file(copied, reward)
+    add_line(copied, "rlhf_recipes/rewards/__init__.py", line)
     (copied / "mine.yaml").write_text(config)
     assert run(copied, "-c", USE_THE_REWARD).splitlines() == [
         "[0.75, 0.5, None]",

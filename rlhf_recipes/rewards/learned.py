@@ -17,14 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.data.chat import KWARGS, once, read_kwargs, render, whole
 from rlhf_recipes.modeling.calibration import LinearCalibration
 from rlhf_recipes.modeling.foreign import foreign_scale, trl_appended_eos
-from rlhf_recipes.modeling.frozen import (
-    check_batch_size,
-    check_vocabulary,
-    own_tokenizer,
-    place_model,
-    read_limit,
-    warn_of_truncation,
-)
+from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, warn_of_truncation
 from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path, find_file
 from rlhf_recipes.modeling.reading import (
@@ -36,7 +29,6 @@ from rlhf_recipes.modeling.reading import (
     say_plain_reading,
 )
 from rlhf_recipes.modeling.text_ends import adds_eos, ended
-from rlhf_recipes.modeling.tokenizers import fit_model
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
 
@@ -115,10 +107,9 @@ class LearnedReward(ModelReward):
         from peft import PeftModel  # here, because these take seconds, and the folder may not be there
         from transformers import AutoModelForSequenceClassification
 
-        self.tokenizer = own_tokenizer(processing_class, source)
-        self.model: Any = place_model(AutoModelForSequenceClassification, model, device, dtype, load_in_4bit)
-        fit_model(self.model, self.tokenizer)  # a decoder's head reads the last token that does not pad
-        check_vocabulary(self.model, self.tokenizer)
+        options = (max_length, device, dtype, load_in_4bit)
+        reader = FrozenModel(AutoModelForSequenceClassification, model, processing_class, *options)
+        self.model, self.tokenizer = reader.model, reader.tokenizer
         self.adds_eos = adds_eos(self.tokenizer)
         self.settings = self._settings(settings, source, append_eos)
         self.calibration = self.settings.calibration if calibrate else None
@@ -127,7 +118,9 @@ class LearnedReward(ModelReward):
             # An adapter's files do not name the outputs of its head; its settings do, in order.
             self.model.config.id2label = dict(enumerate(names))
         self.batch_size = batch_size
-        self.max_length = read_limit(self.model, self.tokenizer, max_length, self.settings.max_length)
+        self.max_length = (
+            reader.max_length if max_length is not None else self.settings.max_length or reader.max_length
+        )
         if label is None and labels is None and self.settings.labels is not None:
             self.head = LabelScore(self.model.config, None, self.settings.labels, self.settings.probabilities)
         else:
