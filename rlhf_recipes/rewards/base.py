@@ -1,4 +1,4 @@
-"""The reward contract, TRL's own, and the weighted sum that the trainers score with.
+"""The reward contract, TRL's own: what a reward is given, what it returns, and how several are called.
 
 A reward is any callable
 
