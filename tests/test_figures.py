@@ -1,6 +1,7 @@
 """The arithmetic of the figures, and that a figure fits into a page."""
 
 import matplotlib
+import numpy as np
 import pytest
 
 from rlhf_recipes import figures as plots
@@ -44,3 +45,11 @@ def test_one_value_and_equal_values_can_be_drawn() -> None:
     assert plots.plot_curves("c", "one", "unit", {"a": [(16, 0.5)]}).startswith("<svg")
     assert plots.plot_calibration("k", "one bin", [(1.0, 1.0, 0.0)]).startswith("<svg")
     assert plots.plot_fitted_curve("f", "one", [(0.0, 1.0)], None).startswith("<svg")
+
+
+def test_bins_of_few_values_and_of_many() -> None:
+    edges, exact = plots.bins(np.array([0.0, 1.0, 1.0]), 10)
+    assert (edges.tolist(), exact) == ([-0.5, 0.5, 1.5], [0.0, 1.0])
+    assert plots.bins(np.array([2.0, 2.0]), 10)[1] == [2.0]
+    edges, exact = plots.bins(np.arange(0.0, 10.0, 0.5), 10)
+    assert (edges.tolist(), exact) == ([float(i) for i in range(11)], None)

@@ -202,10 +202,8 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def read_limit(
-    model: Any, tokenizer: PreTrainedTokenizerBase, asked: int | None, trained: int | None = None
-) -> int | None:
-    """Tokens of a text to read: what was asked for, else what the model was trained on, else what it can."""
+def read_limit(model: Any, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int | None:
+    """Tokens of a text to read: what was asked for, else what the model can."""
     positions = readable_tokens(model)
     if asked is not None:
         if asked < 1 or (positions is not None and asked > positions):
@@ -213,7 +211,7 @@ def read_limit(
         return asked
     # A tokenizer without a limit says 10**30.
     known = [limit for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < 10**9]
-    return trained or min(known, default=None)
+    return min(known, default=None)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "list":
             sys.stdout.writelines(f"{name:16} {said}\n" for name, said in recipes().items())
         else:
-            written = copy(args.name, args.to)
+            written = [str(path) for path in copy(args.name, args.to)]
             sys.stdout.writelines(f"{path}\n" for path in written or ["Everything is there already."])
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")

@@ -17,9 +17,8 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from rlhf_recipes.imports import optional
-from rlhf_recipes.rewards.contract.checks import check_setting
 from rlhf_recipes.rewards.reference import as_share
-from rlhf_recipes.rewards.rules import Rule
+from rlhf_recipes.rewards.rules import NgramRule
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import ngrams, words
 
@@ -51,22 +50,13 @@ def _groups(prompts: Sequence[Text]) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class DistinctN(Rule):
+class DistinctN(NgramRule):
     """Share of different n-grams among all n-grams of a completion: distinct-n, from 0 to 1.
 
     `different / all` (Li et al. 2016, arXiv 1510.03055, section 5.2), here for each completion on its own. The longer
     a text, the harder it is to keep high. A completion of fewer than `n` words is one n-gram: 1. One without words,
-    such as an empty one or nothing but punctuation, gets 0: it says nothing.
-
-    Args:
-        n (`int`, *optional*, defaults to 2):
-            Number of words in an n-gram.
+    such as an empty one or nothing but punctuation, gets 0: it says nothing. `n` is 2 by default.
     """
-
-    n: int = 2
-
-    def __post_init__(self) -> None:
-        _check_n(self)
 
     def score(self, text: str) -> float:
         found = words(text)
@@ -75,14 +65,10 @@ class DistinctN(Rule):
 
 
 @dataclass(frozen=True)
-class SiblingReward(Rule):
+class SiblingReward(NgramRule):
     """A reward of the completions of one prompt: a subclass defines `compare(tokens) -> list[float]`."""
 
-    n: int = 2
     wants_siblings: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_n(self)
 
     def compare(self, tokens: Sequence[Sequence[str]]) -> list[float]:
         """The values of those completions of one prompt that have words, given as their words."""
@@ -156,11 +142,7 @@ class NgramNovelty(SiblingReward):
 
     Counted are different n-grams, so that repeating a new one gains nothing. A completion of fewer than `n` words is
     one n-gram, which is sought in its siblings. A row without siblings gets `None`. A completion without words gets 0,
-    the worst, or a policy could differ by saying nothing.
-
-    Args:
-        n (`int`, *optional*, defaults to 2):
-            Number of words in an n-gram.
+    the worst, or a policy could differ by saying nothing. `n` is 2 by default.
     """
 
     def compare(self, tokens: Sequence[Sequence[str]]) -> list[float]:
@@ -171,10 +153,6 @@ class NgramNovelty(SiblingReward):
             different = set(ngrams(own, n))
             values.append(sum(having[n][gram] == 1 for gram in different) / len(different))
         return values
-
-
-def _check_n(reward: Any) -> None:
-    check_setting(type(reward).__name__, "n", reward.n, least=1, whole=True)
 
 
 def _two_highest(grams: Sequence[Mapping[tuple, int]]) -> dict[tuple, tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from rlhf_recipes.rewards.contract.checks import check_setting
+from rlhf_recipes.rewards.contract.checks import check_choice, check_setting
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import is_blank, language_identifier, language_probability, ngrams, words
 
@@ -79,18 +79,16 @@ class LengthWindow(Rule):
     margin: int = 1
 
     def __post_init__(self) -> None:
-        for setting in ("minimum", "maximum", "margin"):
-            if getattr(self, setting) is not None:
-                check_setting("LengthWindow", setting, getattr(self, setting))
+        check_setting("LengthWindow", "minimum", self.minimum)
+        check_setting("LengthWindow", "margin", self.margin, least=1)
+        if self.maximum is not None:
+            check_setting("LengthWindow", "maximum", self.maximum)
         if self.minimum < 0 or (self.maximum is not None and self.maximum < self.minimum):
             raise ValueError(
                 f"LengthWindow goes from minimum {self.minimum} to maximum {self.maximum}: the minimum must be 0 or "
                 "more, and the maximum no smaller."
             )
-        if self.margin < 1:
-            raise ValueError(f"LengthWindow has margin {self.margin}; it must be 1 or more.")
-        if self.unit not in ("tokens", "words"):
-            raise ValueError(f"LengthWindow counts 'tokens' or 'words', not {self.unit!r}.")
+        check_choice("LengthWindow", "unit", self.unit, ("tokens", "words"))
 
     def __call__(
         self, completions: Sequence[Text], completion_ids: Sequence[Sequence[int]] | None = None, **kwargs: Any
@@ -118,12 +116,8 @@ class EndsWithSentence(Rule):
 
 
 @dataclass(frozen=True)
-class Repetition(Rule):
-    """Minus the share of word n-grams that were there before: `-(1 - distinct_n)`, from 0 down towards -1.
-
-    `distinct_n` is the number of different n-grams over the number of all (arXiv 1510.03055, section 5.2). Words are
-    those of `rlhf_recipes.words`: of any script, without case and punctuation. A completion of fewer than `n` words
-    has nothing to repeat: 0.
+class NgramRule(Rule):
+    """A reward of word n-grams, those of `rlhf_recipes.words`: of any script, without case and punctuation.
 
     Args:
         n (`int`, *optional*, defaults to 2):
@@ -133,7 +127,16 @@ class Repetition(Rule):
     n: int = 2
 
     def __post_init__(self) -> None:
-        check_setting("Repetition", "n", self.n, least=1, whole=True)
+        check_setting(type(self).__qualname__, "n", self.n, least=1, whole=True)
+
+
+@dataclass(frozen=True)
+class Repetition(NgramRule):
+    """Minus the share of word n-grams that were there before: `-(1 - distinct_n)`, from 0 down towards -1.
+
+    `distinct_n` is the number of different n-grams over the number of all (arXiv 1510.03055, section 5.2). A
+    completion of fewer than `n` words (by default 2) has nothing to repeat: 0.
+    """
 
     def score(self, text: str) -> float:
         found = ngrams(words(text), self.n)
@@ -264,17 +267,18 @@ class KeywordCoverage(Rule):
             raise ValueError("KeywordCoverage has nothing to look for: give keywords, column, forbidden or both.")
 
     def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
-        rows = range(len(completions))
-        wanted = [_phrases(self.keywords)] * len(rows)
-        forbidden = [_phrases(self.forbidden)] * len(rows)
-        if self.column is not None:
-            own = column_values(kwargs, self.column, self.__name__)
-            wanted = [wanted[row] | self._of_row(own[row]) for row in rows]
-        if self.forbidden_column is not None:
-            own = column_values(kwargs, self.forbidden_column, self.__name__)
-            forbidden = [forbidden[row] | self._of_row(own[row]) for row in rows]
+        count = len(completions)
+        wanted = self._of_rows(self.keywords, self.column, kwargs, count)
+        forbidden = self._of_rows(self.forbidden, self.forbidden_column, kwargs, count)
         texts = [_phrase(as_text(completion)) for completion in completions]
         return [_coverage(*row) for row in zip(texts, wanted, forbidden, strict=True)]
+
+    def _of_rows(
+        self, always: Sequence[str] | None, column: str | None, columns: Mapping[str, Any], count: int
+    ) -> list[frozenset[str]]:
+        values = [None] * count if column is None else column_values(columns, column, self.__name__)
+        fixed = _phrases(always)
+        return [fixed | self._of_row(value) for value in values]
 
     def _of_row(self, value: str | Sequence[str] | None) -> frozenset[str]:
         if isinstance(value, str):

@@ -146,7 +146,7 @@ def test_pairs_through_the_trainer_of_trl(tmp_path):
     # Columns of ids say to TRL that there is nothing left to tokenize.
     data = Dataset.from_list([{**row, "chosen_ids": [0], "rejected_ids": [0]} for row in rows])
     trainer = RewardTrainer(
-        model=model, args=settings(tmp_path, max_steps=60), train_dataset=data, processing_class=processor.tokenizer,
+        model=model, args=settings(tmp_path, max_steps=30), train_dataset=data, processing_class=processor.tokenizer,
         data_collator=ImagePairCollator(processor),
     )  # fmt: skip
     trainer.train()
@@ -165,7 +165,7 @@ def test_ratings_through_the_trainer_of_any_loss(tmp_path):
     data, objective = Dataset.from_list(rows), make_objective("mse")
     objective.fit(data)
     trainer = FeedbackTrainer(
-        model=model, args=settings(tmp_path, max_steps=150, learning_rate=5e-3, loss="mse"), objective=objective,
+        model=model, args=settings(tmp_path, max_steps=90, learning_rate=5e-3, loss="mse"), objective=objective,
         train_dataset=ImageRows(data, objective), processing_class=processor.tokenizer,
         data_collator=ImageFeedbackCollator(processor),
     )  # fmt: skip

@@ -40,7 +40,7 @@ from rlhf_recipes.reward_modeling.linear.groups import (
     Variety,
 )
 from rlhf_recipes.reward_modeling.linear.learned_groups import BagOfWords, Embedding
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, prompt_and_completion
 
 MAX_DENSE = 1000  # more columns than these stay sparse, if any group is
 NAMED: tuple[FeatureGroup, ...] = (
@@ -91,10 +91,8 @@ class FeatureSet:
         """Rows of text or messages, as the groups read them."""
         rows = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            before, text = as_text(prompt), as_text(completion)
-            # A completion goes on in the middle of a plain prompt; the messages of a conversation stand apart.
-            whole = before + text if isinstance(prompt, str) else f"{before}\n{text}"
-            rows.append(Reading(before, text, text if self.completion_only else whole))
+            start, text = prompt_and_completion(prompt, completion)
+            rows.append(Reading(as_text(prompt), text, text if self.completion_only else start + text))
         return rows
 
     def blocks(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[Matrix]:

@@ -15,13 +15,12 @@ from rlhf_recipes.rewards import (
     LengthWindow,
     RegexMatch,
     RewardError,
-    Scale,
     WeightedSum,
     WeightSchedule,
     load_rewards,
     measure_balance,
 )
-from rlhf_recipes.rewards.workbench.balance import balance_of, bins
+from rlhf_recipes.rewards.workbench.balance import balance_of
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 
@@ -257,17 +256,6 @@ def test_the_yaml_is_a_list_of_the_same_rewards_with_the_proposed_weights(tmp_pa
     assert again.weights == pytest.approx([one.proposed_weight for one in result.rewards], rel=1e-3)
 
 
-def test_the_yaml_with_scales():
-    specs = ["EndsWithSentence", {"func": "RegexMatch", "name": "praise", "args": {"pattern": "good"}, "weight": 2.0}]
-    rewards = load_rewards(specs)
-    result = balance_of(rewards, rewards.parts(**ROWS), specs=specs)
-    again = load_rewards(yaml.safe_load(result.to_yaml(scaled=True))["reward_funcs"])
-    assert again.weights == (1.0, 2.0)
-    assert all(isinstance(func, Scale) for func in again.reward_funcs)
-    for values in again.parts(**ROWS).values():
-        assert (np.mean(values), np.std(values)) == (pytest.approx(0.0, abs=1e-3), pytest.approx(1.0, abs=1e-3))
-
-
 def test_the_specs_of_a_file_are_kept_and_their_weights_replaced():
     specs = [{"func": "RegexMatch", "name": "praise", "args": {"pattern": "good"}, "weight": 2.0}, "EndsWithSentence"]
     rewards = load_rewards(specs)
@@ -328,11 +316,3 @@ def test_the_plot_is_an_image(values, tmp_path):
         assert image.format == "PNG"
         assert min(image.size) > 300
         assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # something is drawn
-
-
-def test_bins():
-    edges, exact = bins(np.array([0.0, 1.0, 1.0]), 10)
-    assert (edges.tolist(), exact) == ([-0.5, 0.5, 1.5], [0.0, 1.0])
-    assert bins(np.array([2.0, 2.0]), 10)[1] == [2.0]
-    edges, exact = bins(np.arange(0.0, 10.0, 0.5), 10)
-    assert (edges.tolist(), exact) == ([float(i) for i in range(11)], None)
