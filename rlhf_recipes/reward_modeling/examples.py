@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import kwargs_of, once, render, whole
 from rlhf_recipes.data.columns import detect_format
-from rlhf_recipes.data.feedback.formats import Check, FeedbackArguments
+from rlhf_recipes.data.feedback.formats import Feedback, FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
 from rlhf_recipes.data.feedback.recognize import row_keys
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
@@ -46,7 +47,7 @@ def read_feedback(
     count: int | None = None,
     share: str = "0:1",
     feedback_args: FeedbackArguments | None = None,
-) -> tuple[Dataset, Check]:
+) -> Feedback:
     """Load the rows of one split that say something, and of them those in a share.
 
     Args:
@@ -58,13 +59,15 @@ def read_feedback(
             How they are read, weighed and converted.
 
     Returns:
-        `tuple[Dataset, Check]`: the rows, cleaned, and what was recognized, counted and left out.
+        [`Feedback`]: the rows, cleaned, their format, and what was recognized, counted and left out.
 
     Raises:
         `ValueError`: if the format is not known, a row is wrong, or no row is left.
     """
-    dataset = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-    dataset, found = read_rows(dataset, feedback_args or FeedbackArguments())
+    found = read_rows(
+        load_rows(data_args.dataset_name, split, data_args.dataset_config), feedback_args or FeedbackArguments()
+    )
+    dataset = found.rows
     low, high = parse_share(share)
     if (low, high) != (0.0, 1.0):
         kept = [row for row, key in enumerate(row_keys(dataset)) if in_share(key, low, high)]
@@ -72,12 +75,12 @@ def read_feedback(
             raise ValueError(f"None of the {len(dataset)} rows of split {split!r} is in the share {share}. Widen it.")
         logger.info("Share %s: %d of %d rows of split %r.", share, len(kept), len(dataset), split)
         dataset = dataset.select(kept)
-    return sample_rows(dataset, count), found
+    return replace(found, rows=sample_rows(dataset, count))
 
 
 def load_feedback(data_args: DataArguments, split: str, count: int | None = None, share: str = "0:1") -> Dataset:
     """The rows alone of [`read_feedback`]."""
-    return read_feedback(data_args, split, count, share)[0]
+    return read_feedback(data_args, split, count, share).rows
 
 
 def parse_share(share: str) -> tuple[float, float]:

@@ -107,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     facts: dict[str, Any] = {"dataset_name": args.dataset_name, "checks": {}, "cleaning": {}, "rows": {}}
     for name, rows in splits.items():
-        splits[name], found = in_split(name, partial(read_rows, rows, feedback))
-        facts["checks"][name] = found.as_dict()
-        sys.stdout.write(f"{name}: {found}\n")
+        read = in_split(name, partial(read_rows, rows, feedback))
+        splits[name], facts["checks"][name] = read.rows, read.check.as_dict()
+        sys.stdout.write(f"{name}: {read.check}\n")
     if split_args.group_column is not None:
         splits, facts["groups"] = _divided(splits, split_args)
         sys.stdout.write("".join(f"{name}: {what}\n" for name, what in facts["groups"].items()))

@@ -13,16 +13,16 @@ from typing import Any
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import SYNONYMS
-from rlhf_recipes.data.feedback.formats import (
-    COLUMNS,
-    EARLY,
+from rlhf_recipes.data.feedback.formats import FORMATS, Inside
+from rlhf_recipes.data.feedback.record import (
+    ANSWERS,
     EMPTY,
     NO_ANSWER,
     NO_BEGINNING,
     NO_DIALOGUE,
-    Inside,
     Read,
     Row,
+    with_columns,
 )
 from rlhf_recipes.texts import Messages, Text, is_conversational
 
@@ -36,7 +36,7 @@ ROLES: Mapping[str, str] = {
     "system": "system",
 }
 TALKS = ("conversations", "conversation", "messages")  # columns that hold a whole dialogue, or all before the answers
-ANSWERS = ("completion", "chosen", "rejected", "completions")
+EARLY = "the two part before the last answer"
 LOOK_AT = 10  # rows that show how the messages are written
 
 
@@ -75,7 +75,7 @@ def own_columns(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
         return dataset, tuple(notes)
     used = [name for name in (layout.uses if layout else ()) if name in present]
     answers = [name for name in ANSWERS if name in present] if layout else []
-    if set(COLUMNS["steps"]) <= present:
+    if any(format.of_parts and set(format.columns) <= present for format in FORMATS.values()):
         answers = [name for name in answers if name != "completions"]  # steps of one answer stay texts
     read = sorted({*foreign, *used, *answers})
     made: dict[str, list[Any]] = {}
@@ -88,12 +88,11 @@ def own_columns(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
         for name, value in new.items():
             made.setdefault(name, []).append(value)
     kept = {name: values for name, values in made.items() if name not in used or name in ("prompt", *ANSWERS)}
-    dataset = dataset.remove_columns([name for name in dataset.column_names if name in {*used, *kept}])
-    for name, values in kept.items():
-        dataset = dataset.add_column(name, values) if dataset.column_names else Dataset.from_dict({name: values})
-    order = [name for name in ("prompt", *ANSWERS) if name in dataset.column_names]
-    order += [name for name in dataset.column_names if name not in order]
-    return dataset.select_columns(order), (*([layout.note] if layout else []), *notes)
+    rest = dataset.remove_columns([name for name in dataset.column_names if name in {*used, *kept}])
+    dataset = with_columns(rest, kept)
+    order = dict.fromkeys(name for name in ("prompt", *ANSWERS) if name in dataset.column_names)
+    order |= dict.fromkeys(dataset.column_names)
+    return dataset.select_columns(list(order)), (*([layout.note] if layout else []), *notes)
 
 
 def _is_foreign(dataset: Dataset, name: str) -> bool:
@@ -189,7 +188,7 @@ def _system_and_prompt(row: Row) -> Row:
 
 
 def _has_answers(present: set[str]) -> bool:
-    return any(set(columns) <= present for columns in COLUMNS.values())
+    return any(set(format.columns) <= present for format in FORMATS.values())
 
 
 def _talks(present: set[str]) -> int:
@@ -197,7 +196,7 @@ def _talks(present: set[str]) -> int:
 
 
 # The columns of ours that say something of a completion: {"score"}, {"label"}, {"clicks", "views"}, ...
-_SIGNALS = [set(columns) - {"completion"} for columns in COLUMNS.values() if "completion" in columns]
+_SIGNALS = [set(format.columns) - {"completion"} for format in FORMATS.values() if "completion" in format.columns]
 LAYOUTS = (
     Layout(
         lambda present: _talks(present) == 1 and _has_answers(present) and "prompt" not in present,

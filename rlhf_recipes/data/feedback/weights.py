@@ -107,7 +107,7 @@ def add_weights(dataset: Dataset, how: Weighting, column: str | None = None) -> 
     K completions make K (K - 1) / 2 of them.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Clean rows, as [`~rlhf_recipes.data.feedback.recognize.normalize`] gives them.
+        dataset ([`~datasets.Dataset`]): Clean rows, as [`~rlhf_recipes.data.feedback.read.normalize`] gives them.
         how (`str`): `"votes"`, `"labels"` or `"groups"`.
         column (`str`, *optional*): For `"groups"`, another column that says which rows belong together.
 
