@@ -20,13 +20,14 @@ import logging
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.preprocessing import deduplicate, tidy_text
+from rlhf_recipes.options import option
 from rlhf_recipes.outputs import write_jsonl
 
 logger = logging.getLogger(__name__)
@@ -127,25 +128,16 @@ class CorruptionArguments:
 
     help_title = "Corruption"
 
-    dataset_name: str = field(
-        default="starter/movie-ratings", metadata={"help": "A folder, a file or a dataset id of the Hub, with texts."}
-    )
-    output_dir: str = field(default="starter/restoring", metadata={"help": "Folder for one JSONL file per split."})
-    text_column: str = field(default="completion", metadata={"help": "Column with the texts."})
-    splits: list[str] = field(
-        default_factory=lambda: ["train", "validation", "test"],
-        metadata={"help": "Splits to take; they keep their names."},
-    )
-    min_words: int = field(default=5, metadata={"help": "Shorter texts are left out."})
-    max_words: int = field(default=14, metadata={"help": "Longer texts are left out."})
-    drop_rate: float = field(default=Corruption.drop_rate, metadata={"help": "Chance of a word to be left out."})
-    swap_rate: float = field(
-        default=Corruption.swap_rate, metadata={"help": "Chance of a word to change places with the next."}
-    )
-    misspell_rate: float = field(
-        default=Corruption.misspell_rate, metadata={"help": "Chance of a word of four letters or more to be misspelt."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
+    dataset_name: str = option("starter/movie-ratings", "A folder, a file or a dataset id of the Hub, with texts.")
+    output_dir: str = option("starter/restoring", "Folder for one JSONL file per split.")
+    text_column: str = option("completion", "Column with the texts.")
+    splits: list[str] = option(["train", "validation", "test"], "Splits to take; they keep their names.")
+    min_words: int = option(5, "Shorter texts are left out.")
+    max_words: int = option(14, "Longer texts are left out.")
+    drop_rate: float = option(Corruption.drop_rate, "Chance of a word to be left out.")
+    swap_rate: float = option(Corruption.swap_rate, "Chance of a word to change places with the next.")
+    misspell_rate: float = option(Corruption.misspell_rate, "Chance of a word of four letters or more to be misspelt.")
+    seed: int = option(0, "Seed of the corruption.")
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:

@@ -1,7 +1,8 @@
 """Copies of rows: of one another, of held-out rows, and splits that keep together what belongs together."""
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +10,68 @@ from datasets import Dataset
 
 from rlhf_recipes.data.cleaning.texts import SEPARATOR, Counts, selected, text_columns, text_keys
 from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.data.feedback.formats import SAID
 from rlhf_recipes.data.preprocessing import SPLITS, normalize_text, split_of
 from rlhf_recipes.imports import optional
 
-# What people said of the texts: copies of a text that differ in one of these do not agree.
-SAID = (
-    "score", "label", "votes", "scores", "ranks", "best", "worst", "labels", "chosen_votes", "rejected_votes",
-    "margin", "target", "clicks", "views", "dwell_seconds",
-)  # fmt: skip
 SHINGLE = 5  # characters; a change of one letter touches five shingles
 HIGHEST = 0.95  # of the hashed index, which has too few bands for more; candidates are compared exactly anyway
+
+
+class _Texts:
+    """Texts that were added, and which of them another one is a copy of.
+
+    Args:
+        threshold (`float`, *optional*): The similarity from which on texts are copies. Default: only when they are
+            the same.
+        permutations (`int`), seed (`int`): Of the hashes.
+    """
+
+    def __init__(self, threshold: float | None = None, permutations: int = 128, seed: int = 0) -> None:
+        self.first: dict[str, int] = {}
+        self.threshold = threshold
+        if threshold is None:
+            return
+        self.texts: dict[int, str] = {}
+        self.library = optional("datasketch", "near_duplicates", extra="feedback")
+        self.sketch = functools.lru_cache(1)(
+            functools.partial(_sketch, self.library, num_perm=permutations, seed=seed)
+        )
+        # Candidates are checked exactly: one too many costs a moment, one too few is a copy that stays.
+        self.index = self.library.MinHashLSH(
+            threshold=min(threshold, HIGHEST), num_perm=permutations, weights=(0.02, 0.98)
+        )
+
+    def add(self, number: int, key: str) -> None:
+        self.first.setdefault(key, number)
+        if self.threshold is not None:
+            self.index.insert(number, self.sketch(key))
+            self.texts[number] = key
+
+    def find(self, key: str) -> tuple[int | None, bool]:
+        """The number of the text that is most similar, the first of several, and whether it is the same."""
+        if key in self.first:
+            return self.first[key], True
+        if self.threshold is None:
+            return None, False
+        found = [(-_similarity(key, self.texts[number]), number) for number in self.index.query(self.sketch(key))]
+        similarity, number = min(found, default=(0.0, 0))
+        return (number if -similarity >= self.threshold else None), False
+
+    def first_of(self, dataset: Dataset, columns: Sequence[str] | None) -> tuple[Dataset, Counts]:
+        """The rows without copies of rows before them."""
+        kept, copy_of = [], {}
+        for number, key in enumerate(text_keys(dataset, columns)):
+            twin, _ = self.find(key)
+            if twin is None:
+                self.add(number, key)
+                kept.append(number)
+            else:
+                copy_of[number] = twin
+        said = [name for name in SAID if name in dataset.column_names]
+        rows = dataset.select_columns(said)
+        differ = sum(rows[copy] != rows[first] for copy, first in copy_of.items()) if said else 0
+        return selected(dataset, kept, {"copies with other feedback": differ} if said else None)
 
 
 @dataclass(frozen=True)
@@ -33,12 +86,7 @@ class Deduplicate:
     name: str = "duplicates"
 
     def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
-        first: dict[str, int] = {}
-        copy_of: dict[int, int] = {}
-        for number, key in enumerate(text_keys(dataset, self.columns)):
-            if first.setdefault(key, number) != number:
-                copy_of[number] = first[key]
-        return selected(dataset, list(first.values()), _disagreement(dataset, copy_of))
+        return _Texts().first_of(dataset, self.columns)
 
 
 @dataclass(frozen=True)
@@ -72,59 +120,16 @@ class NearDuplicates:
         _check_threshold(self.threshold)
 
     def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
-        index = _Near(self.threshold, self.permutations, self.seed)
-        copy_of: dict[int, int] = {}
-        for number, key in enumerate(text_keys(dataset, self.columns)):
-            twin = index.find_or_add(number, key)
-            if twin is not None:
-                copy_of[number] = twin
-        kept = [number for number in range(len(dataset)) if number not in copy_of]
-        return selected(dataset, kept, _disagreement(dataset, copy_of))
+        return _Texts(self.threshold, self.permutations, self.seed).first_of(dataset, self.columns)
 
 
-class _Near:
-    """Texts that were added, and which of them is most similar to another one."""
-
-    def __init__(self, threshold: float, permutations: int, seed: int) -> None:
-        self.threshold = threshold
-        self.settings = {"num_perm": permutations, "seed": seed}
-        self.sketch = optional("datasketch", "near_duplicates", extra="feedback")
-        # Candidates are checked exactly: one too many costs a moment, one too few is a copy that stays.
-        self.index = self.sketch.MinHashLSH(
-            threshold=min(threshold, HIGHEST), num_perm=permutations, weights=(0.02, 0.98)
-        )
-        self.texts: dict[int, str] = {}
-
-    def find_or_add(self, number: int, text: str) -> int | None:
-        twin, sketch = self._find(text)
-        if twin is None:
-            self._add(number, text, sketch)
-        return twin
-
-    def find(self, text: str) -> int | None:
-        """The number of the text that is most similar, the first of several, if it is similar enough."""
-        return self._find(text)[0]
-
-    def add(self, number: int, text: str) -> None:
-        self._add(number, text, self._sketch(text))
-
-    def _find(self, text: str) -> tuple[int | None, Any]:
-        sketch = self._sketch(text)
-        found = [(-_similarity(text, self.texts[number]), number) for number in self.index.query(sketch)]
-        best = min(found, default=(0.0, 0))
-        return (best[1] if -best[0] >= self.threshold else None), sketch
-
-    def _add(self, number: int, text: str, sketch: Any) -> None:
-        self.index.insert(number, sketch)
-        self.texts[number] = text
-
-    def _sketch(self, key: str) -> Any:
-        # Of rows whose texts are all similar, the shingles of all texts together are at least as similar.
-        texts = enumerate(key.split(SEPARATOR))
-        shingles = [f"{place}{SEPARATOR}{shingle}" for place, text in texts for shingle in _shingles(text)]
-        sketch = self.sketch.MinHash(**self.settings)
-        sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles])
-        return sketch
+def _sketch(library: Any, key: str, num_perm: int, seed: int) -> Any:
+    # Of rows whose texts are all similar, the shingles of all texts together are at least as similar.
+    texts = enumerate(key.split(SEPARATOR))
+    shingles = [f"{place}{SEPARATOR}{shingle}" for place, text in texts for shingle in _shingles(text)]
+    sketch = library.MinHash(num_perm=num_perm, seed=seed)
+    sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles])
+    return sketch
 
 
 def _similarity(one: str, other: str) -> float:
@@ -168,25 +173,18 @@ class Leakage:
     def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
         columns = text_columns(dataset, self.columns)
         require_columns(self.held_out, columns, "Looking for leaks in the held-out rows")
-        held_out: dict[str, int] = {}
+        held_out = _Texts(self.threshold, self.permutations, self.seed)
         for number, key in enumerate(text_keys(self.held_out, columns)):
-            held_out.setdefault(key, number)
-        near = None
-        if self.threshold is not None:
-            near = _Near(self.threshold, self.permutations, self.seed)
-            for key, number in held_out.items():
-                near.add(number, key)
+            if key not in held_out.first:
+                held_out.add(number, key)
         kept, exact, alike, met = [], 0, 0, set()
         for number, key in enumerate(text_keys(dataset, columns)):
-            twin = held_out.get(key)
-            exact += twin is not None
-            if twin is None and near is not None:
-                twin = near.find(key)
-                alike += twin is not None
+            twin, same = held_out.find(key)
             if twin is None:
                 kept.append(number)
-            else:
-                met.add(twin)
+                continue
+            exact, alike = exact + same, alike + (not same)
+            met.add(twin)
         notes = {"exact copies": exact, "near copies": alike, "held-out texts met": len(met)}
         return selected(dataset, kept, notes)
 
@@ -211,30 +209,20 @@ def split_by_group(
         `ValueError`: if there is no such column, or a row has no group.
     """
     require_columns(dataset, [column], "A split by groups")
-    members: dict[str, list[int]] = {name: [] for name in splits}
-    groups: dict[str, set[str]] = {name: set() for name in splits}
+    groups = []
     for number, value in enumerate(dataset.with_format(None)[column]):
         if value is None:
             raise ValueError(
                 f"Row {number} has no {column!r}, so it is in no group. Fill it in, or leave the row out."
             )
-        group = normalize_text(value if isinstance(value, str) else json.dumps(value))
-        name = split_of(group, splits)
-        members[name].append(number)
-        groups[name].add(group)
+        groups.append(normalize_text(value if isinstance(value, str) else json.dumps(value)))
+    split = [split_of(group, splits) for group in groups]
+    members = {name: [number for number, found in enumerate(split) if found == name] for name in splits}
     notes: dict[str, int | str] = {
-        name: f"{len(rows)} rows of {len(groups[name])} groups" for name, rows in members.items()
+        name: f"{len(rows)} rows of {len({groups[number] for number in rows})} groups"
+        for name, rows in members.items()
     }
     return {name: dataset.select(rows) for name, rows in members.items()}, Counts(len(dataset), len(dataset), 0, notes)
-
-
-def _disagreement(dataset: Dataset, copy_of: Mapping[int, int]) -> dict[str, int]:
-    """Of how many copies people said something else than of the row that stays."""
-    said = [name for name in SAID if name in dataset.column_names]
-    if not said:
-        return {}
-    rows = dataset.select_columns(said)
-    return {"copies with other feedback": sum(rows[copy] != rows[first] for copy, first in copy_of.items())}
 
 
 def _check_threshold(threshold: float) -> None:

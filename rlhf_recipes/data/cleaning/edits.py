@@ -185,22 +185,19 @@ class SwapPairs:
         require_columns(dataset, soft, "Swapping pairs with a soft label")
         keys = text_keys(dataset, ("chosen", "rejected"))
         swapped = [row_rng(self.seed, self.name, key).random() < self.share for key in keys]
-        new = dataset.map(_swap, batched=True, batch_size=BATCH, with_indices=True, fn_kwargs={"swapped": swapped})
+        new = dataset.map(lambda row, number: _swapped(row) if swapped[number] else row, with_indices=True)
         return new, Counts(len(dataset), len(new), sum(swapped))
 
 
-def _swap(batch: dict[str, list[Any]], numbers: list[int], swapped: Sequence[bool]) -> dict[str, list[Any]]:
-    new = {name: list(values) for name, values in batch.items()}
-    for place, number in enumerate(numbers):
-        if not swapped[number]:
-            continue
-        for one, other in (("chosen", "rejected"), ("chosen_votes", "rejected_votes")):
-            if one in new and other in new:
-                new[one][place], new[other][place] = batch[other][place], batch[one][place]
-        if "target" in new:
-            new["target"][place] = 1 - batch["target"][place]
-        if "margin" in new:
-            new["margin"][place] = -batch["margin"][place]
+def _swapped(row: dict[str, Any]) -> dict[str, Any]:
+    new: dict[str, Any] = {}
+    for one, other in (("chosen", "rejected"), ("chosen_votes", "rejected_votes")):
+        if one in row and other in row:
+            new |= {one: row[other], other: row[one]}
+    if "target" in row:
+        new["target"] = 1 - row["target"]
+    if "margin" in row:
+        new["margin"] = -row["margin"]
     return new
 
 
@@ -231,9 +228,9 @@ class WordDropout:
         def dropped(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             new: dict[str, list[Any]] = {}
             for name in columns:
-                chances = [row_rng(self.seed, self.name, name, keys[number]) for number in numbers]
+                chances = (row_rng(self.seed, self.name, name, keys[number]) for number in numbers)
                 new[name] = [
-                    edit_each(value, _DropWords(chance, self.rate))
+                    edit_each(value, functools.partial(_without_some, chance=chance, rate=self.rate))
                     for value, chance in zip(batch[name], chances, strict=True)
                 ]
             return new
@@ -245,10 +242,5 @@ class WordDropout:
         return new, Counts(len(dataset), len(new), 0, {"copies like their row, not added": len(dataset) - len(other)})
 
 
-@dataclass(frozen=True)
-class _DropWords:
-    chance: random.Random
-    rate: float
-
-    def __call__(self, text: str) -> str:
-        return "".join(drop_words(re.findall(r"\s*\S+", text), self.chance, self.rate))
+def _without_some(text: str, chance: random.Random, rate: float) -> str:
+    return "".join(drop_words(re.findall(r"\s*\S+", text), chance, rate))

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.data.feedback.record import ANSWERS
 from rlhf_recipes.data.preprocessing import normalize_text
 from rlhf_recipes.texts import as_text
 
-TEXT_COLUMNS = ("prompt", "completion", "completions", "chosen", "rejected")
+TEXT_COLUMNS = ("prompt", *ANSWERS)
 BATCH = 1000
 SEPARATOR = "\x1f"  # between the texts of a row, which then cannot run into each other
 

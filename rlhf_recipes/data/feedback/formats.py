@@ -11,6 +11,7 @@ from rlhf_recipes.data.feedback.lists import BEST_WORST, RANKINGS
 from rlhf_recipes.data.feedback.pairs import PAIRS, VOTES
 from rlhf_recipes.data.feedback.ratings import OBJECTIVES, RATINGS
 from rlhf_recipes.data.feedback.record import ANSWERS, FeedbackSettings, Format
+from rlhf_recipes.options import option
 
 # All that the library reads. A further format is a further record.
 FORMATS: Mapping[str, Format] = {
@@ -53,26 +54,17 @@ class FeedbackArguments:
 
     help_title = "Feedback"
 
-    feedback_format: str | None = field(
-        default=None, metadata={"help": "Which format the rows have, where their columns fit several."}
+    feedback_format: str | None = option(None, "Which format the rows have, where their columns fit several.")
+    label_map: dict | None = option(None, 'What each label counts, from 0 (bad) to 1 (good): {"good": 1, "bad": 0}.')
+    score_range: list[float] | None = option(None, "The lowest score and the highest. Another score is an error.")
+    objective_names: list[str] | None = option(
+        None, "Names of the objectives, in order, where scores are lists without names."
     )
-    label_map: dict | None = field(
-        default=None, metadata={"help": 'What each label counts, from 0 (bad) to 1 (good): {"good": 1, "bad": 0}.'}
+    weights: str | None = option(
+        None, "Let rows count by their votes, labels or groups.", choices=list(get_args(Weighting))
     )
-    score_range: list[float] | None = field(
-        default=None, metadata={"help": "The lowest score and the highest. Another score is an error."}
-    )
-    objective_names: list[str] | None = field(
-        default=None, metadata={"help": "Names of the objectives, in order, where scores are lists without names."}
-    )
-    weights: str | None = field(
-        default=None,
-        metadata={"help": "Let rows count by their votes, labels or groups.", "choices": list(get_args(Weighting))},
-    )
-    convert_to: str | None = field(default=None, metadata={"help": "Change the rows into this format."})
-    convert_args: dict | None = field(
-        default=None, metadata={"help": 'Options of the conversion, such as {"threshold": 2.5}.'}
-    )
+    convert_to: str | None = option(None, "Change the rows into this format.")
+    convert_args: dict | None = option(None, 'Options of the conversion, such as {"threshold": 2.5}.')
 
     def __post_init__(self) -> None:
         if self.convert_to is not None:

@@ -67,7 +67,7 @@ def choose_loss(loss: str, kind: Kind) -> str:
     Raises:
         `ValueError`: if the loss does not read that kind; the message names those that do, and conversions.
     """
-    if kind in ("clicks", "dwell"):
+    if kind not in DEFAULTS:
         raise ValueError(
             f"{kind} are noisy signs of what people liked, and no labels. Say how they become labels: convert_to: "
             "unpaired, with the rates of error in convert_args (docs/feedback_formats.md)."
