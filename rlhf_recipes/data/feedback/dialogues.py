@@ -100,11 +100,9 @@ def _is_foreign(dataset: Dataset, name: str) -> bool:
     for value in dataset[:LOOK_AT][name]:
         for part in value if name == "completions" and isinstance(value, list) else [value]:
             first = part[0] if isinstance(part, list) and part else None
-            if isinstance(part, dict) or (
-                isinstance(first, dict) and first.get("role") not in (*ROLES.values(), None)
-            ):
+            if isinstance(part, dict):
                 return True
-            if isinstance(first, dict) and "from" in first:
+            if isinstance(first, dict) and ("from" in first or first.get("role") not in (*ROLES.values(), None)):
                 return True
     return False
 
@@ -167,12 +165,10 @@ def _answer(value: Any) -> Any:
 
 
 def _prompt_and_answers(row: Row) -> Row:
-    prompt, answers = _talk_of(row), _answers(row)
-    flat = [part for name, value in answers.items() for part in (value or [] if name == "completions" else [value])]
-    whole = [part for part in flat if isinstance(part, list) and part and part[0].get("role") != "assistant"]
-    if whole:  # the answers hold what came before them
-        return {"prompt": None, **answers}
-    return {"prompt": prompt, **answers}
+    answers = _answers(row)
+    parts = (part for of_column in sides(answers).values() for part in of_column)
+    whole = any(isinstance(part, list) and part and part[0].get("role") != "assistant" for part in parts)
+    return {"prompt": None if whole else _talk_of(row), **answers}  # whole answers hold what came before them
 
 
 def _instruction(row: Row) -> Row:
@@ -191,35 +187,34 @@ def _has_answers(present: set[str]) -> bool:
     return any(set(format.columns) <= present for format in FORMATS.values())
 
 
-def _talks(present: set[str]) -> int:
-    return sum(name in present for name in TALKS)
+def _is_judged(present: set[str]) -> bool:
+    """Whether there is what people said of a completion, and no column of answers."""
+    said = [set(format.columns) - {"completion"} for format in FORMATS.values() if "completion" in format.columns]
+    return not set(ANSWERS) & present and any(columns <= present for columns in said)
 
 
-# The columns of ours that say something of a completion: {"score"}, {"label"}, {"clicks", "views"}, ...
-_SIGNALS = [set(format.columns) - {"completion"} for format in FORMATS.values() if "completion" in format.columns]
+def _has_one_talk(present: set[str]) -> bool:
+    return sum(name in present for name in TALKS) == 1
+
+
 LAYOUTS = (
     Layout(
-        lambda present: _talks(present) == 1 and _has_answers(present) and "prompt" not in present,
+        lambda present: _has_one_talk(present) and _has_answers(present) and "prompt" not in present,
         _prompt_and_answers,
         (*TALKS, "system"),
         "the prompt is the conversation",
     ),
     Layout(
-        lambda present: (
-            _talks(present) == 1 and not set(ANSWERS) & present and any(signal <= present for signal in _SIGNALS)
-        ),
+        lambda present: _has_one_talk(present) and _is_judged(present),
         lambda row: {"completion": _talk_of(row)},
         (*TALKS, "system"),
         "the answer is the last message of the conversation",
     ),
     Layout(
         lambda present: (
-            {"instruction"} <= present
+            "instruction" in present
             and "prompt" not in present
-            and (
-                _has_answers(present)
-                or ("output" in present and not set(ANSWERS) & present and any(s <= present for s in _SIGNALS))
-            )
+            and (_has_answers(present) or ("output" in present and _is_judged(present)))
         ),
         _instruction,
         ("instruction", "input", "history", "system", "output"),

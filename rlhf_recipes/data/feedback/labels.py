@@ -115,12 +115,6 @@ def clicks_to_unpaired(
     shown first are clicked more is not corrected.
 
     Lost: how often the text was shown, and texts with fewer than `min_views` views, which are counted.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Clicks and views.
-        false_click (`float`, *optional*, defaults to 0), missed_click (`float`, *optional*, defaults to 0):
-            The noise. Their sum must be below 1, or clicks would say nothing.
-        min_views (`int`, *optional*, defaults to 1): Views below which a rate says too little.
     """
     check_noise(false_click=false_click, missed_click=missed_click)
     least = max(min_views, 1)
@@ -160,16 +154,7 @@ def dwell_to_unpaired(
         label after a long stay  = prior (1 - missed_stay) / (prior (1 - missed_stay) + (1 - prior) false_stay)
         label after a short stay = prior missed_stay / (prior missed_stay + (1 - prior) (1 - false_stay))
 
-    Without noise they are 1 and 0.
-
-    Lost: how long exactly.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Rows with `dwell_seconds`.
-        threshold (`float`, *optional*, defaults to 30): Seconds.
-        prior (`float`, *optional*, defaults to 0.5): The share of texts that content a reader, above 0 and below 1.
-        false_stay (`float`, *optional*, defaults to 0), missed_stay (`float`, *optional*, defaults to 0):
-            The noise. Their sum must be below 1.
+    where `prior` is the share of texts that content a reader. Without noise they are 1 and 0. Lost: how long exactly.
     """
     check_noise(false_stay=false_stay, missed_stay=missed_stay)
     if not 0 < prior < 1 or not threshold > 0:
@@ -218,14 +203,8 @@ def steps_to_ratings(
     """The steps joined to one completion, and their labels to one score.
 
     `"min"` and `"product"` ask for every step to be right, as process rewards are usually read (Lightman et al. 2023,
-    section 2.6 multiplies), `"last"` for the answer alone. Steps without a label do not count.
-
-    Lost: where it goes wrong.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Steps.
-        how (`str`, *optional*, defaults to `"mean"`): `"mean"`, `"min"`, `"product"` or `"last"`.
-        separator (`str`, *optional*): What joins the steps. Default: an empty line, as in `rewards/process.py`.
+    section 2.6 multiplies), `"last"` for the answer alone. Steps without a label do not count. Lost: where it goes
+    wrong.
     """
     check_choice("how", how, "mean", "min", "product", "last")
 

@@ -80,15 +80,8 @@ def rankings_to_pairs(dataset: Dataset, which: Literal["all", "adjacent"] = "all
     ranking depend on each other: keep them in one split and, if you can, in one batch (Ouyang et al. 2022, section
     3.5, where shuffled pairs overfit). The column `source_row` says where each comes from.
 
-    Lost: that the pairs belong together, the ties, and with `"adjacent"` nothing but repetition. Two copies of one
-    text with different ranks make no pair.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Rankings.
-        which (`str`, *optional*, defaults to `"all"`): `"all"`, or `"adjacent"`.
-
-    Returns:
-        [`~datasets.Dataset`]: in the order of the rows, then of the better rank, then of the worse.
+    They come in the order of the rows, then of the better rank, then of the worse. Lost: that the pairs belong
+    together, the ties, and with `"adjacent"` nothing but repetition.
     """
     check_choice("which", which, "all", "adjacent")
 
@@ -107,13 +100,8 @@ def rankings_to_pairs(dataset: Dataset, which: Literal["all", "adjacent"] = "all
 def rankings_to_ratings(dataset: Dataset) -> Dataset:
     """Each completion by itself, with the share of the others that it beats as its score; a tie counts half.
 
-    The best of K without ties gets 1, the worst 0, and `score = (K - mid-rank) / (K - 1)`.
-
-    Lost: scores of different prompts no longer compare, as the best of a bad list gets 1 too. `source_row` says which
-    belong together.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Rankings of two completions or more.
+    The best of K without ties gets 1, the worst 0, and `score = (K - mid-rank) / (K - 1)`. Lost: scores of different
+    prompts no longer compare, as the best of a bad list gets 1 too. `source_row` says which belong together.
     """
 
     def rated(row: Row) -> Iterator[Row]:
@@ -152,16 +140,9 @@ def best_worst_to_pairs(dataset: Dataset, which: Literal["implied", "extremes"] 
     """The pairs that follow from a best and a worst completion.
 
     The best beats all others and all others beat the worst: 2K-3 pairs of K completions, or the one of best and worst.
-    As in [`rankings_to_pairs`], the pairs of one row depend on each other, and `source_row` says where each is from.
-
-    Lost: that the pairs belong together; with `"extremes"` the completions between.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Rows with `completions`, `best` and `worst`.
-        which (`str`, *optional*, defaults to `"implied"`): `"implied"`, or `"extremes"`.
-
-    Returns:
-        [`~datasets.Dataset`]: for each row the best against all others, then the others against the worst.
+    For each row come the best against all others, then the others against the worst. As in [`rankings_to_pairs`], they
+    depend on each other, and `source_row` says where each is from. Lost: that they belong together; with `"extremes"`
+    the completions between.
     """
     check_choice("which", which, "implied", "extremes")
 

@@ -34,13 +34,8 @@ def _read_pair(row: Row, settings: FeedbackSettings) -> Read:
 def pairs_to_unpaired(dataset: Dataset) -> Dataset:
     """Each pair as two rows: the chosen text, labelled good, and then the rejected one, labelled bad.
 
-    With a column `target` the labels are it and what it lacks to 1. (TRL's `unpair_preference_dataset` puts all chosen
-    texts before all rejected ones of a batch.)
-
-    Lost: which texts were compared. The better of two bad texts is now simply good. A margin is lost too.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Pairs.
+    With a column `target` the labels are it and what it lacks to 1. Lost: which texts were compared, and a margin. The
+    better of two bad texts is now simply good.
     """
 
     def apart(row: Row) -> Iterator[Row]:
@@ -84,10 +79,6 @@ def votes_to_pairs(dataset: Dataset, smoothing: float = 0.0) -> Dataset:
     places, so that `chosen` is never the worse and the target never below 0.5. A tie is 0.5 and keeps its order.
 
     Lost: how many voted. Without smoothing 1 to 0 is the same as 30 to 0.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Votes.
-        smoothing (`float`, *optional*, defaults to 0): Votes that are added to each side.
     """
     if smoothing < 0:
         raise ValueError(f"smoothing is {smoothing}; give 0 or more votes.")

@@ -52,10 +52,6 @@ def ratings_to_pairs(dataset: Dataset, passes: int = 1, min_gap: float = 0.5, se
     """Pairs of texts that are at least `min_gap` apart, drawn by [`~rlhf_recipes.data.pairs.preferences`].
 
     Lost: by how much one is better, ratings that are close to all others, and all columns but the texts.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Ratings.
-        passes (`int`), min_gap (`float`), seed (`int`): As in [`~rlhf_recipes.data.pairs.draw_pairs`].
     """
     require_columns(dataset, RATINGS.columns, "A conversion of ratings")
     return Dataset.from_dict(preferences(dataset.with_format(None).to_dict(), passes, min_gap, seed))
@@ -64,14 +60,8 @@ def ratings_to_pairs(dataset: Dataset, passes: int = 1, min_gap: float = 0.5, se
 def ratings_to_unpaired(dataset: Dataset, threshold: float, dead_zone: float = 0.0) -> Dataset:
     """Good is what is rated `threshold + dead_zone` or higher, bad what is rated `threshold - dead_zone` or lower.
 
-    What is rated between is left out and counted. With no dead zone a rating of exactly `threshold` is good.
-
-    Lost: how good and how bad, the single votes, and all that is in the dead zone.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Ratings.
-        threshold (`float`): Where good begins.
-        dead_zone (`float`, *optional*, defaults to 0): Half the width of what is neither.
+    What is rated between is left out and counted. With no dead zone a rating of exactly `threshold` is good. Lost: how
+    good and how bad, the single votes, and all that is in the dead zone.
     """
     if dead_zone < 0 or not math.isfinite(threshold):
         raise ValueError(f"threshold is {threshold} and dead_zone {dead_zone}; give a number, and one of 0 or more.")
@@ -124,13 +114,8 @@ def _objective_notes(rows: Dataset) -> Iterator[str]:
 def objectives_to_ratings(dataset: Dataset, weights: Mapping[str, float]) -> Dataset:
     """One score: the weighted sum of the objectives' scores, `sum(weight * score)`.
 
-    Lost: which objective a completion is good at, and every objective without a weight. A row that lacks a score which
-    counts is left out and counted.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Rows whose `scores` are mappings, as
-            [`~rlhf_recipes.data.feedback.read.normalize`] makes them.
-        weights (`Mapping[str, float]`): What each objective counts; a negative weight is for what should be low.
+    A negative weight is for what should be low. A row that lacks a score which counts is left out and counted. Lost:
+    which objective a completion is good at, and every objective without a weight.
     """
     require_columns(dataset, OBJECTIVES.columns, "A conversion of objectives")
     names = dict.fromkeys(name for scores in dataset.with_format(None)["scores"] for name in scores)

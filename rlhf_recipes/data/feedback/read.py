@@ -107,24 +107,15 @@ def normalize(dataset: Dataset, settings: FeedbackSettings = DEFAULTS) -> tuple[
 
 
 def check(dataset: Dataset, settings: FeedbackSettings = DEFAULTS) -> Check:
-    """Look at every row: count what is odd, and refuse what is wrong.
-
-    Left out and counted: an empty text, a pair of identical texts, a missing value or votes that are missing or all 0,
-    a ranking of fewer than two or with all ranks tied, best and worst in the same place, a text never shown, and
-    dialogues without a common beginning or an answer at the end.
-
-    Kept and counted: ties, texts of 50,000 characters or more, the same completion twice in a ranking, dialogues that
-    part before the last answer, objectives without a score, steps without a label.
+    """Look at every row: count what is odd, and refuse what is wrong (docs/feedback_formats.md has the table).
 
     Args:
         dataset ([`~datasets.Dataset`]): The rows.
         settings ([`FeedbackSettings`], *optional*): How they are read.
 
     Raises:
-        `ValueError`: for NaN and infinity, negative votes, clicks or seconds, more clicks than views, scores out of
-            the stated range, ranks below 1, lists of unequal length, places outside the list, labels that are texts or
-            outside 0 and 1 without a `label_map`, rows that all say the same (one class), and no row left. The message
-            names the row.
+        `ValueError`: for a value that cannot be, with its row; for rows that all say the same (one class), and where
+            no row is left.
     """
     return _checked(*recognized(dataset, settings.format), settings)[0]
 
