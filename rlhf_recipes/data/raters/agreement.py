@@ -44,11 +44,7 @@ def spearman_brown(reliability: float, factor: float) -> float:
 
 
 def raters_needed(reliability_of_one: float, wanted: float) -> int:
-    """The least number of votes for a text whose mean has the reliability `wanted`: `w (1 - r) / (r (1 - w))`.
-
-    Raises:
-        `ValueError`: if either does not lie between 0 and 1: no number of raters who do not agree at all is enough.
-    """
+    """The least number of votes for a text whose mean has the reliability `wanted`: `w (1 - r) / (r (1 - w))`."""
     if not 0 < reliability_of_one < 1 or not 0 < wanted < 1:
         raise ValueError(
             f"The reliability of one vote is {reliability_of_one:g} and that wanted {wanted:g}; both must lie between "
@@ -65,9 +61,7 @@ def split_half(votes: Votes, splits: int = 100, seed: int = 0) -> tuple[float, f
     averaged over the splits, and stepped up from the half to all votes by [`spearman_brown`], with the mean number of
     votes over that of a half as the factor (2 where all numbers are even).
 
-    Args:
-        votes (`Sequence[Sequence[float]]` of length N): Of each text; those with fewer than two are left out.
-        splits (`int`, *optional*, defaults to 100), seed (`int`, *optional*, defaults to 0): Of the random halves.
+    Texts with fewer than two votes are left out.
 
     Raises:
         `ValueError`: if fewer than two texts have two votes, or the half means do not vary.
@@ -147,8 +141,8 @@ def agreement_metrics(
     """Measure the agreement of numeric votes: the keys of the table above.
 
     Args:
-        votes (`Sequence[Sequence[float]]` of length N): Of each text, of any lengths; `None` and NaN are missing.
-        raters (`Sequence[Sequence]`, *optional*): Who gave each.
+        votes (`Sequence[Sequence[float]]` of length N), raters (`Sequence[Sequence]`, *optional*):
+            As in `rlhf_recipes.data.raters.votes`.
         min_gap (`float`, *optional*, defaults to 0.5): Least difference in mean rating of the pairs asked.
         wanted (`Sequence[float]`, *optional*): Reliabilities for `raters_for_<r>`.
         seed (`int`, *optional*, defaults to 0): Of the halves of `split_half`.
@@ -159,8 +153,9 @@ def agreement_metrics(
     series = numeric_votes(votes)
     given = [of_text for of_text in series if len(of_text)]
     model = RatingModel.fit(series)
+    lists = [of_text.tolist() for of_text in given]
     counts = [len(of_text) for of_text in given]
-    table, values = value_counts([of_text.tolist() for of_text in given], "interval", None)
+    table, values = value_counts(lists, "interval", None)
     half, reliability = split_half(given, seed=seed)
     metrics: dict[str, Any] = {
         "texts": len(given),
@@ -176,7 +171,7 @@ def agreement_metrics(
         "split_half_reliability": reliability,
         "correlation_ceiling": correlation_ceiling(reliability),
         "pairwise_ceiling": pairwise_ceiling(given, min_gap, model),
-        "single_rater_accuracy": single_rater_accuracy([of_text.tolist() for of_text in given], min_gap),
+        "single_rater_accuracy": single_rater_accuracy(lists, min_gap),
     }
     if 0 < model.reliability() < 1:
         metrics |= {f"raters_for_{share:g}": raters_needed(model.reliability(), share) for share in wanted}
@@ -218,10 +213,7 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
 def all_pairs_accuracy(scores: ArrayLike, ratings: ArrayLike, min_gap: float = 0.5) -> tuple[float, int]:
     """Share of all pairs of texts, at least `min_gap` apart in rating, that the scores put in the same order.
 
-    Args:
-        scores (`ArrayLike` of shape `(N,)`): Of each text; equal scores of a pair count as half right.
-        ratings (`ArrayLike` of shape `(N,)`): What people say.
-        min_gap (`float`, *optional*, defaults to 0.5): Least difference of two ratings; equal ratings are never asked.
+    Equal scores of a pair count as half right, and equal ratings are never asked.
 
     Returns:
         `tuple[float, int]`: the share, and the number of pairs.
@@ -242,12 +234,7 @@ def all_pairs_interval(
 ) -> list[float] | None:
     """95% interval of [`all_pairs_accuracy`], were texts drawn anew: each is in many pairs, which are no new texts.
 
-    Args:
-        scores, ratings, min_gap: As in [`all_pairs_accuracy`].
-        units (`Sequence` of length N, *optional*): What texts hang together by, such as prompts.
-
-    Returns:
-        `list[float]` of two, or `None` where no pair is far enough apart.
+    `units` say what texts hang together by, such as prompts. `None` where no pair is far enough apart.
     """
     return compare_all(scores, ratings, min_gap).interval(units)
 
@@ -261,10 +248,6 @@ def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5
 
     Votes that carry no rater's name need not come from one person at one position, so two votes are compared as of two
     people with the same scale. Texts with fewer votes than `j + 1` sit that round out; a single vote has no others.
-
-    Args:
-        votes (`Sequence[Sequence[float]]` of length N): The votes of each text, in the order in which they came.
-        min_gap (`float`, *optional*, defaults to 0.5): As in [`all_pairs_accuracy`].
 
     Raises:
         `ValueError`: if no pair of texts with two votes or more is far enough apart.

@@ -25,7 +25,7 @@ def krippendorff_alpha(votes: Votes, level: Level = "interval", classes: Sequenc
     how often each value was given to each text counts. Texts with a single vote are left out.
 
     Args:
-        votes (`Sequence[Sequence]` of length N): Of each text; `None` and NaN are missing.
+        votes (`Sequence[Sequence]` of length N): Of each text.
         level (`"nominal"`, `"ordinal"`, `"interval"` or `"ratio"`, *optional*, defaults to `"interval"`):
             What differences mean: same or not; ranks; distances; proportions.
         classes (`Sequence`, *optional*):
@@ -102,11 +102,6 @@ def cohen_kappa(
 
     `1 - sum(w * observed) / sum(w * expected)` over the K x K table of shares, with w = 1 off the diagonal, or
     `|i - j|`, or `(i - j)^2`. For weights, i and j are the places of the classes in their order, numbers or not.
-
-    Args:
-        first (`Sequence` of length N), second (`Sequence` of length N): Votes of the two; `None` and NaN are missing.
-        weights (`"linear"` or `"quadratic"`, *optional*): How much worse a distant disagreement is. Default: no worse.
-        classes (`Sequence`, *optional*): All classes in their order. Default: those that occur, sorted.
 
     Raises:
         `ValueError`: if lengths differ, both rated no text, both gave one and the same label to all, or labels are

@@ -120,10 +120,8 @@ def dawid_skene(
     share of each label among a text's votes. It assumes that raters err independently given the class.
 
     Args:
-        labels (`Sequence[Sequence]` of length N):
-            Labels of each text, numbers or texts; `None` where none was given. A rater may label a text repeatedly.
-        raters (`Sequence[Sequence]`, *optional*):
-            Who gave each label. Default: the position in the row.
+        labels (`Sequence[Sequence]` of length N), raters (`Sequence[Sequence]`, *optional*):
+            Numbers or texts. A rater may label a text repeatedly.
         classes (`Sequence`, *optional*):
             All classes. Default: those that occur, sorted where they can be.
         smoothing (`float`, *optional*, defaults to 0.01):

@@ -118,12 +118,6 @@ def beta_shares(wins: ArrayLike, losses: ArrayLike, ties: ArrayLike = 0, prior: 
     `(w + prior) / (w + l + 2 prior)` with w = wins + ties / 2 and l = losses + ties / 2. Two votes of two make 0.75
     with the uniform prior 1 (Laplace's rule of succession), and 0.83 with Jeffreys' 0.5. Without votes it is 0.5.
 
-    Args:
-        wins (`ArrayLike` of shape `(N,)`), losses (`ArrayLike` of shape `(N,)`), ties (`ArrayLike`, *optional*):
-            Numbers of votes.
-        prior (`float`, *optional*, defaults to 1.0):
-            Votes for each side that are taken for given; 0 is the plain share.
-
     Raises:
         `ValueError`: if a number is negative or not finite, or there are neither votes nor a prior.
     """
@@ -150,15 +144,11 @@ class RatingModel:
     The one-way random model (Shrout and Fleiss 1979, case 1). It needs no raters' names: leniency of a rater is part
     of `within`. One variance for all texts is a simplification; texts that divide people have a larger one.
 
-    Args:
-        mean (`float`): Of all texts.
-        between (`float`): Variance of the true ratings of texts.
-        within (`float`): Variance of one vote around the true rating.
     """
 
-    mean: float
-    between: float
-    within: float
+    mean: float  # of all texts
+    between: float  # variance of the true ratings of texts
+    within: float  # variance of one vote around the true rating
 
     @classmethod
     def fit(cls, votes: Votes) -> "RatingModel":
@@ -193,9 +183,6 @@ class RatingModel:
         Which side comes first means nothing, so only distances from 1/2 count. With n_i votes, a share p_i for the
         first side, N pairs and n votes in all: `within = sum n_i p_i (1 - p_i) / (n - N)`, and `between = (sum n_i
         (p_i - 1/2)^2 / N - within) N / n`, at least 0 (the analysis of variance of [`fit`], with the mean given).
-
-        Args:
-            first (`ArrayLike` of shape `(N,)`), second (`ArrayLike` of shape `(N,)`): Numbers of votes.
 
         Raises:
             `ValueError`: if a number is negative or not finite, or no pair has two votes.
