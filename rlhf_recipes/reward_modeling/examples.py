@@ -51,22 +51,17 @@ def read_feedback(
     """Load the rows of one split that say something, and of them those in a share.
 
     Args:
-        data_args ([`~rlhf_recipes.data.loading.DataArguments`]): Which dataset.
-        split (`str`): Which split of it.
-        count (`int`, *optional*): Take that many of the rows, drawn at random.
+        data_args ([`~rlhf_recipes.data.loading.DataArguments`]), split (`str`): Which rows.
+        count (`int`, *optional*): Take that many of them, drawn at random.
         share (`str`, *optional*, defaults to `"0:1"`): Which share of them, see [`in_share`].
         feedback_args ([`~rlhf_recipes.data.feedback.formats.FeedbackArguments`], *optional*):
             How they are read, weighed and converted.
 
-    Returns:
-        [`Feedback`]: the rows, cleaned, their format, and what was recognized, counted and left out.
-
     Raises:
         `ValueError`: if the format is not known, a row is wrong, or no row is left.
     """
-    found = read_rows(
-        load_rows(data_args.dataset_name, split, data_args.dataset_config), feedback_args or FeedbackArguments()
-    )
+    dataset = load_rows(data_args.dataset_name, split, data_args.dataset_config)
+    found = read_rows(dataset, feedback_args or FeedbackArguments())
     dataset = found.rows
     low, high = parse_share(share)
     if (low, high) != (0.0, 1.0):
@@ -84,11 +79,7 @@ def load_feedback(data_args: DataArguments, split: str, count: int | None = None
 
 
 def parse_share(share: str) -> tuple[float, float]:
-    """Read `"0:0.6"` as the bounds of a share.
-
-    Raises:
-        `ValueError`: if it is not two numbers `0 <= low < high <= 1`.
-    """
+    """Read `"0:0.6"` as the bounds of a share; `ValueError` if it is not two numbers `0 <= low < high <= 1`."""
     low, _, high = share.partition(":")
     try:
         bounds = float(low), float(high)
@@ -122,10 +113,8 @@ def settings_for(
     A decoder's head reads the last token, and an end-of-sequence token is the one that has seen the text end. An
     encoder's tokenizer closes each text itself, and so does a chat template.
 
-    Args:
-        tokenizer, model, max_length: The model with its tokenizer, and how much of a text it is to read.
-        rows ([`~datasets.Dataset`], *optional*): The training rows, which may be conversations. Default: plain text.
-        template_kwargs (`Mapping`, *optional*): What the chat template is told of each conversation.
+    `rows` are the training rows, which may be conversations (default: plain text), `template_kwargs` what the chat
+    template is told of each.
     """
     limits = [limit for limit in (max_length, readable_tokens(model)) if limit is not None]
     rendered = rows is not None and rendered_by_template(rows, tokenizer)
@@ -212,16 +201,14 @@ def pair_rows(
 ) -> Dataset:
     """Make the rows that TRL's `RewardTrainer` takes as they are.
 
-    Args:
-        dataset ([`~datasets.Dataset`]): Ratings, of which pairs are drawn, or pairs.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]), settings ([`RewardModelSettings`]): As in [`tokenize`].
-        passes (`int`), min_gap (`float`), seed (`int`): For ratings, as in [`~rlhf_recipes.data.pairs.draw_pairs`].
+    Of ratings pairs are drawn, as [`~rlhf_recipes.data.pairs.draw_pairs`] does with `passes`, `min_gap` and `seed`.
 
     Returns:
         [`~datasets.Dataset`]: columns `chosen_ids`, `rejected_ids`, `margin` if there is one, and `length`, the longer
         of both, by which batches are grouped.
     """
-    if detect_format(dataset.column_names) == "ratings":
+    rated = detect_format(dataset.column_names) == "ratings"
+    if rated:
         texts = Texts.of(dataset, "completion")
         ids = tokenize(texts, tokenizer, settings)
         keys = [json.dumps(key) for key in zip(texts.prompts, texts.completions, strict=True)]
@@ -230,7 +217,7 @@ def pair_rows(
     else:
         chosen, rejected = (tokenize(Texts.of(dataset, side), tokenizer, settings, f"{side} texts") for side in PAIRS)
     columns: dict[str, Sequence[Any]] = {"chosen_ids": chosen, "rejected_ids": rejected}
-    if detect_format(dataset.column_names) == "pairs":
+    if not rated:
         differ = [row for row, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if a != b]
         if not differ:
             raise ValueError(
