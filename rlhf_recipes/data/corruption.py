@@ -42,21 +42,15 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 class Corruption:
     """How much goes wrong. Each rate is a chance for each word (for each pair of neighbours, of `swap_rate`).
 
-    Args:
-        drop_rate (`float`, *optional*, defaults to 0.03):
-            Words that are left out. One word is always kept.
-        swap_rate (`float`, *optional*, defaults to 0.06):
-            Words that change places with the next one. A word moves once at most.
-        misspell_rate (`float`, *optional*, defaults to 0.25):
-            Words in which one letter goes wrong: left out, doubled, exchanged with the one before, or replaced by one
-            of a to z. Words with fewer than four letters are spared, and so are first letters.
+    In a misspelt word one letter is left out, doubled, exchanged with the one before, or replaced by one of a to z.
+    Words with fewer than four letters are spared, and so are first letters.
 
     Raises:
         `ValueError`: if a rate is not within 0 and 1.
     """
 
-    drop_rate: float = 0.03
-    swap_rate: float = 0.06
+    drop_rate: float = 0.03  # words that are left out; one is always kept
+    swap_rate: float = 0.06  # words that change places with the next one; a word moves once at most
     misspell_rate: float = 0.25
 
     def __post_init__(self) -> None:
@@ -69,12 +63,7 @@ def corrupt(text: str, rng: random.Random, corruption: Corruption = Corruption()
     """Spoil one text. The same text and the same state of `rng` give the same result.
 
     Words are what stands between white space, so punctuation moves and goes with its word. A text without words comes
-    back empty, one of a single word is at most misspelt.
-
-    Args:
-        text (`str`): Any text; runs of white space become one space.
-        rng (`random.Random`): Where chance comes from; `row_rng` makes one for a row.
-        corruption ([`Corruption`], *optional*): The rates.
+    back empty, one of a single word is at most misspelt. [`row_rng`] makes the source of chance for a row.
     """
     words = swap_neighbours(text.split(), rng, corruption.swap_rate)
     words = drop_words(words, rng, corruption.drop_rate)

@@ -142,12 +142,8 @@ def tokenize(
     Texts longer than `settings.max_length` lose their beginning and are counted in the log. (TRL's trainer would leave
     out such rows without a word.)
 
-    Args:
-        texts ([`Texts`]): Text, or messages, which go through the chat template. Where there is none they are read as
-            `rlhf_recipes.modeling.reading.dialogue_text` writes them, which is said once.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's own.
-        settings ([`RewardModelSettings`]): Whether an end-of-sequence token is appended, and the limit.
-        name (`str`, *optional*): What the log calls them.
+    Messages go through the chat template. Where there is none they are read as
+    `rlhf_recipes.modeling.reading.dialogue_text` writes them, which is said once.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.truncation_side = "left"
@@ -244,8 +240,7 @@ def example_rows(
     """Make the rows that `FeedbackTrainer` takes: the texts of each as token ids, and its targets.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Feedback that the objective reads.
-        objective ([`~rlhf_recipes.reward_modeling.losses.base.Objective`]): The loss.
+        dataset, objective: The feedback and the loss that reads it.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]), settings ([`RewardModelSettings`]): As in [`tokenize`].
         debias (`Sequence[str]`, *optional*): Covariates to compute of each completion.
         groups (`Sequence`, *optional*): The group of each row, `None` for none; numbered in the column `group`.

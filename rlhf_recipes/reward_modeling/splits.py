@@ -28,22 +28,14 @@ IMAGES = {f"{side}image{s}" for side in ("", "chosen_", "rejected_") for s in ("
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains, calibrates and is measured on.
-
-    Args:
-        train, test ([`~datasets.Dataset`]): Rows of one format.
-        validation ([`~datasets.Dataset`], *optional*): Likewise; `None` where the dataset has no such split.
-        kind (`str`): The format.
-        checks (`dict[str, Check]`): What was recognized, counted and left out, of each split.
-        cleaning ([`~rlhf_recipes.data.cleaning.steps.Table`]): What was done to the training rows.
-    """
+    """What a run trains, calibrates and is measured on: rows of one format."""
 
     train: Dataset
-    validation: Dataset | None
+    validation: Dataset | None  # None where the dataset has no such split
     test: Dataset
     kind: Kind
-    checks: dict[str, Check]
-    cleaning: Table
+    checks: dict[str, Check]  # what was recognized, counted and left out, of each split
+    cleaning: Table  # what was done to the training rows
 
     def __str__(self) -> str:
         lines = [f"Feedback      {self.checks['train'].format}"]
@@ -95,7 +87,6 @@ def load_splits(
         `ValueError`: if a split is not there (validation alone may be missing), the splits have different formats, or
             no row is left.
     """
-
     keep = {args.group_column, (args.loss_args or {}).get("within")}
 
     def read(split: str, count: int | None, share: str = "0:1") -> Feedback:

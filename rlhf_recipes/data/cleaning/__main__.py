@@ -62,11 +62,7 @@ def clean_splits(
     With the defaults, rows of `test` are taken out of all other splits, and rows of `validation` out of all others but
     `test`. Balancing, swapping and word dropout are for training, and are not done to held-out splits.
 
-    Args:
-        splits (`Mapping[str, Dataset]`): Rows by name.
-        args ([`CleaningArguments`]): What is done to each.
-        held_out (`Sequence[str]`, *optional*, defaults to `("test", "validation")`):
-            As in [`SplitCleaningArguments`]; names of splits that are not there do not count.
+    Names in `held_out` of splits that are not there do not count.
 
     Returns:
         `dict[str, tuple[Dataset, Table]]`: for each split what is left, and what each step did.

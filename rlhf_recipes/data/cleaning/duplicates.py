@@ -21,10 +21,7 @@ HIGHEST = 0.95  # of the hashed index, which has too few bands for more; candida
 class _Texts:
     """Texts that were added, and which of them another one is a copy of.
 
-    Args:
-        threshold (`float`, *optional*): The similarity from which on texts are copies. Default: only when they are
-            the same.
-        permutations (`int`), seed (`int`): Of the hashes.
+    `threshold` is the similarity from which on texts are copies; without it they are only where they are the same.
     """
 
     def __init__(self, threshold: float | None = None, permutations: int = 128, seed: int = 0) -> None:
@@ -76,13 +73,9 @@ class _Texts:
 
 @dataclass(frozen=True)
 class Deduplicate:
-    """Keep the first of all rows whose texts are the same after `normalize_text`.
+    """Keep the first of all rows whose texts are the same after `normalize_text`."""
 
-    Args:
-        columns (`tuple[str, ...]`, *optional*): By which rows are the same. Default: all texts.
-    """
-
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None  # by which rows are the same; default: all texts
     name: str = "duplicates"
 
     def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
@@ -103,16 +96,11 @@ class NearDuplicates:
     those that were kept before them, so that their order counts. Look before you leave rows out: short texts that are
     much alike may say the opposite ("one of the best", "one of the worst").
 
-    Args:
-        threshold (`float`, *optional*, defaults to 0.8): The similarity from which on rows are copies, up to 1.
-        columns (`tuple[str, ...]`, *optional*): By which rows are compared. Default: all texts.
-        permutations (`int`, *optional*, defaults to 128): Hashes of a row. More miss less and take longer.
-        seed (`int`, *optional*, defaults to 0): Of the hashes.
     """
 
-    threshold: float = 0.8
-    columns: tuple[str, ...] | None = None
-    permutations: int = 128
+    threshold: float = 0.8  # the similarity from which on rows are copies, up to 1
+    columns: tuple[str, ...] | None = None  # by which rows are compared; default: all texts
+    permutations: int = 128  # hashes of a row; more miss less and take longer
     seed: int = 0
     name: str = "near duplicates"
 
@@ -152,16 +140,12 @@ def _shingles(text: str) -> frozenset[str]:
 class Leakage:
     """Take out of these rows what is in held-out rows too, so that a test tests what was not learned.
 
-    Args:
-        held_out ([`~datasets.Dataset`]): Rows of a test split; they are not changed.
-        threshold (`float`, *optional*): Take out near copies as well, as in [`NearDuplicates`].
-        columns (`tuple[str, ...]`, *optional*):
-            By which rows are the same. Default: all texts. `("prompt",)` takes out every row about a held-out prompt.
+    With `columns=("prompt",)` that is every row about a held-out prompt.
     """
 
-    held_out: Dataset = field(repr=False)
-    threshold: float | None = None
-    columns: tuple[str, ...] | None = None
+    held_out: Dataset = field(repr=False)  # they are not changed
+    threshold: float | None = None  # take out near copies as well, as in `NearDuplicates`
+    columns: tuple[str, ...] | None = None  # by which rows are the same; default: all texts
     permutations: int = 128
     seed: int = 0
     name: str = "leakage"
@@ -196,11 +180,6 @@ def split_by_group(
 
     See [`~rlhf_recipes.data.preprocessing.split_of`]. The shares are of groups, not of rows: with few or unequal
     groups the sizes differ from them, and a split may be empty.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): The rows.
-        column (`str`): What makes a group: a prompt, an author, a number.
-        splits (`Mapping[str, float]`, *optional*): Name and share of each split.
 
     Returns:
         `tuple[dict[str, Dataset], Counts]`: the rows of each split, and how many rows and groups are in it.

@@ -8,7 +8,7 @@ import random
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,15 +34,11 @@ class EditTexts:
     Where the prompt is plain text, so that prompt and answer are read as one, white space between the two stays, as
     one space at least.
 
-    Args:
-        edit (callable): Text to text; one that can be pickled.
-        name (`str`, *optional*, defaults to `"edit"`): What the table shows.
-        columns (`tuple[str, ...]`, *optional*): Default: all columns with texts.
     """
 
-    edit: Edit
-    name: str = "edit"
-    columns: tuple[str, ...] | None = None
+    edit: Edit  # one that can be pickled
+    name: str = "edit"  # what the table shows
+    columns: tuple[str, ...] | None = None  # default: all columns with texts
 
     def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
         columns = text_columns(dataset, self.columns)
@@ -56,7 +52,8 @@ class EditTexts:
             }  # fmt: skip
 
         new = dataset.map(edited, batched=True, batch_size=BATCH, desc=self.name)
-        return new, Counts(len(dataset), len(new), _count_changed(dataset, new, columns))
+        pairs = zip(each_row(dataset, columns), each_row(new, columns), strict=True)
+        return new, Counts(len(dataset), len(new), sum(one != other for one, other in pairs))
 
 
 def edit_each(value: Any, edit: Edit, seam: str | None = None) -> Any:
@@ -116,13 +113,9 @@ def _squeezed(text: str) -> str:
 
 @dataclass(frozen=True)
 class WithoutWords:
-    """Takes words out of a text, in whatever case they are written, with the white space behind them.
+    """Takes words out of a text, in whatever case they are written, with the white space behind them."""
 
-    Args:
-        words (`frozenset[str]`): The words, in lower case.
-    """
-
-    words: frozenset[str]
+    words: frozenset[str]  # in lower case
 
     def __call__(self, text: str) -> str:
         def kept(match: re.Match[str]) -> str:
@@ -155,10 +148,6 @@ def read_stop_words(source: str) -> WithoutWords:
     return WithoutWords(words)
 
 
-def _count_changed(old: Dataset, new: Dataset, columns: Sequence[str]) -> int:
-    return sum(one != other for one, other in zip(each_row(old, columns), each_row(new, columns), strict=True))
-
-
 @dataclass(frozen=True)
 class SwapPairs:
     """Let chosen and rejected change places in a share of the rows, and turn the soft label with them.
@@ -167,13 +156,10 @@ class SwapPairs:
     `1 - target`, `margin` changes its sign, and the votes of both sides change places. Without a soft label a swap
     would only be wrong, and is refused.
 
-    Args:
-        share (`float`, *optional*, defaults to 0.5): The chance of each row to be swapped.
-        seed (`int`, *optional*, defaults to 0): Of the draw, which depends on the row's texts alone.
     """
 
-    share: float = 0.5
-    seed: int = 0
+    share: float = 0.5  # the chance of each row to be swapped
+    seed: int = 0  # of the draw, which depends on the row's texts alone
     name: str = "swap"
 
     def __post_init__(self) -> None:
@@ -208,13 +194,10 @@ class WordDropout:
     A word is what stands between white space; one word at least stays. Copies in which nothing is missing are not
     added, but counted. Whether feedback still holds for the copy is for you to say: a dropped "not" turns it round.
 
-    Args:
-        rate (`float`, *optional*, defaults to 0.1): The chance of each word to be left out.
-        seed (`int`, *optional*, defaults to 0): Of the draw, which depends on the row's texts alone.
     """
 
-    rate: float = 0.1
-    seed: int = 0
+    rate: float = 0.1  # the chance of each word to be left out
+    seed: int = 0  # of the draw, which depends on the row's texts alone
     name: str = "word dropout"
 
     def __post_init__(self) -> None:

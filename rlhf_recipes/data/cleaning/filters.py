@@ -36,13 +36,9 @@ class DropBlank:
 
 @dataclass(frozen=True)
 class Length:
-    """Leave out rows with an answer that is too short or too long, in characters, which are the same in any language.
+    """Leave out rows with an answer that is too short or too long, in characters, as they fit any language."""
 
-    Args:
-        minimum (`int`, *optional*), maximum (`int`, *optional*): What is allowed, both included.
-    """
-
-    minimum: int | None = None
+    minimum: int | None = None  # both are allowed
     maximum: int | None = None
     name: str = "length"
 
@@ -73,15 +69,11 @@ class InLanguage:
 
     Answers with too few letters to tell pass, and are counted.
 
-    Args:
-        language (`str`): An ISO 639-1 code.
-        threshold (`float`, *optional*, defaults to 0.5): The probability from which on a text is in it.
-        min_letters (`int`, *optional*, defaults to 20): Fewer cannot be told.
     """
 
-    language: str
-    threshold: float = 0.5
-    min_letters: int = 20
+    language: str  # an ISO 639-1 code
+    threshold: float = 0.5  # the probability from which on a text is in it
+    min_letters: int = 20  # fewer cannot be told
     name: str = "language"
 
     def __post_init__(self) -> None:
@@ -106,9 +98,6 @@ class BalanceLabels:
     """Leave out rows of the more frequent label until good (0.5 or more) and bad are equally many.
 
     Which rows stay is drawn by a hash of their texts, so the order of the rows does not matter.
-
-    Args:
-        seed (`int`, *optional*, defaults to 0): Of the draw.
     """
 
     seed: int = 0

@@ -119,11 +119,7 @@ def _cell(value: Any) -> str:
 
 
 def run(steps: Sequence[Step], dataset: Dataset) -> tuple[Dataset, Table]:
-    """Take rows through steps, one after the other.
-
-    Args:
-        steps (`Sequence`): As [`steps_from`] makes them, or of your own.
-        dataset ([`~datasets.Dataset`]): The rows.
+    """Take rows through steps, as [`steps_from`] makes them or of your own, one after the other.
 
     Returns:
         `tuple[Dataset, Table]`: the rows that are left, and what each step did.

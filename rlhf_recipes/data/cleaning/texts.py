@@ -1,6 +1,6 @@
 """Rows and their texts, for steps that clean: which columns hold texts, which rows are the same, what is counted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,18 +18,12 @@ SEPARATOR = "\x1f"  # between the texts of a row, which then cannot run into eac
 
 @dataclass(frozen=True)
 class Counts:
-    """What one step did.
-
-    Args:
-        before (`int`), after (`int`): Rows.
-        changed (`int`): Rows that were kept and are no longer what they were.
-        notes (`dict[str, int | str]`): More counts, by what they count.
-    """
+    """What one step did, in rows."""
 
     before: int
     after: int
-    changed: int = 0
-    notes: Mapping[str, int | str] = field(default_factory=dict)
+    changed: int = 0  # rows that were kept and are no longer what they were
+    notes: Mapping[str, int | str] = field(default_factory=dict)  # more counts, by what they count
 
 
 class Step(Protocol):
@@ -57,12 +51,8 @@ def answer_columns(dataset: Dataset) -> tuple[str, ...]:
     return tuple(name for name in columns if name != "prompt") or columns
 
 
-def each_row(dataset: Dataset, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    for batch in dataset.select_columns(list(columns)).iter(batch_size=BATCH):
-        for values in zip(*(batch[name] for name in columns), strict=True):
-            yield number, dict(zip(columns, values, strict=True))
-            number += 1
+def each_row(dataset: Dataset, columns: Sequence[str]) -> Iterable[tuple[int, dict[str, Any]]]:
+    return enumerate(dataset.select_columns(list(columns)))
 
 
 def each_text(value: Any, column: str) -> list[Any]:

@@ -42,19 +42,12 @@ LOOK_AT = 10  # rows that show how the messages are written
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which others lay out a row.
+    """One way in which others lay out a row."""
 
-    Args:
-        fits (`Callable`): Whether a dataset with these columns is laid out so.
-        convert (`Callable`): A row, its messages put right, to the columns of ours that it gives.
-        uses (`tuple[str, ...]`): The columns that are used up.
-        note (`str`): What is said of it.
-    """
-
-    fits: Callable[[set[str]], bool]
-    convert: Callable[[Row], Row]
-    uses: tuple[str, ...]
-    note: str
+    fits: Callable[[set[str]], bool]  # whether a dataset with these columns is laid out so
+    convert: Callable[[Row], Row]  # a row, its messages put right, to the columns of ours that it gives
+    uses: tuple[str, ...]  # the columns that are used up
+    note: str  # what is said of it
 
 
 def own_columns(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
@@ -266,8 +259,9 @@ def split_dialogue(text: str) -> Messages:
 
 
 def sides(row: Row) -> dict[str, list[Any]]:
-    """The answers of a row by column, each column's in a list."""
-    return {name: row[name] or [] if name == "completions" else [row[name]] for name in ANSWERS if name in row}
+    """The answers of a row by column, each column's in a list; of completions that are no list, none."""
+    lists = {name: row[name] if name == "completions" else [row[name]] for name in ANSWERS if name in row}
+    return {name: values if isinstance(values, list) else [] for name, values in lists.items()}
 
 
 def inside_of(row: Row) -> Inside | None:
@@ -286,12 +280,7 @@ def inside_of(row: Row) -> Inside | None:
 
 
 def split_prompt(row: Row, inside: Inside) -> Read:
-    """The prompt that the answers of a row share, and the answers without it; or why there is none.
-
-    Args:
-        row (`dict`): One row.
-        inside (`str`): As [`inside_of`] tells it.
-    """
+    """The prompt that the answers of a row share, and the answers without it; or why there is none."""
     by_column = sides(row)
     given = [answer for of_column in by_column.values() for answer in of_column]
     if not given or not all(given):

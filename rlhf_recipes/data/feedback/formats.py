@@ -90,22 +90,15 @@ class FeedbackArguments:
 class FeedbackFormat:
     """What a dataset's feedback is; printed, it is one line.
 
-    Args:
-        kind (`str`): The format, one of `FORMATS`.
-        columns (`tuple[str, ...]`): The columns that count, without the prompt.
-        conversational (`bool`): Whether the answers are messages.
-        has_prompt (`bool`): Whether there is a column `prompt`.
-        notes (`tuple[str, ...]`): What the values show, in words.
-        inside (`str`, *optional*):
-            How the prompt stands inside the answers: `"dialogues"` (of HH-RLHF), `"messages"`, or `"repeated"` (and
-            in the column `prompt` too). [`normalize`] splits it off.
+    Where the prompt stands inside the answers, it may do so in `"dialogues"` (of HH-RLHF), in `"messages"`, or
+    `"repeated"` (it is in the column `prompt` too). [`~rlhf_recipes.data.feedback.read.normalize`] splits it off.
     """
 
     kind: Kind
-    columns: tuple[str, ...]
-    conversational: bool
-    has_prompt: bool
-    notes: tuple[str, ...] = ()
+    columns: tuple[str, ...]  # those that count, without the prompt
+    conversational: bool  # whether the answers are messages
+    has_prompt: bool  # whether there is a column `prompt`
+    notes: tuple[str, ...] = ()  # what the values show, in words
     inside: Inside | None = None
 
     def __str__(self) -> str:
@@ -117,21 +110,13 @@ class FeedbackFormat:
 
 @dataclass(frozen=True)
 class Check:
-    """What [`check`] found; printed, it is a few lines.
+    """What [`check`] found; printed, it is a few lines."""
 
-    Args:
-        format ([`FeedbackFormat`]): Of the rows as they came.
-        rows (`int`): How many there are.
-        kept (`list[int]`): The numbers of those that can be used.
-        left_out (`dict[str, int]`): Why the others cannot, and how many; a row counts once under each reason.
-        noted (`dict[str, int]`): What is odd about rows that are kept.
-    """
-
-    format: FeedbackFormat
-    rows: int
-    kept: list[int] = field(repr=False)
-    left_out: dict[str, int]
-    noted: dict[str, int]
+    format: FeedbackFormat  # of the rows as they came
+    rows: int  # how many there are
+    kept: list[int] = field(repr=False)  # the numbers of those that can be used
+    left_out: dict[str, int]  # why the others cannot, and how many; a row counts once under each reason
+    noted: dict[str, int]  # what is odd about rows that are kept
 
     def __str__(self) -> str:
         lines = [str(self.format), f"{len(self.kept)} of {self.rows} rows can be used."]
@@ -147,14 +132,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Feedback:
-    """Feedback as it is handed on, so that nobody has to look again what it is.
+    """Feedback as it is handed on, so that nobody has to look again what it is."""
 
-    Args:
-        rows ([`~datasets.Dataset`]): Clean rows.
-        kind (`str`): The format that they have.
-        check ([`Check`]): What was found of them as they came, in the format that they had then.
-    """
-
-    rows: Dataset
-    kind: Kind
-    check: Check
+    rows: Dataset  # clean
+    kind: Kind  # the format that they have
+    check: Check  # what was found of them as they came, in the format that they had then

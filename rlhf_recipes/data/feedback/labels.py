@@ -19,11 +19,11 @@ from rlhf_recipes.data.feedback.record import (
     converted,
     count_note,
     counts,
-    is_missing,
     is_number,
     range_note,
     shown,
 )
+from rlhf_recipes.statistics import is_missing
 
 NO_STEP_LABEL = "a step without a label"
 

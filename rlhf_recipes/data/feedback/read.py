@@ -284,10 +284,7 @@ def _odd_texts(row: Row, place: int, settings: FeedbackSettings) -> list[str]:
 def _check_alike(row: Row, seen: dict[str, bool]) -> None:
     """Refuse text where there were messages before, and the other way round; `ValueError`.
 
-    Args:
-        row (`dict`): One that is kept.
-        seen (`dict[str, bool]`):
-            Whether answers and prompts were messages in the rows before; what this row has is noted in it.
+    `seen` says whether answers and prompts were messages in the rows before; what this row has is noted in it.
     """
     answers = [("an answer", value) for values in sides(row).values() for value in values]
     for what, value in answers + ([("a prompt", row["prompt"])] if row.get("prompt") else []):

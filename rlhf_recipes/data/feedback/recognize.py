@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import require_columns
-from rlhf_recipes.data.feedback.dialogues import inside_of, own_columns
+from rlhf_recipes.data.feedback.dialogues import inside_of, own_columns, sides
 from rlhf_recipes.data.feedback.formats import COLUMNS, FORMATS, WEIGHT, FeedbackFormat, Kind, check_kind
 from rlhf_recipes.data.feedback.record import ANSWERS, Format, is_number, with_columns
 from rlhf_recipes.data.local_files import without_decimals
@@ -64,7 +64,10 @@ def recognized(dataset: Dataset, kind: Kind | None) -> tuple[FeedbackFormat, Dat
         raise ValueError(
             f"There are two columns {twice[0]!r}: the second of a CSV is read as '{twice[0]}.1'. Remove or rename one."
         )
-    first = _first_text(dataset, next(name for name in columns if name in ANSWERS))
+    answers = dataset.select_columns([name for name in columns if name in ANSWERS][:1])
+    first = next(
+        (text for row in answers for texts in sides(row).values() for text in texts if text is not None), None
+    )
     # one of the first rows may be broken
     rows = () if format.of_parts else dataset.select(range(min(LOOK_AT, len(dataset))))
     inside = next((found for found in map(inside_of, rows) if found is not None), None)
@@ -109,16 +112,6 @@ def _kind_of(dataset: Dataset) -> Kind:
         f"The columns {', '.join(present)} fit {len(fits)} formats: {named}. Choose with "
         f"{' or '.join(f'format={kind!r}' for kind in fits)}, or remove the columns that do not count."
     )
-
-
-def _first_text(dataset: Dataset, column: str) -> Any:
-    """The first value that is there; of a list of completions, its first."""
-    for value in dataset[column]:
-        is_list = column == "completions" and isinstance(value, list)
-        value = (value[0] if value else None) if is_list else value
-        if value is not None:
-            return value
-    return None
 
 
 def _with_lists(dataset: Dataset, format: Format) -> Dataset:

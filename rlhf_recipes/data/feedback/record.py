@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset
 
 from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.statistics import is_missing
 
 logger = logging.getLogger(__name__)
 Row: TypeAlias = dict[str, Any]
@@ -37,28 +38,18 @@ MOST_SHOWN = 8  # values in a message
 class FeedbackSettings:
     """How feedback is read, where the columns alone do not say it.
 
-    Args:
-        format (`str`, *optional*):
-            Which format it is, for columns that fit several.
-        label_map (`Mapping`, *optional*):
-            What each label counts, from 0 (bad) to 1 (good): `{"good": 1, "bad": 0}`. Labels that are texts, or
-            numbers outside 0 and 1, are read through it and through nothing else.
-        score_range (`tuple[float, float]`, *optional*):
-            The scale of ratings, and of the scores of objectives. A score outside of it is an error.
-        objective_names (`Sequence[str]`, *optional*):
-            The names, in order, where `scores` are lists and no column `objectives` names them.
-        long_text (`int`, *optional*, defaults to 50000):
-            From how many characters on a text is counted as very long. It is kept.
-
     Raises:
         `ValueError`: if a label counts less than 0 or more than 1, or the range is none.
     """
 
-    format: str | None = None
+    format: str | None = None  # for columns that fit several
+    # What each label counts, from 0 (bad) to 1 (good): {"good": 1, "bad": 0}. Labels that are texts, or numbers
+    # outside 0 and 1, are read through it and through nothing else.
     label_map: Mapping[Any, float] | None = None
+    # The scale of ratings, and of the scores of objectives. A score outside of it is an error.
     score_range: tuple[float, float] | None = None
-    objective_names: Sequence[str] | None = None
-    long_text: int = 50_000
+    objective_names: Sequence[str] | None = None  # in order, where `scores` are lists and no column names them
+    long_text: int = 50_000  # from how many characters on a text is counted as very long; it is kept
 
     def __post_init__(self) -> None:
         for label, value in (self.label_map or {}).items():
@@ -72,43 +63,23 @@ class FeedbackSettings:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of feedback, and all that is only its own.
-
-    Args:
-        name (`str`):
-            What users call it.
-        columns (`tuple[str, ...]`):
-            What it must have; by these it is recognized. Its texts are in `completion`, `completions`, or `chosen` and
-            `rejected`.
-        read (`Callable`):
-            From a row and the [`FeedbackSettings`] to those of its values that change, and what is odd about it; a row
-            with an oddity of `LEFT_OUT` is left out. What is wrong is a `ValueError` that names the value.
-        optional (`tuple[str, ...]`):
-            What it may have.
-        lists (`tuple[str, ...]`):
-            Columns that hold lists, which a CSV can only hold as JSON.
-        signal (`str`, *optional*):
-            The column in which rows must differ, or there is nothing to learn.
-        check (`Callable`, *optional*):
-            Looks at all rows at once before they are read, where an error should show all values there are.
-        notes (`Callable`):
-            What is said of the values, in words.
-        conversions (`Mapping[str, Callable]`):
-            By the name of another format: what makes its rows of clean rows of this one.
-        of_parts (`bool`):
-            Whether `completions` are parts of one answer, not answers, so that no prompt is looked for inside them.
-    """
+    """A format of feedback, and all that is only its own."""
 
     name: str
+    # What it must have, by which it is recognized. Its texts are in `completion`, `completions`, `chosen`, `rejected`.
     columns: tuple[str, ...]
+    # From a row to those of its values that change, and what is odd about it; a row with an oddity of `LEFT_OUT` is
+    # left out. What is wrong is a `ValueError` that names the value.
     read: Callable[[Row, FeedbackSettings], Read]
-    optional: tuple[str, ...] = ()
-    lists: tuple[str, ...] = ()
-    signal: str | None = None
+    optional: tuple[str, ...] = ()  # what it may have
+    lists: tuple[str, ...] = ()  # columns that hold lists, which a CSV can only hold as JSON
+    signal: str | None = None  # the column in which rows must differ, or there is nothing to learn
+    # Looks at all rows at once before they are read, where an error should show all values there are.
     check: Callable[[Dataset, FeedbackSettings], None] | None = None
-    notes: Callable[[Dataset], Iterable[str]] = lambda rows: ()
+    notes: Callable[[Dataset], Iterable[str]] = lambda rows: ()  # what is said of the values, in words
+    # By the name of another format: what makes its rows of clean rows of this one.
     conversions: Mapping[str, Callable[..., Dataset]] = field(default_factory=dict)
-    of_parts: bool = False
+    of_parts: bool = False  # `completions` are parts of one answer: no prompt is looked for inside them
 
 
 # --- Reading values ---------------------------------------------------------------------------
@@ -118,19 +89,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
-def is_missing(value: Any) -> bool:
-    """Null, or NaN, which is how a null comes out of pandas."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def number(value: Any, name: str, low: float | None = None, bounds: tuple[float, float] | None = None) -> float | None:
     """A value as a number, `None` where it is missing.
 
-    Args:
-        value: What stands in the row.
-        name (`str`): What an error calls it.
-        low (`float`, *optional*): The least that it may be.
-        bounds (`tuple[float, float]`, *optional*): The `score_range` that it must lie in.
+    Errors call it by its `name`. It must not be below `low`, and lie in `bounds`, which are those of a `score_range`.
     """
     if is_missing(value):
         return None
@@ -197,8 +159,7 @@ def converted(
     """The rows that `make` gives of each row, in the order of the rows, with the columns that it does not use.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Clean rows.
-        format ([`Format`]): Theirs.
+        dataset ([`~datasets.Dataset`]), format ([`Format`]): Clean rows, and their format.
         make (`Callable`): From the used columns of one row to new rows, none, one or several.
         why (`str`, *optional*): What the log says of rows that give none.
         used (`Sequence[str]`, *optional*): The columns that are used up. Default: those that the format must have.
