@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf_recipes.data.cleaning.texts import SEPARATOR, Counts, selected, text_columns, text_keys
+from rlhf_recipes.data.cleaning.filters import SEPARATOR, Counts, selected, text_columns, text_keys
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.feedback.formats import SAID
 from rlhf_recipes.data.preprocessing import SPLITS, normalize_text, split_of

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, concatenate_datasets
 
-from rlhf_recipes.data.cleaning.texts import BATCH, Counts, answer_columns, each_row, text_columns, text_keys
+from rlhf_recipes.data.cleaning.filters import BATCH, Counts, answer_columns, each_row, text_columns, text_keys
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.corruption import drop_words, row_rng
 from rlhf_recipes.imports import optional

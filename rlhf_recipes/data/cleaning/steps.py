@@ -25,8 +25,7 @@ from rlhf_recipes.data.cleaning.edits import (
     remove_punctuation,
     tidy_light,
 )
-from rlhf_recipes.data.cleaning.filters import BalanceLabels, DropBlank, InLanguage, Length
-from rlhf_recipes.data.cleaning.texts import Counts, Step
+from rlhf_recipes.data.cleaning.filters import BalanceLabels, Counts, DropBlank, InLanguage, Length, Step
 from rlhf_recipes.data.preprocessing import tidy_text
 from rlhf_recipes.options import option
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf_recipes.data.columns import SYNONYMS
+from rlhf_recipes.data.columns import SYNONYMS, with_columns
 from rlhf_recipes.data.feedback.formats import FORMATS, Inside
 from rlhf_recipes.data.feedback.record import (
     ANSWERS,
@@ -22,7 +22,6 @@ from rlhf_recipes.data.feedback.record import (
     NO_DIALOGUE,
     Read,
     Row,
-    with_columns,
 )
 from rlhf_recipes.texts import Messages, Text, is_conversational
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf_recipes.data.columns import is_blank
+from rlhf_recipes.data.columns import is_blank, with_columns
 from rlhf_recipes.data.feedback.dialogues import sides, split_prompt
 from rlhf_recipes.data.feedback.formats import (
     CONVERSIONS,
@@ -32,7 +32,6 @@ from rlhf_recipes.data.feedback.record import (
     Row,
     number,
     shown,
-    with_columns,
 )
 from rlhf_recipes.data.feedback.weights import add_weights
 from rlhf_recipes.data.tables import NUMBERS

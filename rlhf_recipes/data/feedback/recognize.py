@@ -7,10 +7,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.data.columns import require_columns, with_columns
 from rlhf_recipes.data.feedback.dialogues import inside_of, own_columns, sides
 from rlhf_recipes.data.feedback.formats import COLUMNS, FORMATS, WEIGHT, FeedbackFormat, Kind, check_kind
-from rlhf_recipes.data.feedback.record import ANSWERS, Format, is_number, with_columns
+from rlhf_recipes.data.feedback.record import ANSWERS, Format, is_number
 from rlhf_recipes.data.local_files import without_decimals
 from rlhf_recipes.texts import is_conversational
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset
 
-from rlhf_recipes.data.columns import require_columns
+from rlhf_recipes.data.columns import require_columns, with_columns
 from rlhf_recipes.statistics import is_missing
 
 logger = logging.getLogger(__name__)
@@ -188,13 +188,6 @@ def converted(
     if clash:
         raise ValueError(f"The conversion makes a column {clash[0]!r}, but the dataset has one. Rename it first.")
     return with_columns(plain.select(rows).remove_columns(gone), made)
-
-
-def with_columns(dataset: Dataset, columns: Mapping[str, list[Any]]) -> Dataset:
-    """Columns put behind those of a dataset, which may have none (and then no rows)."""
-    for name, values in columns.items():
-        dataset = dataset.add_column(name, values) if dataset.column_names else Dataset.from_dict({name: values})
-    return dataset
 
 
 def check_noise(**rates: float) -> None:
