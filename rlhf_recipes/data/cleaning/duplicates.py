@@ -95,7 +95,6 @@ class NearDuplicates:
     few copies are missed: with the defaults 2% of those at 0.8, and 0.1% of those at 0.85. Rows are compared with
     those that were kept before them, so that their order counts. Look before you leave rows out: short texts that are
     much alike may say the opposite ("one of the best", "one of the worst").
-
     """
 
     threshold: float = 0.8  # the similarity from which on rows are copies, up to 1

@@ -33,7 +33,6 @@ class EditTexts:
 
     Where the prompt is plain text, so that prompt and answer are read as one, white space between the two stays, as
     one space at least.
-
     """
 
     edit: Edit  # one that can be pickled
@@ -155,7 +154,6 @@ class SwapPairs:
     For models that read both texts at once, so that they do not learn that the first is better. `target` becomes
     `1 - target`, `margin` changes its sign, and the votes of both sides change places. Without a soft label a swap
     would only be wrong, and is refused.
-
     """
 
     share: float = 0.5  # the chance of each row to be swapped
@@ -193,7 +191,6 @@ class WordDropout:
 
     A word is what stands between white space; one word at least stays. Copies in which nothing is missing are not
     added, but counted. Whether feedback still holds for the copy is for you to say: a dropped "not" turns it round.
-
     """
 
     rate: float = 0.1  # the chance of each word to be left out

@@ -144,7 +144,6 @@ class InLanguage:
     """Leave out rows with an answer in another language, as [`~rlhf_recipes.words.language_probability`] judges it.
 
     Answers with too few letters to tell pass, and are counted.
-
     """
 
     language: str  # an ISO 639-1 code

@@ -143,7 +143,6 @@ class RatingModel:
 
     The one-way random model (Shrout and Fleiss 1979, case 1). It needs no raters' names: leniency of a rater is part
     of `within`. One variance for all texts is a simplification; texts that divide people have a larger one.
-
     """
 
     mean: float  # of all texts
