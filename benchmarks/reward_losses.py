@@ -21,8 +21,9 @@ from typing import Any
 import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
 
 # isort: split
+from scipy.stats import mannwhitneyu
+
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval
-from rlhf_recipes.data.raters.votes import vote_shares
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.outputs import write_jsonl
 from rlhf_recipes.reward_modeling.evaluation.metrics import mean_absolute_error, pearson
@@ -79,7 +80,8 @@ def _as_pair(chosen: Row, rejected: Row, kind: str) -> Row:
     if kind == "pairs_with_margin":
         return pair | {"margin": (chosen["score"] - rejected["score"]) / 4}
     if kind == "votes":
-        share = float(vote_shares([chosen["votes"], rejected["votes"]], [(0, 1)])[0])
+        above = mannwhitneyu(chosen["votes"], rejected["votes"]).statistic  # a tie counts half
+        share = float(above) / (len(chosen["votes"]) * len(rejected["votes"]))
         return pair | {"chosen_votes": 10 * share, "rejected_votes": 10 * (1 - share)}
     return pair
 

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_reward_model(trainer, model_args)
     if trainer.is_world_process_zero():
         save_settings(output_dir, settings, objective, plain=isinstance(trainer, trl.RewardTrainer))
-        metrics = measure(output_dir, splits.train, splits.validation, splits.test, training_args) | {
+        metrics = measure(output_dir, splits.train, splits.validation, splits.test, training_args, splits.kind) | {
             "loss": loss,
             "train_pairs" if isinstance(trainer, trl.RewardTrainer) else "train_rows": len(trainer.train_dataset),
             "train_texts": splits.train_texts,

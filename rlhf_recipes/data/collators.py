@@ -44,9 +44,7 @@ class FeedbackCollator:
     - `targets`: a `dict` of `(R,)` or `(R, K)`, NaN where a list is shorter;
     - `covariates (N, C)`: where the rows have them.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]), pad_to_multiple_of (`int`, *optional*):
-            As in [`PairCollator`].
+    The settings are those of [`PairCollator`].
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None) -> None:
@@ -85,11 +83,7 @@ class PairCollator:
     - `attention_mask (2B, L)`: 1 for a real token;
     - `margin (B,)`: where the rows have one.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its pad token is used.
-        pad_to_multiple_of (`int`, *optional*):
-            Round L up to a multiple of this, which suits tensor cores.
+    `pad_to_multiple_of` rounds L up to a multiple of it, which suits tensor cores.
 
     Raises:
         `ValueError`: if there is no pad token, or if it is the end-of-sequence token: a decoder's head reads the last

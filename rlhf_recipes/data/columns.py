@@ -151,6 +151,13 @@ def drop_blank(dataset: Dataset, columns: Sequence[str], name: str | None = None
     return dataset.select(kept), dropped
 
 
+def with_columns(dataset: Dataset, columns: Mapping[str, list[Any]]) -> Dataset:
+    """Columns put behind those of a dataset, which may have none (and then no rows)."""
+    for name, values in columns.items():
+        dataset = dataset.add_column(name, values) if dataset.column_names else Dataset.from_dict({name: values})
+    return dataset
+
+
 def is_blank(value: Any, column: str, row_number: int) -> bool:
     if value is None:
         return True

@@ -20,13 +20,14 @@ import logging
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.preprocessing import deduplicate, tidy_text
+from rlhf_recipes.options import option
 from rlhf_recipes.outputs import write_jsonl
 
 logger = logging.getLogger(__name__)
@@ -41,21 +42,15 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 class Corruption:
     """How much goes wrong. Each rate is a chance for each word (for each pair of neighbours, of `swap_rate`).
 
-    Args:
-        drop_rate (`float`, *optional*, defaults to 0.03):
-            Words that are left out. One word is always kept.
-        swap_rate (`float`, *optional*, defaults to 0.06):
-            Words that change places with the next one. A word moves once at most.
-        misspell_rate (`float`, *optional*, defaults to 0.25):
-            Words in which one letter goes wrong: left out, doubled, exchanged with the one before, or replaced by one
-            of a to z. Words with fewer than four letters are spared, and so are first letters.
+    In a misspelt word one letter is left out, doubled, exchanged with the one before, or replaced by one of a to z.
+    Words with fewer than four letters are spared, and so are first letters.
 
     Raises:
         `ValueError`: if a rate is not within 0 and 1.
     """
 
-    drop_rate: float = 0.03
-    swap_rate: float = 0.06
+    drop_rate: float = 0.03  # words that are left out; one is always kept
+    swap_rate: float = 0.06  # words that change places with the next one; a word moves once at most
     misspell_rate: float = 0.25
 
     def __post_init__(self) -> None:
@@ -68,12 +63,7 @@ def corrupt(text: str, rng: random.Random, corruption: Corruption = Corruption()
     """Spoil one text. The same text and the same state of `rng` give the same result.
 
     Words are what stands between white space, so punctuation moves and goes with its word. A text without words comes
-    back empty, one of a single word is at most misspelt.
-
-    Args:
-        text (`str`): Any text; runs of white space become one space.
-        rng (`random.Random`): Where chance comes from; `row_rng` makes one for a row.
-        corruption ([`Corruption`], *optional*): The rates.
+    back empty, one of a single word is at most misspelt. [`row_rng`] makes the source of chance for a row.
     """
     words = swap_neighbours(text.split(), rng, corruption.swap_rate)
     words = drop_words(words, rng, corruption.drop_rate)
@@ -127,25 +117,16 @@ class CorruptionArguments:
 
     help_title = "Corruption"
 
-    dataset_name: str = field(
-        default="starter/movie-ratings", metadata={"help": "A folder, a file or a dataset id of the Hub, with texts."}
-    )
-    output_dir: str = field(default="starter/restoring", metadata={"help": "Folder for one JSONL file per split."})
-    text_column: str = field(default="completion", metadata={"help": "Column with the texts."})
-    splits: list[str] = field(
-        default_factory=lambda: ["train", "validation", "test"],
-        metadata={"help": "Splits to take; they keep their names."},
-    )
-    min_words: int = field(default=5, metadata={"help": "Shorter texts are left out."})
-    max_words: int = field(default=14, metadata={"help": "Longer texts are left out."})
-    drop_rate: float = field(default=Corruption.drop_rate, metadata={"help": "Chance of a word to be left out."})
-    swap_rate: float = field(
-        default=Corruption.swap_rate, metadata={"help": "Chance of a word to change places with the next."}
-    )
-    misspell_rate: float = field(
-        default=Corruption.misspell_rate, metadata={"help": "Chance of a word of four letters or more to be misspelt."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
+    dataset_name: str = option("starter/movie-ratings", "A folder, a file or a dataset id of the Hub, with texts.")
+    output_dir: str = option("starter/restoring", "Folder for one JSONL file per split.")
+    text_column: str = option("completion", "Column with the texts.")
+    splits: list[str] = option(["train", "validation", "test"], "Splits to take; they keep their names.")
+    min_words: int = option(5, "Shorter texts are left out.")
+    max_words: int = option(14, "Longer texts are left out.")
+    drop_rate: float = option(Corruption.drop_rate, "Chance of a word to be left out.")
+    swap_rate: float = option(Corruption.swap_rate, "Chance of a word to change places with the next.")
+    misspell_rate: float = option(Corruption.misspell_rate, "Chance of a word of four letters or more to be misspelt.")
+    seed: int = option(0, "Seed of the corruption.")
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:

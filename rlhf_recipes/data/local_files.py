@@ -105,7 +105,6 @@ def read_local(
         files (`Mapping[str, Sequence[Path]]`): The files of each split.
         split (`str`): A split, or slices of several, such as `train[:10%]+test`.
         delimiter (`str`, *optional*): Of tables; by default a comma in CSV and a tab in TSV.
-        encoding (`str`, *optional*, defaults to `"utf-8"`): Of the files.
 
     Raises:
         `ValueError`: if a file cannot be read; it names the file, and the line where it can.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_recipes.statistics import Units
+from rlhf_recipes.statistics import Floats, Units
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,6 @@ def preferences(
             N ratings: the columns `completion` and `score`, and perhaps `prompt`. Text, or messages.
         passes, min_gap, seed: As in [`draw_pairs`].
 
-    Returns:
-        `dict[str, list]`: columns `prompt`, `chosen` and `rejected`, of M rows each.
-
     Raises:
         `ValueError`: as [`draw_pairs`], and if no prompt has two completions that are far enough apart.
     """
@@ -120,7 +117,7 @@ def preferences(
 
 
 def _draw_pass(
-    ratings: NDArray[np.float64], order: NDArray[np.int64], min_gap: float, generator: np.random.Generator
+    ratings: Floats, order: NDArray[np.int64], min_gap: float, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     pairs = order[: len(order) // 2 * 2].reshape(-1, 2).copy()
 
@@ -146,17 +143,11 @@ def _draw_pass(
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs of N texts that are far enough apart, by what they have to do with each text.
+    """All pairs of N texts that are far enough apart, by what they have to do with each text."""
 
-    Args:
-        right (`(N,)`): Of the pairs with this text, how many the scores put in order; equal scores count half.
-        asked (`(N,)`): How many pairs there are with it.
-        squares (`float`): Sum over pairs of the squared credit (1, 1/4 or 0).
-    """
-
-    right: NDArray[np.float64]
-    asked: NDArray[np.float64]
-    squares: float
+    right: Floats  # (N,)  of the pairs with this text, how many the scores put in order; equal scores count half
+    asked: Floats  # (N,)  how many pairs there are with it
+    squares: float  # sum over pairs of the squared credit (1, 1/4 or 0)
 
     def __sub__(self, other: "Comparison") -> "Comparison":
         """Without the pairs that another one has, too."""
@@ -172,7 +163,7 @@ class Comparison:
         return float(self.right.sum()) / 2 / self.pairs
 
     @property
-    def influences(self) -> NDArray[np.float64]:
+    def influences(self) -> Floats:
         """How far each text moves the share, `(N,)`."""
         return (self.right - self.share * self.asked) / self.pairs
 
@@ -191,7 +182,9 @@ def compare_all(scores: ArrayLike, ratings: ArrayLike, min_gap: float) -> Compar
     Raises:
         `ValueError`: if lengths differ or a number is not finite.
     """
-    s, y = _matching(scores, ratings)
+    s, y = finite(scores, "scores"), finite(ratings, "ratings")
+    if s.shape != y.shape:
+        raise ValueError(f"There are {len(s)} scores and {len(y)} ratings; give one of each for every text.")
     right, asked, squares = np.zeros(len(y)), np.zeros(len(y)), 0.0
     for rows in chunks(len(y)):
         # A pair is met once: in the row of its better text.
@@ -209,14 +202,7 @@ def _far_enough(gap: ArrayLike, min_gap: float) -> NDArray[np.bool_]:
     return np.asarray(gap) >= max(min_gap - TOLERANCE, TOLERANCE)
 
 
-def _matching(scores: ArrayLike, ratings: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    s, y = finite(scores, "scores"), finite(ratings, "ratings")
-    if s.shape != y.shape:
-        raise ValueError(f"There are {len(s)} scores and {len(y)} ratings; give one of each for every text.")
-    return s, y
-
-
-def finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
+def finite(values: ArrayLike, what: str) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not np.isfinite(array).all():
         raise ValueError(f"The {what} must be a list of finite numbers; among them is one that is missing or not.")

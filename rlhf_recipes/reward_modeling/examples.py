@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import kwargs_of, once, render, whole
 from rlhf_recipes.data.columns import detect_format
-from rlhf_recipes.data.feedback.formats import Check, FeedbackArguments
+from rlhf_recipes.data.feedback.formats import Feedback, FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
 from rlhf_recipes.data.feedback.recognize import row_keys
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
@@ -46,25 +47,22 @@ def read_feedback(
     count: int | None = None,
     share: str = "0:1",
     feedback_args: FeedbackArguments | None = None,
-) -> tuple[Dataset, Check]:
+) -> Feedback:
     """Load the rows of one split that say something, and of them those in a share.
 
     Args:
-        data_args ([`~rlhf_recipes.data.loading.DataArguments`]): Which dataset.
-        split (`str`): Which split of it.
-        count (`int`, *optional*): Take that many of the rows, drawn at random.
+        data_args ([`~rlhf_recipes.data.loading.DataArguments`]), split (`str`): Which rows.
+        count (`int`, *optional*): Take that many of them, drawn at random.
         share (`str`, *optional*, defaults to `"0:1"`): Which share of them, see [`in_share`].
         feedback_args ([`~rlhf_recipes.data.feedback.formats.FeedbackArguments`], *optional*):
             How they are read, weighed and converted.
-
-    Returns:
-        `tuple[Dataset, Check]`: the rows, cleaned, and what was recognized, counted and left out.
 
     Raises:
         `ValueError`: if the format is not known, a row is wrong, or no row is left.
     """
     dataset = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-    dataset, found = read_rows(dataset, feedback_args or FeedbackArguments())
+    found = read_rows(dataset, feedback_args or FeedbackArguments())
+    dataset = found.rows
     low, high = parse_share(share)
     if (low, high) != (0.0, 1.0):
         kept = [row for row, key in enumerate(row_keys(dataset)) if in_share(key, low, high)]
@@ -72,20 +70,16 @@ def read_feedback(
             raise ValueError(f"None of the {len(dataset)} rows of split {split!r} is in the share {share}. Widen it.")
         logger.info("Share %s: %d of %d rows of split %r.", share, len(kept), len(dataset), split)
         dataset = dataset.select(kept)
-    return sample_rows(dataset, count), found
+    return replace(found, rows=sample_rows(dataset, count))
 
 
 def load_feedback(data_args: DataArguments, split: str, count: int | None = None, share: str = "0:1") -> Dataset:
     """The rows alone of [`read_feedback`]."""
-    return read_feedback(data_args, split, count, share)[0]
+    return read_feedback(data_args, split, count, share).rows
 
 
 def parse_share(share: str) -> tuple[float, float]:
-    """Read `"0:0.6"` as the bounds of a share.
-
-    Raises:
-        `ValueError`: if it is not two numbers `0 <= low < high <= 1`.
-    """
+    """Read `"0:0.6"` as the bounds of a share; `ValueError` if it is not two numbers `0 <= low < high <= 1`."""
     low, _, high = share.partition(":")
     try:
         bounds = float(low), float(high)
@@ -119,10 +113,8 @@ def settings_for(
     A decoder's head reads the last token, and an end-of-sequence token is the one that has seen the text end. An
     encoder's tokenizer closes each text itself, and so does a chat template.
 
-    Args:
-        tokenizer, model, max_length: The model with its tokenizer, and how much of a text it is to read.
-        rows ([`~datasets.Dataset`], *optional*): The training rows, which may be conversations. Default: plain text.
-        template_kwargs (`Mapping`, *optional*): What the chat template is told of each conversation.
+    `rows` are the training rows, which may be conversations (default: plain text), `template_kwargs` what the chat
+    template is told of each.
     """
     limits = [limit for limit in (max_length, readable_tokens(model)) if limit is not None]
     rendered = rows is not None and rendered_by_template(rows, tokenizer)
@@ -150,12 +142,8 @@ def tokenize(
     Texts longer than `settings.max_length` lose their beginning and are counted in the log. (TRL's trainer would leave
     out such rows without a word.)
 
-    Args:
-        texts ([`Texts`]): Text, or messages, which go through the chat template. Where there is none they are read as
-            `rlhf_recipes.modeling.reading.dialogue_text` writes them, which is said once.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's own.
-        settings ([`RewardModelSettings`]): Whether an end-of-sequence token is appended, and the limit.
-        name (`str`, *optional*): What the log calls them.
+    Messages go through the chat template. Where there is none they are read as
+    `rlhf_recipes.modeling.reading.dialogue_text` writes them, which is said once.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.truncation_side = "left"
@@ -209,16 +197,14 @@ def pair_rows(
 ) -> Dataset:
     """Make the rows that TRL's `RewardTrainer` takes as they are.
 
-    Args:
-        dataset ([`~datasets.Dataset`]): Ratings, of which pairs are drawn, or pairs.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]), settings ([`RewardModelSettings`]): As in [`tokenize`].
-        passes (`int`), min_gap (`float`), seed (`int`): For ratings, as in [`~rlhf_recipes.data.pairs.draw_pairs`].
+    Of ratings pairs are drawn, as [`~rlhf_recipes.data.pairs.draw_pairs`] does with `passes`, `min_gap` and `seed`.
 
     Returns:
         [`~datasets.Dataset`]: columns `chosen_ids`, `rejected_ids`, `margin` if there is one, and `length`, the longer
         of both, by which batches are grouped.
     """
-    if detect_format(dataset.column_names) == "ratings":
+    rated = detect_format(dataset.column_names) == "ratings"
+    if rated:
         texts = Texts.of(dataset, "completion")
         ids = tokenize(texts, tokenizer, settings)
         keys = [json.dumps(key) for key in zip(texts.prompts, texts.completions, strict=True)]
@@ -227,7 +213,7 @@ def pair_rows(
     else:
         chosen, rejected = (tokenize(Texts.of(dataset, side), tokenizer, settings, f"{side} texts") for side in PAIRS)
     columns: dict[str, Sequence[Any]] = {"chosen_ids": chosen, "rejected_ids": rejected}
-    if detect_format(dataset.column_names) == "pairs":
+    if not rated:
         differ = [row for row, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if a != b]
         if not differ:
             raise ValueError(
@@ -254,8 +240,7 @@ def example_rows(
     """Make the rows that `FeedbackTrainer` takes: the texts of each as token ids, and its targets.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Feedback that the objective reads.
-        objective ([`~rlhf_recipes.reward_modeling.losses.base.Objective`]): The loss.
+        dataset, objective: The feedback and the loss that reads it.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]), settings ([`RewardModelSettings`]): As in [`tokenize`].
         debias (`Sequence[str]`, *optional*): Covariates to compute of each completion.
         groups (`Sequence`, *optional*): The group of each row, `None` for none; numbered in the column `group`.

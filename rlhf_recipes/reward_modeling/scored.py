@@ -77,7 +77,7 @@ class Scored:
 
 def kind_of(dataset: Dataset, kind: Kind | None = None) -> Kind:
     """The format of feedback, from the columns where it is not given."""
-    return recognize(dataset, kind).kind
+    return recognize(dataset).kind if kind is None else kind
 
 
 def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Scored:
@@ -90,7 +90,7 @@ def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Sc
         reward (callable):
             `f(prompts, completions) -> list[float | None]`. Of a [`~rlhf_recipes.rewards.learned.LearnedReward`]
             without calibration all outputs are kept, where it has several.
-        dataset ([`~datasets.Dataset`]): Rows as `rlhf_recipes.data.feedback.recognize.normalize` makes them.
+        dataset ([`~datasets.Dataset`]): Rows as `rlhf_recipes.data.feedback.read.normalize` makes them.
         kind (`str`, *optional*): Their format. Default: what the columns say.
 
     Raises:

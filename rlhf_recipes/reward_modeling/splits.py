@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from datasets import Dataset
@@ -13,7 +12,8 @@ from rlhf_recipes.data.chat import kwargs_of
 from rlhf_recipes.data.chat_rows import Origin, TemplateArguments, check_items
 from rlhf_recipes.data.cleaning.steps import CleaningArguments, Table, run, steps_from
 from rlhf_recipes.data.feedback.files import in_split
-from rlhf_recipes.data.feedback.formats import COLUMNS, OPTIONAL, Check, FeedbackArguments, Kind
+from rlhf_recipes.data.feedback.formats import FORMATS, SAID, Check, Feedback, FeedbackArguments, Kind
+from rlhf_recipes.data.feedback.record import ANSWERS
 from rlhf_recipes.data.loading import DataArguments, NoSuchSplit
 from rlhf_recipes.data.raters.agreement import agreement_metrics
 from rlhf_recipes.reward_modeling.config import RewardConfig
@@ -28,22 +28,14 @@ IMAGES = {f"{side}image{s}" for side in ("", "chosen_", "rejected_") for s in ("
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains, calibrates and is measured on.
-
-    Args:
-        train, test ([`~datasets.Dataset`]): Rows of one format.
-        validation ([`~datasets.Dataset`], *optional*): Likewise; `None` where the dataset has no such split.
-        kind (`str`): The format.
-        checks (`dict[str, Check]`): What was recognized, counted and left out, of each split.
-        cleaning ([`~rlhf_recipes.data.cleaning.steps.Table`]): What was done to the training rows.
-    """
+    """What a run trains, calibrates and is measured on: rows of one format."""
 
     train: Dataset
-    validation: Dataset | None
+    validation: Dataset | None  # None where the dataset has no such split
     test: Dataset
     kind: Kind
-    checks: dict[str, Check]
-    cleaning: Table
+    checks: dict[str, Check]  # what was recognized, counted and left out, of each split
+    cleaning: Table  # what was done to the training rows
 
     def __str__(self) -> str:
         lines = [f"Feedback      {self.checks['train'].format}"]
@@ -66,16 +58,7 @@ class Splits:
 
     def facts(self) -> dict[str, Any]:
         """The same for the card, with how far the raters agree, where the rows have their votes."""
-        of_split = {
-            name: {
-                "format": str(self.checks[name].format),
-                "rows": self.checks[name].rows,
-                "kept": len(rows),
-                "left_out": self.checks[name].left_out,
-                "noted": self.checks[name].noted,
-            }
-            for name, rows in self._named()
-        }
+        of_split = {name: self.checks[name].as_dict() | {"kept": len(rows)} for name, rows in self._named()}
         return {"splits": of_split, "cleaning": json.loads(self.cleaning.as_json()), "agreement": self._agreement()}
 
     def _agreement(self) -> dict[str, Any] | None:
@@ -104,30 +87,33 @@ def load_splits(
         `ValueError`: if a split is not there (validation alone may be missing), the splits have different formats, or
             no row is left.
     """
+    keep = {args.group_column, (args.loss_args or {}).get("within")}
 
-    def read(split: str, count: int | None, share: str = "0:1") -> tuple[Dataset, Check]:
-        return in_split(split, lambda: read_feedback(data_args, split, count, share, feedback_args))
+    def read(split: str, count: int | None, share: str = "0:1") -> Feedback:
+        found = in_split(split, lambda: read_feedback(data_args, split, count, share, feedback_args))
+        return replace(found, rows=_of_format(found.rows, found.kind, keep))
 
-    train, of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)
-    checks = {"train": of_train}
+    of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)
+    train, kind = of_train.rows, of_train.kind
     seen = sorted(IMAGES & set(train.column_names))
     if seen:
         raise ValueError(
             f"The rows have pictures ({', '.join(seen)}), which this recipe would not look at. How a model that sees "
             "is trained on them is in docs/image_rewards.md; to learn from the texts alone, remove the columns."
         )
-    validation = None
+    of_validation = None
     if args.validation_split is not None:
-        validation = _optional(lambda split: read(split, data_args.max_eval_samples), args.validation_split, checks)
-    test, checks["test"] = read(data_args.dataset_test_split, data_args.max_eval_samples)
-    kinds = {name: check.format.kind for name, check in checks.items()}
-    if len(set(kinds.values())) > 1:
-        there = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+        try:
+            of_validation = read(args.validation_split, data_args.max_eval_samples)
+        except NoSuchSplit as error:
+            logger.warning("No validation rows, so scores will not be calibrated to ratings: %s", error)
+    of_test = read(data_args.dataset_test_split, data_args.max_eval_samples)
+    found = {"train": of_train} | ({} if of_validation is None else {"validation": of_validation}) | {"test": of_test}
+    checks = {name: of_split.check for name, of_split in found.items()}
+    if len({check.format.kind for check in checks.values()}) > 1:
+        there = ", ".join(f"{name}: {check.format.kind}" for name, check in checks.items())
         raise ValueError(f"The splits have different formats ({there}). Bring them into one, or name feedback_format.")
-    kind = feedback_args.wanted or of_train.format.kind
-    keep = {args.group_column, (args.loss_args or {}).get("within")}
-    train, test = _of_format(train, kind, keep), _of_format(test, kind, keep)
-    validation = None if validation is None else _of_format(validation, kind, keep)
+    test, validation = of_test.rows, None if of_validation is None else of_validation.rows
     held_out = {"test": test} | ({} if validation is None else {"validation": validation})
     train, table = run(steps_from(cleaning_args, held_out=held_out), train)
     if args.balance_length is not None:
@@ -164,18 +150,8 @@ def check_conversations(
 
 def _of_format(rows: Dataset, kind: Kind, keep: set[Any]) -> Dataset:
     """The rows without what belongs to other formats: else a column of another could be taken for this one's."""
-    own = {*COLUMNS[kind], *OPTIONAL.get(kind, ()), *keep}
-    others = {name for columns in (*COLUMNS.values(), *OPTIONAL.values()) for name in columns} - own
-    foreign = [name for name in rows.column_names if name in others]
+    own = {*FORMATS[kind].columns, *FORMATS[kind].optional, *keep}
+    foreign = [name for name in rows.column_names if name in (*SAID, *ANSWERS) and name not in own]
     if foreign:
         logger.info("Read as %s, so these columns do not count: %s.", kind, ", ".join(foreign))
     return rows.remove_columns(foreign)
-
-
-def _optional(read: Callable[[str], tuple[Dataset, Check]], split: str, checks: dict[str, Check]) -> Dataset | None:
-    try:
-        rows, checks["validation"] = read(split)
-    except NoSuchSplit as error:
-        logger.warning("No validation rows, so scores will not be calibrated to ratings: %s", error)
-        return None
-    return rows

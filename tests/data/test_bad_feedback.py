@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from rlhf_recipes.data.cleaning.__main__ import clean_splits
 from rlhf_recipes.data.cleaning.steps import CleaningArguments
-from rlhf_recipes.data.feedback.convert import convert
 from rlhf_recipes.data.feedback.formats import FeedbackSettings
-from rlhf_recipes.data.feedback.recognize import normalize, row_keys
+from rlhf_recipes.data.feedback.read import convert, normalize
+from rlhf_recipes.data.feedback.recognize import row_keys
 from rlhf_recipes.data.loading import load_rows
 
 FORMATS = ("jsonl", "csv", "parquet")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.local_files import PACKED
 from rlhf_recipes.data.tables import parse_table

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import load_rows
 from tests.recipes.test_ppo import load_main, read, write_rows
 from tests.rewards.test_remote import Double, lengths

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import load_rows
 from tests.recipes.test_ppo import load_main, read, write_rows
 

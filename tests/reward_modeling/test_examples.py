@@ -7,7 +7,7 @@ from datasets import Dataset
 from tokenizers import normalizers
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.data.preprocessing import split_of
 from rlhf_recipes.modeling.heads import RewardModelSettings

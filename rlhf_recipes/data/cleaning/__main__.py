@@ -9,7 +9,7 @@ which has all counts. Without an output folder it only shows them.
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from rlhf_recipes.data.feedback.files import SplitArguments, in_split, read_spli
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
 from rlhf_recipes.data.preprocessing import SPLITS
+from rlhf_recipes.options import option
 from rlhf_recipes.outputs import prepare_output_dir, write_json
 
 
@@ -30,31 +31,22 @@ from rlhf_recipes.outputs import prepare_output_dir, write_json
 class SplitCleaningArguments:
     """Which splits are held out, and whether rows are divided anew.
 
-    Args:
-        held_out_splits (`list[str]`, *optional*, defaults to `["test", "validation"]`):
-            Splits to measure on, the one that must stay whole first. What one of them has is taken out of those behind
-            it in the list, and out of all others. No rows are added to them, swapped in them or balanced.
-        group_column (`str`, *optional*):
-            Put the rows of all splits together and divide them by this column, such that all rows of one value are on
-            one side; see [`~rlhf_recipes.data.cleaning.duplicates.split_by_group`].
-        split_shares (`dict`, *optional*):
-            Names and shares of these splits. Default: train 0.8, validation 0.1, test 0.1.
-
     Raises:
         `ValueError`: if shares are given without a column to divide by.
     """
 
     help_title = "Splits"
 
-    held_out_splits: list[str] = field(
-        default_factory=lambda: ["test", "validation"],
-        metadata={"help": "Splits to measure on: what is in them is taken out of the others."},
+    held_out_splits: list[str] = option(
+        ["test", "validation"],
+        "Splits to measure on, the one that must stay whole first: what is in one is taken out of those behind it and "
+        "out of all others. No rows are added to them, swapped in them or balanced.",
     )
-    group_column: str | None = field(
-        default=None, metadata={"help": "Divide all rows anew, those with one value of this column on one side."}
+    group_column: str | None = option(
+        None, "Divide the rows of all splits anew, those with one value of this column on one side."
     )
-    split_shares: dict | None = field(
-        default=None, metadata={"help": 'Shares of the new splits. Default: {"train": 0.8, "validation": 0.1, ...}.'}
+    split_shares: dict | None = option(
+        None, 'Names and shares of the new splits. Default: {"train": 0.8, "validation": 0.1, "test": 0.1}.'
     )
 
     def __post_init__(self) -> None:
@@ -70,11 +62,7 @@ def clean_splits(
     With the defaults, rows of `test` are taken out of all other splits, and rows of `validation` out of all others but
     `test`. Balancing, swapping and word dropout are for training, and are not done to held-out splits.
 
-    Args:
-        splits (`Mapping[str, Dataset]`): Rows by name.
-        args ([`CleaningArguments`]): What is done to each.
-        held_out (`Sequence[str]`, *optional*, defaults to `("test", "validation")`):
-            As in [`SplitCleaningArguments`]; names of splits that are not there do not count.
+    Names in `held_out` of splits that are not there do not count.
 
     Returns:
         `dict[str, tuple[Dataset, Table]]`: for each split what is left, and what each step did.
@@ -107,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     facts: dict[str, Any] = {"dataset_name": args.dataset_name, "checks": {}, "cleaning": {}, "rows": {}}
     for name, rows in splits.items():
-        splits[name], found = in_split(name, partial(read_rows, rows, feedback))
-        facts["checks"][name] = found.as_dict()
-        sys.stdout.write(f"{name}: {found}\n")
+        read = in_split(name, partial(read_rows, rows, feedback))
+        splits[name], facts["checks"][name] = read.rows, read.check.as_dict()
+        sys.stdout.write(f"{name}: {read.check}\n")
     if split_args.group_column is not None:
         splits, facts["groups"] = _divided(splits, split_args)
         sys.stdout.write("".join(f"{name}: {what}\n" for name, what in facts["groups"].items()))

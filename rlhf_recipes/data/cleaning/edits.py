@@ -8,14 +8,14 @@ import random
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, concatenate_datasets
 
-from rlhf_recipes.data.cleaning.texts import BATCH, Counts, answer_columns, each_row, text_columns, text_keys
+from rlhf_recipes.data.cleaning.filters import BATCH, Counts, answer_columns, each_row, text_columns, text_keys
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.corruption import drop_words, row_rng
 from rlhf_recipes.imports import optional
@@ -33,16 +33,11 @@ class EditTexts:
 
     Where the prompt is plain text, so that prompt and answer are read as one, white space between the two stays, as
     one space at least.
-
-    Args:
-        edit (callable): Text to text; one that can be pickled.
-        name (`str`, *optional*, defaults to `"edit"`): What the table shows.
-        columns (`tuple[str, ...]`, *optional*): Default: all columns with texts.
     """
 
-    edit: Edit
-    name: str = "edit"
-    columns: tuple[str, ...] | None = None
+    edit: Edit  # one that can be pickled
+    name: str = "edit"  # what the table shows
+    columns: tuple[str, ...] | None = None  # default: all columns with texts
 
     def __call__(self, dataset: Dataset) -> tuple[Dataset, Counts]:
         columns = text_columns(dataset, self.columns)
@@ -56,7 +51,8 @@ class EditTexts:
             }  # fmt: skip
 
         new = dataset.map(edited, batched=True, batch_size=BATCH, desc=self.name)
-        return new, Counts(len(dataset), len(new), _count_changed(dataset, new, columns))
+        pairs = zip(each_row(dataset, columns), each_row(new, columns), strict=True)
+        return new, Counts(len(dataset), len(new), sum(one != other for one, other in pairs))
 
 
 def edit_each(value: Any, edit: Edit, seam: str | None = None) -> Any:
@@ -116,13 +112,9 @@ def _squeezed(text: str) -> str:
 
 @dataclass(frozen=True)
 class WithoutWords:
-    """Takes words out of a text, in whatever case they are written, with the white space behind them.
+    """Takes words out of a text, in whatever case they are written, with the white space behind them."""
 
-    Args:
-        words (`frozenset[str]`): The words, in lower case.
-    """
-
-    words: frozenset[str]
+    words: frozenset[str]  # in lower case
 
     def __call__(self, text: str) -> str:
         def kept(match: re.Match[str]) -> str:
@@ -155,10 +147,6 @@ def read_stop_words(source: str) -> WithoutWords:
     return WithoutWords(words)
 
 
-def _count_changed(old: Dataset, new: Dataset, columns: Sequence[str]) -> int:
-    return sum(one != other for one, other in zip(each_row(old, columns), each_row(new, columns), strict=True))
-
-
 @dataclass(frozen=True)
 class SwapPairs:
     """Let chosen and rejected change places in a share of the rows, and turn the soft label with them.
@@ -166,14 +154,10 @@ class SwapPairs:
     For models that read both texts at once, so that they do not learn that the first is better. `target` becomes
     `1 - target`, `margin` changes its sign, and the votes of both sides change places. Without a soft label a swap
     would only be wrong, and is refused.
-
-    Args:
-        share (`float`, *optional*, defaults to 0.5): The chance of each row to be swapped.
-        seed (`int`, *optional*, defaults to 0): Of the draw, which depends on the row's texts alone.
     """
 
-    share: float = 0.5
-    seed: int = 0
+    share: float = 0.5  # the chance of each row to be swapped
+    seed: int = 0  # of the draw, which depends on the row's texts alone
     name: str = "swap"
 
     def __post_init__(self) -> None:
@@ -185,22 +169,19 @@ class SwapPairs:
         require_columns(dataset, soft, "Swapping pairs with a soft label")
         keys = text_keys(dataset, ("chosen", "rejected"))
         swapped = [row_rng(self.seed, self.name, key).random() < self.share for key in keys]
-        new = dataset.map(_swap, batched=True, batch_size=BATCH, with_indices=True, fn_kwargs={"swapped": swapped})
+        new = dataset.map(lambda row, number: _swapped(row) if swapped[number] else row, with_indices=True)
         return new, Counts(len(dataset), len(new), sum(swapped))
 
 
-def _swap(batch: dict[str, list[Any]], numbers: list[int], swapped: Sequence[bool]) -> dict[str, list[Any]]:
-    new = {name: list(values) for name, values in batch.items()}
-    for place, number in enumerate(numbers):
-        if not swapped[number]:
-            continue
-        for one, other in (("chosen", "rejected"), ("chosen_votes", "rejected_votes")):
-            if one in new and other in new:
-                new[one][place], new[other][place] = batch[other][place], batch[one][place]
-        if "target" in new:
-            new["target"][place] = 1 - batch["target"][place]
-        if "margin" in new:
-            new["margin"][place] = -batch["margin"][place]
+def _swapped(row: dict[str, Any]) -> dict[str, Any]:
+    new: dict[str, Any] = {}
+    for one, other in (("chosen", "rejected"), ("chosen_votes", "rejected_votes")):
+        if one in row and other in row:
+            new |= {one: row[other], other: row[one]}
+    if "target" in row:
+        new["target"] = 1 - row["target"]
+    if "margin" in row:
+        new["margin"] = -row["margin"]
     return new
 
 
@@ -210,14 +191,10 @@ class WordDropout:
 
     A word is what stands between white space; one word at least stays. Copies in which nothing is missing are not
     added, but counted. Whether feedback still holds for the copy is for you to say: a dropped "not" turns it round.
-
-    Args:
-        rate (`float`, *optional*, defaults to 0.1): The chance of each word to be left out.
-        seed (`int`, *optional*, defaults to 0): Of the draw, which depends on the row's texts alone.
     """
 
-    rate: float = 0.1
-    seed: int = 0
+    rate: float = 0.1  # the chance of each word to be left out
+    seed: int = 0  # of the draw, which depends on the row's texts alone
     name: str = "word dropout"
 
     def __post_init__(self) -> None:
@@ -231,9 +208,9 @@ class WordDropout:
         def dropped(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             new: dict[str, list[Any]] = {}
             for name in columns:
-                chances = [row_rng(self.seed, self.name, name, keys[number]) for number in numbers]
+                chances = (row_rng(self.seed, self.name, name, keys[number]) for number in numbers)
                 new[name] = [
-                    edit_each(value, _DropWords(chance, self.rate))
+                    edit_each(value, functools.partial(_without_some, chance=chance, rate=self.rate))
                     for value, chance in zip(batch[name], chances, strict=True)
                 ]
             return new
@@ -245,10 +222,5 @@ class WordDropout:
         return new, Counts(len(dataset), len(new), 0, {"copies like their row, not added": len(dataset) - len(other)})
 
 
-@dataclass(frozen=True)
-class _DropWords:
-    chance: random.Random
-    rate: float
-
-    def __call__(self, text: str) -> str:
-        return "".join(drop_words(re.findall(r"\s*\S+", text), self.chance, self.rate))
+def _without_some(text: str, chance: random.Random, rate: float) -> str:
+    return "".join(drop_words(re.findall(r"\s*\S+", text), chance, rate))

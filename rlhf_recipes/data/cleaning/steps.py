@@ -11,7 +11,7 @@ a row without counting it.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -25,48 +25,14 @@ from rlhf_recipes.data.cleaning.edits import (
     remove_punctuation,
     tidy_light,
 )
-from rlhf_recipes.data.cleaning.filters import BalanceLabels, DropBlank, InLanguage, Length
-from rlhf_recipes.data.cleaning.texts import Counts, Step
+from rlhf_recipes.data.cleaning.filters import BalanceLabels, Counts, DropBlank, InLanguage, Length, Step
 from rlhf_recipes.data.preprocessing import tidy_text
+from rlhf_recipes.options import option
 
 
 @dataclass
 class CleaningArguments:
     """What is done to rows before training. Without options only line ends and Unicode are made alike.
-
-    Args:
-        tidy (`str`, *optional*, defaults to `"light"`):
-            `"light"` makes line ends and composed accents alike (Unicode NFC) and takes NUL out. `"full"` also decodes
-            HTML entities and makes every run of white space, line breaks too, one space. `"off"` does nothing.
-        lowercase (`bool`, *optional*, defaults to `False`):
-            Make texts lower case.
-        remove_punctuation (`bool`, *optional*, defaults to `False`):
-            Take out punctuation of all scripts, but not apostrophes and hyphens inside words.
-        stop_words (`str`, *optional*):
-            Take these words out: a file with one on each line, or `english` for the list of scikit-learn.
-        min_characters (`int`, *optional*), max_characters (`int`, *optional*):
-            Leave out rows with a shorter or longer text; prompts do not count.
-        language (`str`, *optional*):
-            Leave out rows in another language, an ISO 639-1 code such as `en`.
-        language_threshold (`float`, *optional*, defaults to 0.5):
-            The probability of the language from which on a text is taken to be in it.
-        deduplicate (`bool`, *optional*, defaults to `False`):
-            Keep the first of all rows with the same texts.
-        near_duplicates (`float`, *optional*):
-            Keep the first of all rows whose texts have that similarity or more, such as 0.8.
-        key_columns (`list[str]`, *optional*):
-            The columns by which rows are the same. Default: all texts.
-        leakage_columns (`list[str]`, *optional*):
-            The columns by which a row is in a held-out split too; `prompt` takes out all rows about a held-out prompt.
-            Default: those of `key_columns`.
-        balance_labels (`bool`, *optional*, defaults to `False`):
-            Leave out rows of the more frequent label until both are equal.
-        swap_pairs (`bool`, *optional*, defaults to `False`):
-            Let chosen and rejected change places in half of the rows with a soft label, which turns with them.
-        word_dropout (`float`, *optional*, defaults to 0):
-            Add a copy of each row in which that share of words is missing.
-        cleaning_seed (`int`, *optional*, defaults to 0):
-            Of all that is drawn.
 
     Raises:
         `ValueError`: if a number is out of its range.
@@ -74,43 +40,36 @@ class CleaningArguments:
 
     help_title = "Cleaning"
 
-    tidy: str = field(
-        default="light",
-        metadata={"help": "light: line ends and accents alike. full: HTML entities and white space too. off."},
+    tidy: str = option(
+        "light",
+        "light: line ends and composed accents (Unicode NFC) alike, no NUL. full: also HTML entities decoded, and "
+        "every run of white space, line breaks too, one space. off: nothing.",
     )
-    lowercase: bool = field(default=False, metadata={"help": "Make texts lower case."})
-    remove_punctuation: bool = field(default=False, metadata={"help": "Take punctuation out of texts."})
-    stop_words: str | None = field(
-        default=None, metadata={"help": "Words to take out: a file with one on each line, or `english`."}
+    lowercase: bool = option(False, "Make texts lower case.")
+    remove_punctuation: bool = option(
+        False, "Take out punctuation of all scripts, but not apostrophes and hyphens inside words."
     )
-    min_characters: int | None = field(default=None, metadata={"help": "Leave out rows with a shorter text."})
-    max_characters: int | None = field(default=None, metadata={"help": "Leave out rows with a longer text."})
-    language: str | None = field(
-        default=None, metadata={"help": "Leave out rows in another language than this, such as `en`."}
+    stop_words: str | None = option(
+        None, "Words to take out: a file with one on each line, or `english` for the list of scikit-learn."
     )
-    language_threshold: float = field(
-        default=0.5, metadata={"help": "Probability from which on a text is taken to be in the language."}
+    min_characters: int | None = option(None, "Leave out rows with a shorter text; prompts do not count.")
+    max_characters: int | None = option(None, "Leave out rows with a longer text; prompts do not count.")
+    language: str | None = option(None, "Leave out rows in another language, an ISO 639-1 code such as `en`.")
+    language_threshold: float = option(0.5, "Probability from which on a text is taken to be in the language.")
+    deduplicate: bool = option(False, "Keep the first of all rows with the same texts.")
+    near_duplicates: float | None = option(
+        None, "Keep the first of all rows with this similarity or more, such as 0.8."
     )
-    deduplicate: bool = field(default=False, metadata={"help": "Keep the first of all rows with the same texts."})
-    near_duplicates: float | None = field(
-        default=None, metadata={"help": "Keep the first of all rows with this similarity or more, such as 0.8."}
+    key_columns: list[str] | None = option(None, "Columns by which rows are the same. Default: all texts.")
+    leakage_columns: list[str] | None = option(
+        None,
+        "Columns by which rows are in a held-out split too: `prompt` takes out all rows about a held-out prompt. "
+        "Default: key_columns.",
     )
-    key_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns by which rows are the same. Default: all texts."}
-    )
-    leakage_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns by which rows are in a held-out split too. Default: key_columns."}
-    )
-    balance_labels: bool = field(
-        default=False, metadata={"help": "Leave out rows of the more frequent label until both are equal."}
-    )
-    swap_pairs: bool = field(
-        default=False, metadata={"help": "Swap chosen and rejected in half of the rows with a soft label."}
-    )
-    word_dropout: float = field(
-        default=0.0, metadata={"help": "Add a copy of each row in which this share of words is missing."}
-    )
-    cleaning_seed: int = field(default=0, metadata={"help": "Seed of all that is drawn."})
+    balance_labels: bool = option(False, "Leave out rows of the more frequent label until both are equal.")
+    swap_pairs: bool = option(False, "Swap chosen and rejected in half of the rows with a soft label, and the label.")
+    word_dropout: float = option(0.0, "Add a copy of each row in which this share of words is missing.")
+    cleaning_seed: int = option(0, "Seed of all that is drawn.")
 
     def __post_init__(self) -> None:
         if self.tidy not in ("off", "light", "full"):
@@ -159,11 +118,7 @@ def _cell(value: Any) -> str:
 
 
 def run(steps: Sequence[Step], dataset: Dataset) -> tuple[Dataset, Table]:
-    """Take rows through steps, one after the other.
-
-    Args:
-        steps (`Sequence`): As [`steps_from`] makes them, or of your own.
-        dataset ([`~datasets.Dataset`]): The rows.
+    """Take rows through steps, as [`steps_from`] makes them or of your own, one after the other.
 
     Returns:
         `tuple[Dataset, Table]`: the rows that are left, and what each step did.

@@ -22,22 +22,26 @@ Rows are left out only where they can say nothing; how many, and why, is in the 
 `python -m rlhf_recipes.data.feedback` does this from a shell.
 """
 
-from rlhf_recipes.data.feedback.convert import CONVERSIONS, convert
 from rlhf_recipes.data.feedback.formats import (
     COLUMNS,
+    CONVERSIONS,
+    FORMATS,
     Check,
+    Feedback,
     FeedbackArguments,
     FeedbackFormat,
     FeedbackSettings,
     Kind,
 )
-from rlhf_recipes.data.feedback.read import read_rows
-from rlhf_recipes.data.feedback.recognize import check, normalize, recognize, row_keys
+from rlhf_recipes.data.feedback.read import check, convert, normalize, read_rows
+from rlhf_recipes.data.feedback.recognize import recognize, row_keys
 
 __all__ = [
     "COLUMNS",
     "CONVERSIONS",
+    "FORMATS",
     "Check",
+    "Feedback",
     "FeedbackArguments",
     "FeedbackFormat",
     "FeedbackSettings",

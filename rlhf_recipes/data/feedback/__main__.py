@@ -31,14 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_config(output_dir / "config.yaml", args, feedback)
     made, facts = {}, {}
     for name, rows in splits.items():
-        made[name], found = in_split(name, partial(read_rows, rows, feedback))
-        facts[name] = {**found.as_dict(), "written": len(made[name])}
-        sys.stdout.write(f"{name}: {found}\n")
+        read = in_split(name, partial(read_rows, rows, feedback))
+        made[name] = read.rows
+        facts[name] = {**read.check.as_dict(), "written": len(read.rows)}
+        sys.stdout.write(f"{name}: {read.check}\n")
         if feedback.weights is not None:
             least, most = min(made[name][WEIGHT]), max(made[name][WEIGHT])
             sys.stdout.write(f"  weights   {least:7.3g}  to {most:.3g}, 1 on average\n")
-        if feedback.convert_to not in (None, found.format.kind):
-            as_what = recognize(made[name], feedback.wanted)
+        if read.kind != read.check.format.kind:
+            as_what = recognize(read.rows, read.kind)
             sys.stdout.write(f"  converted {len(made[name]):7d}  rows of {as_what}\n")
     if output_dir is not None:
         files = write_splits(output_dir, made, args.output_format)

@@ -12,15 +12,14 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf_recipes.data.columns import SYNONYMS
-from rlhf_recipes.data.feedback.formats import (
-    COLUMNS,
-    EARLY,
+from rlhf_recipes.data.columns import SYNONYMS, with_columns
+from rlhf_recipes.data.feedback.formats import FORMATS, Inside
+from rlhf_recipes.data.feedback.record import (
+    ANSWERS,
     EMPTY,
     NO_ANSWER,
     NO_BEGINNING,
     NO_DIALOGUE,
-    Inside,
     Read,
     Row,
 )
@@ -36,25 +35,18 @@ ROLES: Mapping[str, str] = {
     "system": "system",
 }
 TALKS = ("conversations", "conversation", "messages")  # columns that hold a whole dialogue, or all before the answers
-ANSWERS = ("completion", "chosen", "rejected", "completions")
+EARLY = "the two part before the last answer"
 LOOK_AT = 10  # rows that show how the messages are written
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which others lay out a row.
+    """One way in which others lay out a row."""
 
-    Args:
-        fits (`Callable`): Whether a dataset with these columns is laid out so.
-        convert (`Callable`): A row, its messages put right, to the columns of ours that it gives.
-        uses (`tuple[str, ...]`): The columns that are used up.
-        note (`str`): What is said of it.
-    """
-
-    fits: Callable[[set[str]], bool]
-    convert: Callable[[Row], Row]
-    uses: tuple[str, ...]
-    note: str
+    fits: Callable[[set[str]], bool]  # whether a dataset with these columns is laid out so
+    convert: Callable[[Row], Row]  # a row, its messages put right, to the columns of ours that it gives
+    uses: tuple[str, ...]  # the columns that are used up
+    note: str  # what is said of it
 
 
 def own_columns(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
@@ -75,7 +67,7 @@ def own_columns(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
         return dataset, tuple(notes)
     used = [name for name in (layout.uses if layout else ()) if name in present]
     answers = [name for name in ANSWERS if name in present] if layout else []
-    if set(COLUMNS["steps"]) <= present:
+    if any(format.of_parts and set(format.columns) <= present for format in FORMATS.values()):
         answers = [name for name in answers if name != "completions"]  # steps of one answer stay texts
     read = sorted({*foreign, *used, *answers})
     made: dict[str, list[Any]] = {}
@@ -88,12 +80,11 @@ def own_columns(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
         for name, value in new.items():
             made.setdefault(name, []).append(value)
     kept = {name: values for name, values in made.items() if name not in used or name in ("prompt", *ANSWERS)}
-    dataset = dataset.remove_columns([name for name in dataset.column_names if name in {*used, *kept}])
-    for name, values in kept.items():
-        dataset = dataset.add_column(name, values) if dataset.column_names else Dataset.from_dict({name: values})
-    order = [name for name in ("prompt", *ANSWERS) if name in dataset.column_names]
-    order += [name for name in dataset.column_names if name not in order]
-    return dataset.select_columns(order), (*([layout.note] if layout else []), *notes)
+    rest = dataset.remove_columns([name for name in dataset.column_names if name in {*used, *kept}])
+    dataset = with_columns(rest, kept)
+    order = dict.fromkeys(name for name in ("prompt", *ANSWERS) if name in dataset.column_names)
+    order |= dict.fromkeys(dataset.column_names)
+    return dataset.select_columns(list(order)), (*([layout.note] if layout else []), *notes)
 
 
 def _is_foreign(dataset: Dataset, name: str) -> bool:
@@ -101,11 +92,9 @@ def _is_foreign(dataset: Dataset, name: str) -> bool:
     for value in dataset[:LOOK_AT][name]:
         for part in value if name == "completions" and isinstance(value, list) else [value]:
             first = part[0] if isinstance(part, list) and part else None
-            if isinstance(part, dict) or (
-                isinstance(first, dict) and first.get("role") not in (*ROLES.values(), None)
-            ):
+            if isinstance(part, dict):
                 return True
-            if isinstance(first, dict) and "from" in first:
+            if isinstance(first, dict) and ("from" in first or first.get("role") not in (*ROLES.values(), None)):
                 return True
     return False
 
@@ -168,12 +157,10 @@ def _answer(value: Any) -> Any:
 
 
 def _prompt_and_answers(row: Row) -> Row:
-    prompt, answers = _talk_of(row), _answers(row)
-    flat = [part for name, value in answers.items() for part in (value or [] if name == "completions" else [value])]
-    whole = [part for part in flat if isinstance(part, list) and part and part[0].get("role") != "assistant"]
-    if whole:  # the answers hold what came before them
-        return {"prompt": None, **answers}
-    return {"prompt": prompt, **answers}
+    answers = _answers(row)
+    parts = (part for of_column in sides(answers).values() for part in of_column)
+    whole = any(isinstance(part, list) and part and part[0].get("role") != "assistant" for part in parts)
+    return {"prompt": None if whole else _talk_of(row), **answers}  # whole answers hold what came before them
 
 
 def _instruction(row: Row) -> Row:
@@ -189,38 +176,37 @@ def _system_and_prompt(row: Row) -> Row:
 
 
 def _has_answers(present: set[str]) -> bool:
-    return any(set(columns) <= present for columns in COLUMNS.values())
+    return any(set(format.columns) <= present for format in FORMATS.values())
 
 
-def _talks(present: set[str]) -> int:
-    return sum(name in present for name in TALKS)
+def _is_judged(present: set[str]) -> bool:
+    """Whether there is what people said of a completion, and no column of answers."""
+    said = [set(format.columns) - {"completion"} for format in FORMATS.values() if "completion" in format.columns]
+    return not set(ANSWERS) & present and any(columns <= present for columns in said)
 
 
-# The columns of ours that say something of a completion: {"score"}, {"label"}, {"clicks", "views"}, ...
-_SIGNALS = [set(columns) - {"completion"} for columns in COLUMNS.values() if "completion" in columns]
+def _has_one_talk(present: set[str]) -> bool:
+    return sum(name in present for name in TALKS) == 1
+
+
 LAYOUTS = (
     Layout(
-        lambda present: _talks(present) == 1 and _has_answers(present) and "prompt" not in present,
+        lambda present: _has_one_talk(present) and _has_answers(present) and "prompt" not in present,
         _prompt_and_answers,
         (*TALKS, "system"),
         "the prompt is the conversation",
     ),
     Layout(
-        lambda present: (
-            _talks(present) == 1 and not set(ANSWERS) & present and any(signal <= present for signal in _SIGNALS)
-        ),
+        lambda present: _has_one_talk(present) and _is_judged(present),
         lambda row: {"completion": _talk_of(row)},
         (*TALKS, "system"),
         "the answer is the last message of the conversation",
     ),
     Layout(
         lambda present: (
-            {"instruction"} <= present
+            "instruction" in present
             and "prompt" not in present
-            and (
-                _has_answers(present)
-                or ("output" in present and not set(ANSWERS) & present and any(s <= present for s in _SIGNALS))
-            )
+            and (_has_answers(present) or ("output" in present and _is_judged(present)))
         ),
         _instruction,
         ("instruction", "input", "history", "system", "output"),
@@ -272,8 +258,9 @@ def split_dialogue(text: str) -> Messages:
 
 
 def sides(row: Row) -> dict[str, list[Any]]:
-    """The answers of a row by column, each column's in a list."""
-    return {name: row[name] or [] if name == "completions" else [row[name]] for name in ANSWERS if name in row}
+    """The answers of a row by column, each column's in a list; of completions that are no list, none."""
+    lists = {name: row[name] if name == "completions" else [row[name]] for name in ANSWERS if name in row}
+    return {name: values if isinstance(values, list) else [] for name, values in lists.items()}
 
 
 def inside_of(row: Row) -> Inside | None:
@@ -292,12 +279,7 @@ def inside_of(row: Row) -> Inside | None:
 
 
 def split_prompt(row: Row, inside: Inside) -> Read:
-    """The prompt that the answers of a row share, and the answers without it; or why there is none.
-
-    Args:
-        row (`dict`): One row.
-        inside (`str`): As [`inside_of`] tells it.
-    """
+    """The prompt that the answers of a row share, and the answers without it; or why there is none."""
     by_column = sides(row)
     given = [answer for of_column in by_column.values() for answer in of_column]
     if not given or not all(given):

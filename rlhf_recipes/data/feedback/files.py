@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from rlhf_recipes.data.folders import listed_splits
 from rlhf_recipes.data.loading import NoSuchSplit, load_rows
+from rlhf_recipes.options import option
 from rlhf_recipes.outputs import write_jsonl
 
 T = TypeVar("T")
@@ -22,20 +23,6 @@ FILES = ("jsonl", "parquet")
 @dataclass
 class SplitArguments:
     """Which dataset is read, and where its splits are written.
-
-    Args:
-        dataset_name (`str`):
-            A local folder or file, or an id of the Hub, as in [`~rlhf_recipes.data.loading.DataArguments`].
-        dataset_config (`str`, *optional*):
-            The configuration, of a dataset that has several.
-        splits (`list[str]`, *optional*):
-            Which splits. Default: all. A single file is all one split, `train`.
-        output_dir (`str`, *optional*):
-            A folder that gets one file for each split; it is a dataset that every recipe reads.
-        output_format (`str`, *optional*, defaults to `"jsonl"`):
-            `"jsonl"` or `"parquet"`.
-        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
-            Write into a folder that holds other things. Nothing is deleted.
 
     Raises:
         `ValueError`: if the output format is neither, or no split is named.
@@ -49,15 +36,15 @@ class SplitArguments:
             "the Hub."
         }
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Which configuration, of a dataset that has several."}
+    dataset_config: str | None = option(None, "Which configuration, of a dataset that has several.")
+    splits: list[str] | None = option(
+        None, "Which splits. Default: all that there are. A single file is all one split, train."
     )
-    splits: list[str] | None = field(default=None, metadata={"help": "Which splits. Default: all that there are."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder that gets one file for each split."})
-    output_format: str = field(default="jsonl", metadata={"help": "Kind of file.", "choices": list(FILES)})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things."}
+    output_dir: str | None = option(
+        None, "Folder that gets one file for each split: a dataset that every recipe reads."
     )
+    output_format: str = option("jsonl", "Kind of file.", choices=list(FILES))
+    overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
 
     def __post_init__(self) -> None:
         if self.output_format not in FILES:

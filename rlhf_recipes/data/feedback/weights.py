@@ -10,7 +10,7 @@ counted once. A plain mean has it in its weight; a posterior has it in the targe
 import json
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -42,13 +42,11 @@ def targets_from_votes(
     | `"raters"` | the mean without the raters' leniency, careful raters counting more | inverse variance |
     | `"dawid_skene"` | the expected class (Dawid and Skene 1979) | 1 |
 
-    A target that is an expectation given the votes makes the expected squared error, or for two classes the expected
-    cross-entropy, what is minimized: it needs no weight. `"raters"` weighs a text by `1 / (between + 1 / P)`, P being
-    the sum of its raters' inverse variances and `between` the variance of ratings that they do not explain.
-
-    `"auto"` takes `"mean"`, of what the classes count where votes are classes (texts and truth values). Where it is
-    known who voted it takes `"raters"`, for classes `"dawid_skene"`. Where no text has two votes, or all votes agree,
-    means weigh the same.
+    A target that is an expectation given the votes needs no weight: it makes the expected loss what is minimized.
+    `"raters"` weighs a text by `1 / (between + 1 / P)`, P being the sum of its raters' inverse variances and `between`
+    the variance of ratings that they do not explain. `"auto"` takes `"mean"`, or where it is known who voted
+    `"raters"`, and for classes (texts and truth values) `"dawid_skene"`. Where no text has two votes, or all votes
+    agree, means weigh the same.
 
     Args:
         votes (`Sequence[Sequence]` of length N): Of each text; `None` and NaN are votes that were not given.
@@ -86,7 +84,7 @@ def targets_from_votes(
         votes = [[None if is_missing(vote) else value_of[vote] for vote in of_text] for of_text in votes]
         given = [[vote for vote in of_text if vote is not None] for of_text in votes]
     if how == "mean":
-        return _masked(_means(given), _mean_weights(given, counts), counts)
+        return _masked(_means(given), _effective_votes(lambda: RatingModel.fit(given), counts), counts)
     if how == "posterior":
         return _masked(RatingModel.fit(given).posterior(given)[0], np.ones(len(given)), counts)
     return _rater_targets(votes, raters, counts)
@@ -107,7 +105,7 @@ def add_weights(dataset: Dataset, how: Weighting, column: str | None = None) -> 
     K completions make K (K - 1) / 2 of them.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Clean rows, as [`~rlhf_recipes.data.feedback.recognize.normalize`] gives them.
+        dataset ([`~datasets.Dataset`]): Clean rows, as [`~rlhf_recipes.data.feedback.read.normalize`] gives them.
         how (`str`): `"votes"`, `"labels"` or `"groups"`.
         column (`str`, *optional*): For `"groups"`, another column that says which rows belong together.
 
@@ -122,8 +120,10 @@ def add_weights(dataset: Dataset, how: Weighting, column: str | None = None) -> 
     if column is not None and how != "groups":
         raise ValueError(f"column is {column!r}, but only weights of groups take one.")
     plain = dataset.with_format(None)
-    weights = {"votes": _vote_weights, "labels": _label_weights}[how](plain) if how != "groups" else None
-    weights = _group_weights(plain, column) if weights is None else weights
+    if how == "groups":
+        weights = _group_weights(plain, column)
+    else:
+        weights = _vote_weights(plain) if how == "votes" else _label_weights(plain)
     if WEIGHT in plain.column_names:
         weights = weights * np.array(plain[WEIGHT], dtype=np.float64)
         plain = plain.remove_columns([WEIGHT])
@@ -145,12 +145,13 @@ def _means(given: Votes) -> Floats:
     return np.array([series.mean() if len(series) else np.nan for series in numeric_votes(given)])
 
 
-def _mean_weights(given: Votes, counts: Floats) -> Floats:
+def _effective_votes(fit: Callable[[], RatingModel], counts: Floats) -> Floats:
+    """Of how many votes each row's are worth; the same where no model of ratings can be fitted."""
     try:
-        return RatingModel.fit(given).effective_votes(counts)
+        return fit().effective_votes(counts)
     except ValueError as error:
         logger.warning("All rows with votes weigh the same: %s", error)
-        return np.ones(len(counts))
+        return np.asarray(counts > 0, dtype=np.float64)
 
 
 def _rater_targets(votes: Votes, raters: Sequence[Sequence[Hashable]] | None, counts: Floats) -> tuple[Floats, Floats]:
@@ -183,13 +184,7 @@ def _vote_weights(rows: Dataset) -> Floats:
     columns = require_columns(rows, [("votes",), sides], "Weights of votes")
     if columns == sides:
         first, second = (np.array(rows[side], dtype=np.float64) for side in sides)
-        try:
-            return RatingModel.of_pairs(first, second).effective_votes(first + second)
-        except ValueError as error:
-            if "two votes or more" not in str(error):
-                raise
-            logger.warning("All rows with votes weigh the same: %s", error)
-            return np.asarray(first + second > 0, dtype=np.float64)
+        return _effective_votes(lambda: RatingModel.of_pairs(first, second), first + second)
     weights = targets_from_votes(rows["votes"], how="mean")[1]
     without = int((weights == 0).sum())
     if without:

@@ -21,213 +21,19 @@ reward model learns from means of many, so reliability of the mean and the ceili
 """
 
 import argparse
-import itertools
 import json
 import math
 import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from rlhf_recipes.data.pairs import compare_all, finite
-from rlhf_recipes.data.raters.votes import RatingModel, Votes, class_list, named_votes, normal_order, numeric_votes
-from rlhf_recipes.imports import optional
-from rlhf_recipes.statistics import Floats, Units, is_missing, numbers, without_each
-
-Level = Literal["nominal", "ordinal", "interval", "ratio"]
-LEVELS = ("nominal", "ordinal", "interval", "ratio")
-CHUNK = 512  # rows of the n x n comparison that are in memory at a time
-
-
-# --- coefficients ----------------------------------------------------------------------------------------
-
-
-def krippendorff_alpha(votes: Votes, level: Level = "interval", classes: Sequence[Any] | None = None) -> float:
-    """Krippendorff's alpha, for any number of raters and of missing votes (Krippendorff 2011, section E).
-
-    `1 - D_o / D_e`: disagreement of votes for one text over that of votes drawn from all. Raters need no names: only
-    how often each value was given to each text counts. Texts with a single vote are left out.
-
-    Args:
-        votes (`Sequence[Sequence]` of length N): Of each text; `None` and NaN are missing.
-        level (`"nominal"`, `"ordinal"`, `"interval"` or `"ratio"`, *optional*, defaults to `"interval"`):
-            What differences mean: same or not; ranks; distances; proportions.
-        classes (`Sequence`, *optional*):
-            The possible values in their order. Needed where votes are texts and the level is ordinal.
-
-    Returns:
-        `float`: 1 for perfect agreement, 0 for chance; below 0 if raters differ more than by chance.
-
-    Raises:
-        `ValueError`: if no text has two votes, all votes are equal, or votes are texts at a level that needs numbers.
-    """
-    counts, values = _value_counts(votes, level, classes)
-    return _alpha(counts, values, level)
-
-
-def _value_counts(votes: Votes, level: Level, classes: Sequence[Any] | None) -> tuple[NDArray[np.float64], list[Any]]:
-    """How often each value was given to each text with two votes or more, `(N, K)`, and the values."""
-    if level not in LEVELS:
-        raise ValueError(f"There is no level {level!r}; give one of {', '.join(LEVELS)}.")
-    rows = [[vote for vote in of_text if not is_missing(vote)] for of_text in votes]
-    compared = [of_text for of_text in rows if len(of_text) > 1]
-    if not compared:
-        most = max(map(len, rows), default=0)
-        raise ValueError(
-            f"None of {len(rows)} texts has two votes (the most are {most}), so agreement cannot be seen. Have some "
-            "texts rated twice or more."
-        )
-    all_votes = list(itertools.chain.from_iterable(compared))
-    texts = any(isinstance(vote, str) for vote in all_votes)
-    if texts and (level in ("interval", "ratio") or (level == "ordinal" and classes is None)):
-        raise ValueError(
-            f"Votes are texts, such as {next(v for v in all_votes if isinstance(v, str))!r}, and the level is "
-            f"{level}. Use the level nominal, or ordinal with the classes in their order, or give numbers."
-        )
-    if not texts:
-        numbers(all_votes, "votes")
-    values = class_list(all_votes, classes)
-    if len(set(all_votes)) < 2:
-        raise ValueError(f"All {len(all_votes)} votes are {all_votes[0]!r}: there is no variation to agree on.")
-    index = {value: k for k, value in enumerate(values)}
-    counts = np.zeros((len(compared), len(values)))
-    for row, of_text in enumerate(compared):
-        for vote in of_text:
-            counts[row, index[vote]] += 1
-    return counts, values
-
-
-def _alpha(counts: NDArray[np.float64], values: list[Any], level: Level) -> float:
-    krippendorff = optional("krippendorff", "krippendorff_alpha", extra="feedback")
-    return float(krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement=level))
-
-
-def _alpha_interval(counts: Floats, values: Floats) -> list[float] | None:
-    """95% interval of the interval alpha, over texts, by sums of squares without one text after another."""
-    n = counts.sum(axis=1)
-    totals, squares = counts @ values, counts @ values**2
-    within = (squares - totals**2 / n) * n / (n - 1)
-
-    def alpha(sums: Floats) -> dict[str, Floats]:
-        votes, total, square, inside = sums.T
-        spread = square - total**2 / votes
-        varied = spread > 1e-12
-        return {"alpha": np.where(varied, 1 - (votes - 1) * inside / (votes * np.where(varied, spread, 1.0)), np.nan)}
-
-    if len(n) < 2:
-        return None
-    value, influences = without_each(alpha, np.stack([n, totals, squares, within], axis=1))["alpha"]
-    return Units.of(len(n)).spread(influences).bounded(value, -1, 1, unseen=0.25)
-
-
-def cohen_kappa(
-    first: Sequence[Any],
-    second: Sequence[Any],
-    weights: Literal["linear", "quadratic"] | None = None,
-    classes: Sequence[Any] | None = None,
-) -> float:
-    """Cohen's kappa of two raters over the texts that both have rated (Cohen 1960; weighted, Cohen 1968).
-
-    `1 - sum(w * observed) / sum(w * expected)` over the K x K table of shares, with w = 1 off the diagonal, or
-    `|i - j|`, or `(i - j)^2`. For weights, i and j are the places of the classes in their order, numbers or not.
-
-    Args:
-        first (`Sequence` of length N), second (`Sequence` of length N): Votes of the two; `None` and NaN are missing.
-        weights (`"linear"` or `"quadratic"`, *optional*): How much worse a distant disagreement is. Default: no worse.
-        classes (`Sequence`, *optional*): All classes in their order. Default: those that occur, sorted.
-
-    Raises:
-        `ValueError`: if lengths differ, both rated no text, both gave one and the same label to all, or labels are
-            texts, weighted, and without `classes`.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"There are {len(first)} and {len(second)} votes; give one of each rater for every text.")
-    if weights not in (None, "linear", "quadratic"):
-        raise ValueError(f"weights is {weights!r}; give 'linear', 'quadratic' or None.")
-    both = [(a, b) for a, b in zip(first, second, strict=True) if not is_missing(a) and not is_missing(b)]
-    if not both:
-        raise ValueError("The two raters have no text in common.")
-    labels = [label for pair in both for label in pair]
-    if weights is not None and classes is None and any(isinstance(label, str) for label in labels):
-        raise ValueError("Weights need an order, and the labels are texts: give `classes` in their order.")
-    found = class_list(labels, classes)
-    index = {label: k for k, label in enumerate(found)}
-    table = np.zeros((len(found), len(found)))
-    for a, b in both:
-        table[index[a], index[b]] += 1 / len(both)
-    places = np.arange(len(found))
-    distance = np.abs(places[:, None] - places[None, :]).astype(np.float64)
-    w = distance**2 if weights == "quadratic" else distance if weights == "linear" else np.sign(distance)
-    expected = float((w * np.outer(table.sum(axis=1), table.sum(axis=0))).sum())
-    if expected == 0:
-        raise ValueError(f"Both raters gave the label {both[0][0]!r} to all {len(both)} texts; kappa is 0 / 0 there.")
-    return 1.0 - float((w * table).sum()) / expected
-
-
-def pairwise_kappas(
-    votes: Votes,
-    raters: Sequence[Sequence[Hashable]] | None = None,
-    weights: Literal["linear", "quadratic"] | None = None,
-    classes: Sequence[Any] | None = None,
-    min_shared: int = 10,
-) -> dict[tuple[Hashable, Hashable], float]:
-    """[`cohen_kappa`] of every two raters with `min_shared` texts in common; those where it is 0 / 0 are left out.
-
-    A rater whose kappas are all low did not understand the task, or did not look. Where a rater voted twice for a text
-    the last vote counts.
-
-    Raises:
-        `ValueError`: as [`named_votes`], and if there are no two such raters.
-    """
-    named = named_votes(votes, raters)
-    given: list[dict[int, Any]] = [{} for _ in named.raters]
-    for row, rater, vote in zip(named.rows, named.of, named.votes, strict=True):
-        given[rater][int(row)] = vote
-    found = class_list(named.votes, classes) if not _texts_without_order(named.votes, weights, classes) else None
-    kappas = {}
-    for a, b in itertools.combinations(range(len(given)), 2):
-        shared = sorted(given[a].keys() & given[b].keys())
-        x, y = [given[a][row] for row in shared], [given[b][row] for row in shared]
-        if len(shared) >= min_shared and len({*x, *y}) > 1:
-            kappas[named.raters[a], named.raters[b]] = cohen_kappa(x, y, weights, found)
-    if not kappas:
-        raise ValueError(
-            f"No two of {len(given)} raters have {min_shared} texts in common, with more than one label. Lower "
-            "min_shared, or use krippendorff_alpha, which needs no pairs of raters."
-        )
-    return kappas
-
-
-def _texts_without_order(votes: Sequence[Any], weights: str | None, classes: Sequence[Any] | None) -> bool:
-    return weights is not None and classes is None and any(isinstance(vote, str) for vote in votes)
-
-
-def fleiss_kappa(votes: Votes, classes: Sequence[Any] | None = None) -> float:
-    """Fleiss' kappa of texts with equally many votes each, not of the same raters (Fleiss 1971, equations 1 to 7).
-
-    `(P - P_e) / (1 - P_e)`: P is the mean over texts of the share of pairs of votes that are equal, P_e the sum of
-    squares of the classes' shares.
-
-    Raises:
-        `ValueError`: if texts have different numbers of votes, or fewer than two; if all votes are equal.
-    """
-    rows = [[vote for vote in of_text if not is_missing(vote)] for of_text in votes]
-    lengths = {len(of_text) for of_text in rows}
-    if len(lengths) != 1 or min(lengths) < 2:
-        least, most = min(lengths, default=0), max(lengths, default=0)
-        raise ValueError(
-            f"Texts have from {least} to {most} votes; Fleiss' kappa needs the same number, 2 or more, for each. "
-            "krippendorff_alpha with level='nominal' is nearly the same and takes any numbers."
-        )
-    counts, _ = _value_counts(rows, "nominal", classes)
-    n = min(lengths)
-    agreement = ((counts**2).sum(axis=1) - n) / (n * (n - 1))
-    chance = float(((counts.sum(axis=0) / counts.sum()) ** 2).sum())
-    return (float(agreement.mean()) - chance) / (1 - chance)
-
+from rlhf_recipes.data.pairs import chunks, compare_all, finite
+from rlhf_recipes.data.raters.coefficients import alpha_interval, alpha_of, pairwise_kappas, value_counts
+from rlhf_recipes.data.raters.votes import RatingModel, Votes, normal_order, numeric_votes
 
 # --- reliability -----------------------------------------------------------------------------------------
 
@@ -238,11 +44,7 @@ def spearman_brown(reliability: float, factor: float) -> float:
 
 
 def raters_needed(reliability_of_one: float, wanted: float) -> int:
-    """The least number of votes for a text whose mean has the reliability `wanted`: `w (1 - r) / (r (1 - w))`.
-
-    Raises:
-        `ValueError`: if either does not lie between 0 and 1: no number of raters who do not agree at all is enough.
-    """
+    """The least number of votes for a text whose mean has the reliability `wanted`: `w (1 - r) / (r (1 - w))`."""
     if not 0 < reliability_of_one < 1 or not 0 < wanted < 1:
         raise ValueError(
             f"The reliability of one vote is {reliability_of_one:g} and that wanted {wanted:g}; both must lie between "
@@ -259,9 +61,7 @@ def split_half(votes: Votes, splits: int = 100, seed: int = 0) -> tuple[float, f
     averaged over the splits, and stepped up from the half to all votes by [`spearman_brown`], with the mean number of
     votes over that of a half as the factor (2 where all numbers are even).
 
-    Args:
-        votes (`Sequence[Sequence[float]]` of length N): Of each text; those with fewer than two are left out.
-        splits (`int`, *optional*, defaults to 100), seed (`int`, *optional*, defaults to 0): Of the random halves.
+    Texts with fewer than two votes are left out.
 
     Raises:
         `ValueError`: if fewer than two texts have two votes, or the half means do not vary.
@@ -288,20 +88,6 @@ def split_half(votes: Votes, splits: int = 100, seed: int = 0) -> tuple[float, f
         raise ValueError("All texts have the same mean votes in every half, so halves cannot be correlated.")
     correlation = float(np.mean(correlations))
     return correlation, spearman_brown(correlation, float(counts.mean() / half.mean()))
-
-
-def icc(votes: Votes) -> tuple[float, float]:
-    """ICC(1, 1) and ICC(1, k), k the mean number of votes: reliability of one vote, and of a text's mean.
-
-    By one-way analysis of variance (Shrout and Fleiss 1979), for any numbers of votes; see [`RatingModel`].
-    """
-    model = RatingModel.fit(votes)
-    return model.reliability(), model.reliability(_mean_count(votes))
-
-
-def _mean_count(votes: Votes) -> float:
-    counts = [len(of_text) for of_text in numeric_votes(votes)]
-    return sum(counts) / sum(count > 0 for count in counts)
 
 
 # --- ceilings --------------------------------------------------------------------------------------------
@@ -332,10 +118,9 @@ def pairwise_ceiling(votes: Votes, min_gap: float = 0.5, model: RatingModel | No
     averages = np.array([of_text.mean() for of_text in given])
     means, variances = fitted.posterior(given)
     right = asked = 0.0
-    for start in range(0, len(given), CHUNK):
-        rows = slice(start, start + CHUNK)
+    for rows in chunks(len(given)):
         first, second = np.nonzero(averages[rows, None] - averages[None, :] >= max(min_gap, 1e-9) - 1e-10)
-        first += start
+        first += rows.start
         right += normal_order(means[first] - means[second], variances[first] + variances[second]).sum()
         asked += len(first)
     if not asked:
@@ -356,8 +141,8 @@ def agreement_metrics(
     """Measure the agreement of numeric votes: the keys of the table above.
 
     Args:
-        votes (`Sequence[Sequence[float]]` of length N): Of each text, of any lengths; `None` and NaN are missing.
-        raters (`Sequence[Sequence]`, *optional*): Who gave each.
+        votes (`Sequence[Sequence[float]]` of length N), raters (`Sequence[Sequence]`, *optional*):
+            As in `rlhf_recipes.data.raters.votes`.
         min_gap (`float`, *optional*, defaults to 0.5): Least difference in mean rating of the pairs asked.
         wanted (`Sequence[float]`, *optional*): Reliabilities for `raters_for_<r>`.
         seed (`int`, *optional*, defaults to 0): Of the halves of `split_half`.
@@ -368,8 +153,9 @@ def agreement_metrics(
     series = numeric_votes(votes)
     given = [of_text for of_text in series if len(of_text)]
     model = RatingModel.fit(series)
+    lists = [of_text.tolist() for of_text in given]
     counts = [len(of_text) for of_text in given]
-    table, values = _value_counts([of_text.tolist() for of_text in given], "interval", None)
+    table, values = value_counts(lists, "interval", None)
     half, reliability = split_half(given, seed=seed)
     metrics: dict[str, Any] = {
         "texts": len(given),
@@ -377,15 +163,15 @@ def agreement_metrics(
         "votes_per_text_min": min(counts),
         "votes_per_text_mean": sum(counts) / len(counts),
         "votes_per_text_max": max(counts),
-        **{f"alpha_{level}": _alpha(table, values, level) for level in ("nominal", "ordinal", "interval")},
-        "alpha_interval_ci95": _alpha_interval(table, np.array(values, dtype=np.float64)),
+        **{f"alpha_{level}": alpha_of(table, values, level) for level in ("nominal", "ordinal", "interval")},
+        "alpha_interval_ci95": alpha_interval(table, np.array(values, dtype=np.float64)),
         "icc_1": model.reliability(),
         "icc_k": model.reliability(sum(counts) / len(counts)),
         "split_half": half,
         "split_half_reliability": reliability,
         "correlation_ceiling": correlation_ceiling(reliability),
         "pairwise_ceiling": pairwise_ceiling(given, min_gap, model),
-        "single_rater_accuracy": single_rater_accuracy([of_text.tolist() for of_text in given], min_gap),
+        "single_rater_accuracy": single_rater_accuracy(lists, min_gap),
     }
     if 0 < model.reliability() < 1:
         metrics |= {f"raters_for_{share:g}": raters_needed(model.reliability(), share) for share in wanted}
@@ -427,10 +213,7 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
 def all_pairs_accuracy(scores: ArrayLike, ratings: ArrayLike, min_gap: float = 0.5) -> tuple[float, int]:
     """Share of all pairs of texts, at least `min_gap` apart in rating, that the scores put in the same order.
 
-    Args:
-        scores (`ArrayLike` of shape `(N,)`): Of each text; equal scores of a pair count as half right.
-        ratings (`ArrayLike` of shape `(N,)`): What people say.
-        min_gap (`float`, *optional*, defaults to 0.5): Least difference of two ratings; equal ratings are never asked.
+    Equal scores of a pair count as half right, and equal ratings are never asked.
 
     Returns:
         `tuple[float, int]`: the share, and the number of pairs.
@@ -451,12 +234,7 @@ def all_pairs_interval(
 ) -> list[float] | None:
     """95% interval of [`all_pairs_accuracy`], were texts drawn anew: each is in many pairs, which are no new texts.
 
-    Args:
-        scores, ratings, min_gap: As in [`all_pairs_accuracy`].
-        units (`Sequence` of length N, *optional*): What texts hang together by, such as prompts.
-
-    Returns:
-        `list[float]` of two, or `None` where no pair is far enough apart.
+    `units` say what texts hang together by, such as prompts. `None` where no pair is far enough apart.
     """
     return compare_all(scores, ratings, min_gap).interval(units)
 
@@ -470,10 +248,6 @@ def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5
 
     Votes that carry no rater's name need not come from one person at one position, so two votes are compared as of two
     people with the same scale. Texts with fewer votes than `j + 1` sit that round out; a single vote has no others.
-
-    Args:
-        votes (`Sequence[Sequence[float]]` of length N): The votes of each text, in the order in which they came.
-        min_gap (`float`, *optional*, defaults to 0.5): As in [`all_pairs_accuracy`].
 
     Raises:
         `ValueError`: if no pair of texts with two votes or more is far enough apart.

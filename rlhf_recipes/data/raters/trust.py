@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 
 from rlhf_recipes.data.raters.votes import Ints, NamedVotes, Votes, class_list, named_votes
 from rlhf_recipes.statistics import Floats, numbers
@@ -120,10 +121,8 @@ def dawid_skene(
     share of each label among a text's votes. It assumes that raters err independently given the class.
 
     Args:
-        labels (`Sequence[Sequence]` of length N):
-            Labels of each text, numbers or texts; `None` where none was given. A rater may label a text repeatedly.
-        raters (`Sequence[Sequence]`, *optional*):
-            Who gave each label. Default: the position in the row.
+        labels (`Sequence[Sequence]` of length N), raters (`Sequence[Sequence]`, *optional*):
+            Numbers or texts. A rater may label a text repeatedly.
         classes (`Sequence`, *optional*):
             All classes. Default: those that occur, sorted where they can be.
         smoothing (`float`, *optional*, defaults to 0.01):
@@ -176,8 +175,7 @@ def _expectation_maximization(
         confusion = np.divide(confusion, totals, out=np.full_like(confusion, 1.0 / k), where=totals > 0)
         joint = np.tile(_log(prior), (named.texts, 1))
         np.add.at(joint, named.rows, _log(confusion)[named.of, :, label_of])
-        highest = joint.max(axis=1, keepdims=True)
-        evidence = highest[:, 0] + np.log(np.exp(joint - highest).sum(axis=1))
+        evidence = logsumexp(joint, axis=1)
         posterior = np.exp(joint - evidence[:, None])
         likelihood = float(evidence[labelled].sum())
         # With smoothing it is this sum that rises with every step, not the likelihood alone.

@@ -3,8 +3,6 @@
 Votes are a column of lists, one list for each text, of any lengths; `None` and NaN in a list are votes that were not
 given. Where it is known who voted, `raters` is a column of the same shape with the raters' names; or the lists are the
 rows of a matrix, and the position is the rater.
-
-Everything is numpy, but for two functions of scipy (the extra `feedback`).
 """
 
 import contextlib
@@ -14,34 +12,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
-from rlhf_recipes.imports import optional
 from rlhf_recipes.statistics import Floats, is_missing, numbers
 
 Ints = NDArray[np.int64]
 Votes = Sequence[Sequence[Any]] | Sequence[NDArray[Any]]  # of each text, those of all raters
 
 
-def numeric_votes(votes: Votes, low: float | None = None, high: float | None = None) -> list[Floats]:
-    """The votes that were given, as one array for each text; empty for a text without any.
-
-    Args:
-        votes (`Sequence[Sequence]` of length N): Numbers; `None` and NaN are left out.
-        low (`float`, *optional*), high (`float`, *optional*): Ends of the scale.
+def numeric_votes(votes: Votes) -> list[Floats]:
+    """The votes that were given, as one array for each text; empty for a text without any. `None` and NaN are none.
 
     Raises:
-        `ValueError`: if there are no texts, or a vote is a text, infinite or outside of the scale; it names the row.
+        `ValueError`: if there are no texts, or a vote is a text or infinite; it names the row.
     """
-    series = []
-    for row, of_text in enumerate(votes):
-        given = numbers([vote for vote in _listed(of_text, row) if not is_missing(vote)], f"votes in row {row}")
-        for vote in given:
-            if (low is not None and vote < low) or (high is not None and vote > high):
-                raise ValueError(
-                    f"Row {row} has the vote {vote:g}, outside of the scale from {low} to {high}. Correct the vote, "
-                    "or the ends of the scale."
-                )
-        series.append(given)
+    series = [
+        numbers([vote for vote in _listed(of_text, row) if not is_missing(vote)], f"votes in row {row}")
+        for row, of_text in enumerate(votes)
+    ]
     if not series:
         raise ValueError("There are no texts: the column of votes is empty.")
     return series
@@ -124,44 +112,11 @@ def class_list(labels: Sequence[Any], classes: Sequence[Any] | None = None) -> l
 # --- soft labels -----------------------------------------------------------------------------------------
 
 
-def vote_shares(votes: Votes, pairs: ArrayLike) -> Floats:
-    """For each pair of texts, how often a vote for the first is above a vote for the second; ties count half.
-
-    `share = (#{(a, b): a > b} + #{(a, b): a = b} / 2) / (n m)` over all n m pairs of their votes: the chance that two
-    raters, drawn from those of each text, put the texts in this order (Mann and Whitney's U over n m).
-
-    Args:
-        votes (`Sequence[Sequence[float]]` of length N): Votes of each text.
-        pairs (`ArrayLike` of shape `(M, 2)`): Row numbers.
-
-    Returns:
-        `numpy.ndarray` of shape `(M,)`, from 0 to 1.
-
-    Raises:
-        `ValueError`: as [`numeric_votes`], and if a text of a pair has no vote.
-    """
-    series = [np.sort(of_text) for of_text in numeric_votes(votes)]
-    shares = []
-    for first, second in _pairs(pairs, len(series)):
-        a, b = series[first], series[second]
-        if not len(a) or not len(b):
-            raise ValueError(f"Row {first if not len(a) else second} has no vote, so it cannot be compared.")
-        below, up_to = np.searchsorted(b, a, side="left"), np.searchsorted(b, a, side="right")
-        shares.append((below.sum() + up_to.sum()) / (2 * len(a) * len(b)))
-    return np.array(shares)
-
-
 def beta_shares(wins: ArrayLike, losses: ArrayLike, ties: ArrayLike = 0, prior: float = 1.0) -> Floats:
     """The share of raters who prefer the first text, after few votes: the mean of a Beta posterior.
 
     `(w + prior) / (w + l + 2 prior)` with w = wins + ties / 2 and l = losses + ties / 2. Two votes of two make 0.75
     with the uniform prior 1 (Laplace's rule of succession), and 0.83 with Jeffreys' 0.5. Without votes it is 0.5.
-
-    Args:
-        wins (`ArrayLike` of shape `(N,)`), losses (`ArrayLike` of shape `(N,)`), ties (`ArrayLike`, *optional*):
-            Numbers of votes.
-        prior (`float`, *optional*, defaults to 1.0):
-            Votes for each side that are taken for given; 0 is the plain share.
 
     Raises:
         `ValueError`: if a number is negative or not finite, or there are neither votes nor a prior.
@@ -170,23 +125,6 @@ def beta_shares(wins: ArrayLike, losses: ArrayLike, ties: ArrayLike = 0, prior: 
     if (a + b == 0).any():
         raise ValueError("A row has no votes at all, and prior is 0. Leave the row out, or give a prior above 0.")
     return a / (a + b)
-
-
-def beta_preference(wins: ArrayLike, losses: ArrayLike, ties: ArrayLike = 0, prior: float = 1.0) -> Floats:
-    """How sure votes make us that most raters prefer the first text: P(p > 1/2) under the posterior of `beta_shares`.
-
-    It is `1 - I_{1/2}(w + prior, l + prior)`, with I the regularized incomplete Beta function. Two votes of two make
-    0.875 with the uniform prior. Where `beta_shares` is for soft labels (what would the next rater say), this is for
-    choosing which pairs need more votes.
-
-    Raises:
-        `ValueError`: as [`beta_shares`], and for a prior of 0.
-    """
-    if not prior > 0:
-        raise ValueError(f"prior is {prior}; it must be above 0.")
-    a, b = _tallies(wins, losses, ties, prior)
-    special = optional("scipy.special", "beta_preference", "scipy", extra="feedback")
-    return np.asarray(1.0 - special.betainc(a, b, 0.5), dtype=np.float64)
 
 
 def _tallies(wins: ArrayLike, losses: ArrayLike, ties: ArrayLike, prior: float) -> tuple[Floats, Floats]:
@@ -205,16 +143,11 @@ class RatingModel:
 
     The one-way random model (Shrout and Fleiss 1979, case 1). It needs no raters' names: leniency of a rater is part
     of `within`. One variance for all texts is a simplification; texts that divide people have a larger one.
-
-    Args:
-        mean (`float`): Of all texts.
-        between (`float`): Variance of the true ratings of texts.
-        within (`float`): Variance of one vote around the true rating.
     """
 
-    mean: float
-    between: float
-    within: float
+    mean: float  # of all texts
+    between: float  # variance of the true ratings of texts
+    within: float  # variance of one vote around the true rating
 
     @classmethod
     def fit(cls, votes: Votes) -> "RatingModel":
@@ -249,9 +182,6 @@ class RatingModel:
         Which side comes first means nothing, so only distances from 1/2 count. With n_i votes, a share p_i for the
         first side, N pairs and n votes in all: `within = sum n_i p_i (1 - p_i) / (n - N)`, and `between = (sum n_i
         (p_i - 1/2)^2 / N - within) N / n`, at least 0 (the analysis of variance of [`fit`], with the mean given).
-
-        Args:
-            first (`ArrayLike` of shape `(N,)`), second (`ArrayLike` of shape `(N,)`): Numbers of votes.
 
         Raises:
             `ValueError`: if a number is negative or not finite, or no pair has two votes.
@@ -306,36 +236,25 @@ class RatingModel:
         rows = _pairs(pairs, len(means))
         return normal_order(means[rows[:, 0]] - means[rows[:, 1]], variances[rows[:, 0]] + variances[rows[:, 1]])
 
-    def weights(self, votes: Votes, unexplained: float = 0.0) -> Floats:
-        """Weights of texts in a squared loss on their mean votes, `(N,)`, 1 on average: inverse variances.
+    def weights(self, votes: Votes) -> Floats:
+        """Inverse variances `n / within` of texts' mean votes, `(N,)`, 1 on average: weights for a squared loss.
 
-        `w_i = 1 / (within / n_i + unexplained)`; a text without votes has 0.
-
-        Args:
-            votes (`Sequence[Sequence[float]]` of length N): Of each text.
-            unexplained (`float`, *optional*, defaults to 0.0):
-                Variance of true ratings around what the trained model can say of a text, which more votes do not
-                mend; with 0 a text of 100 votes counts ten times one of 10. The model's mean squared error on texts of
-                many votes is an estimate.
+        What no model can explain of a text, more votes do not mend: [`effective_votes`] stop growing there.
 
         Raises:
-            `ValueError`: if no text has votes, or there is no variance at all.
+            `ValueError`: if no text has votes, or votes do not differ.
         """
         counts = np.array([len(of_text) for of_text in numeric_votes(votes)], dtype=np.float64)
-        if not counts.any() or unexplained < 0 or self.within + unexplained <= 0:
-            raise ValueError(
-                "Weights need at least one vote, unexplained of 0 or more, and votes that differ (or unexplained > 0)."
-            )
-        weights = counts / (self.within + counts * unexplained)
-        return np.asarray(weights / weights.mean(), dtype=np.float64)
+        if not counts.any() or self.within <= 0:
+            raise ValueError("Weights need at least one vote, and votes that differ.")
+        return np.asarray(counts / counts.mean(), dtype=np.float64)
 
 
 def normal_order(difference: ArrayLike, variance: ArrayLike) -> Floats:
     """`P(x > 0) + P(x = 0) / 2` for `x ~ N(difference, variance)`; a variance of 0 is certainty."""
     d, v = np.asarray(difference, dtype=np.float64), np.asarray(variance, dtype=np.float64)
-    special = optional("scipy.special", "normal_order", "scipy", extra="feedback")
     sure = 0.5 + 0.5 * np.sign(d)
-    return np.where(v > 0, special.ndtr(d / np.sqrt(np.where(v > 0, v, 1.0))), sure)
+    return np.where(v > 0, ndtr(d / np.sqrt(np.where(v > 0, v, 1.0))), sure)
 
 
 def _pairs(pairs: ArrayLike, texts: int) -> Ints:

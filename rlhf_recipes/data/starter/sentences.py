@@ -40,11 +40,8 @@ def build_splits(
 ) -> tuple[dict[str, list[Row]], Counts]:
     """Join the two files, leave out copies, and put each row into its split.
 
-    Args:
-        sentences (`str`), votes (`str`): The two files, as in [`join_ratings`].
-        document_prefix (`str`, *optional*):
-            Given where sentences belong to documents. Each row then has a column `group`, this prefix and its
-            document's number, and all sentences of a document are in one split. Else the split is that of the text.
+    A `document_prefix` is given where sentences belong to documents. Each row then has a column `group`, the prefix
+    and its document's number, and all sentences of a document are in one split. Else the split is that of the text.
 
     Returns:
         `tuple[dict, dict]`: the rows of each split, and the counts of the table above.
@@ -64,12 +61,6 @@ def join_ratings(sentences: str, votes: str, document_prefix: str | None = None)
 
     Where the votes of an id do not average to its published rating, one of the files is wrong, and nothing says which:
     such a row is left out.
-
-    Args:
-        sentences (`str`): A header, then lines `id <tab> mean rating <tab> text`.
-        votes (`str`): Lines `id <tab> mean <tab> standard deviation <tab> [vote, vote, ...]`, whole numbers from -4
-            to 4.
-        document_prefix (`str`, *optional*): As in [`build_splits`].
 
     Returns:
         `tuple[list[dict], dict]`: rows with `completion`, `score` (the mean vote), `votes` and perhaps `group`, in

@@ -21,7 +21,7 @@ from datasets import Dataset
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.feedback.formats import FeedbackSettings, Kind
-from rlhf_recipes.data.feedback.recognize import normalize
+from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.outputs import prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.bias.changes import NEUTRAL

@@ -50,7 +50,7 @@ class Material:
     def of(
         cls, dataset: Dataset, kind: Kind, group_column: str | None = None, min_gap: float = 0.5, seed: int = 0
     ) -> "Material":
-        """Rows of a format, clean as [`~rlhf_recipes.data.feedback.recognize.normalize`] gives them.
+        """Rows of a format, clean as [`~rlhf_recipes.data.feedback.read.normalize`] gives them.
 
         Raises:
             `ValueError`: if the kind cannot be measured, there is no such group column, or no pair can be made.

@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = RecipeParser((EvaluationArguments, DataArguments, FeedbackArguments), description=__doc__)
     args, data_args, feedback_args = parser.parse(argv)
     how = {"feedback_args": feedback_args}
-    test, found = read_feedback(data_args, data_args.dataset_test_split, data_args.max_eval_samples, **how)
-    kind = feedback_args.wanted or found.format.kind
+    read = read_feedback(data_args, data_args.dataset_test_split, data_args.max_eval_samples, **how)
+    test, kind, found = read.rows, read.kind, read.check
     if kind == "steps":
         scored = score_steps(_step_model(args), test)
         result = step_evaluation(scored, scored.dataset["labels"])
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reward = _reward(args)
         held_out = None
         if args.validation_split is not None:
-            validation, _ = read_feedback(data_args, args.validation_split, data_args.max_eval_samples, **how)
+            validation = read_feedback(data_args, args.validation_split, data_args.max_eval_samples, **how).rows
             held_out = of_same_kind(reward, validation, kind)
         scored = score_rows(reward, test, kind)
         result = evaluate(scored, _known(reward, held_out, scored, args))

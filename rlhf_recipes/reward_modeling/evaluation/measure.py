@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from rlhf_recipes.data.feedback.convert import clicks_to_unpaired, dwell_to_unpaired
 from rlhf_recipes.data.feedback.formats import Kind
+from rlhf_recipes.data.feedback.labels import clicks_to_unpaired, dwell_to_unpaired
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.calibration import Calibration, LogisticCalibration, OrdinalCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings

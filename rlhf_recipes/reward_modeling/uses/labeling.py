@@ -22,9 +22,9 @@ import numpy as np
 from datasets import Dataset, Value
 
 from rlhf_recipes.data.columns import is_blank, require_columns
-from rlhf_recipes.data.feedback.convert import convert
 from rlhf_recipes.data.feedback.formats import FeedbackSettings
-from rlhf_recipes.data.feedback.recognize import normalize, recognize
+from rlhf_recipes.data.feedback.read import convert, normalize
+from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.data.loading import load_rows, sample_rows
 from rlhf_recipes.data.preprocessing import normalize_text
 from rlhf_recipes.outputs import write_jsonl

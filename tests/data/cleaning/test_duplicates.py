@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_recipes.data.cleaning.duplicates import Deduplicate, Leakage, NearDuplicates, split_by_group
-from rlhf_recipes.data.cleaning.texts import Counts
+from rlhf_recipes.data.cleaning.filters import Counts
 from tests.data.feedback_examples import rows
 
 SENTENCE = "The film was better than its poster, and the actors knew it from the first scene on."

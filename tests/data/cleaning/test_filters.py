@@ -2,8 +2,7 @@
 
 import pytest
 
-from rlhf_recipes.data.cleaning.filters import BalanceLabels, DropBlank, InLanguage, Length
-from rlhf_recipes.data.cleaning.texts import Counts
+from rlhf_recipes.data.cleaning.filters import BalanceLabels, Counts, DropBlank, InLanguage, Length
 from tests.data.feedback_examples import rows
 
 SENTENCE = "The film was better than its poster, and the actors knew it from the first scene on."

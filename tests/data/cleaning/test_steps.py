@@ -12,9 +12,8 @@ from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.data.cleaning.__main__ import SplitCleaningArguments, clean_splits, main
 from rlhf_recipes.data.cleaning.duplicates import Deduplicate, NearDuplicates
 from rlhf_recipes.data.cleaning.edits import EditTexts
-from rlhf_recipes.data.cleaning.filters import BalanceLabels, DropBlank, InLanguage, Length
+from rlhf_recipes.data.cleaning.filters import BalanceLabels, Counts, DropBlank, InLanguage, Length
 from rlhf_recipes.data.cleaning.steps import CleaningArguments, Table, run, steps_from
-from rlhf_recipes.data.cleaning.texts import Counts
 from rlhf_recipes.data.loading import load_rows
 from tests.data.feedback_examples import rows
 

@@ -4,20 +4,11 @@ import logging
 
 import pytest
 
-from rlhf_recipes.data.feedback.convert import (
-    CONVERSIONS,
-    best_worst_to_pairs,
-    clicks_to_unpaired,
-    dwell_to_unpaired,
-    objectives_to_ratings,
-    pairs_to_unpaired,
-    rankings_to_pairs,
-    rankings_to_ratings,
-    ratings_to_pairs,
-    ratings_to_unpaired,
-    steps_to_ratings,
-    votes_to_pairs,
-)
+from rlhf_recipes.data.feedback.formats import CONVERSIONS
+from rlhf_recipes.data.feedback.labels import clicks_to_unpaired, dwell_to_unpaired, steps_to_ratings
+from rlhf_recipes.data.feedback.lists import best_worst_to_pairs, rankings_to_pairs, rankings_to_ratings
+from rlhf_recipes.data.feedback.pairs import pairs_to_unpaired, votes_to_pairs
+from rlhf_recipes.data.feedback.ratings import objectives_to_ratings, ratings_to_pairs, ratings_to_unpaired
 from tests.data.feedback_examples import GOOD, assistant, rows, user
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from rlhf_recipes.data.feedback.dialogues import own_columns
-from rlhf_recipes.data.feedback.recognize import normalize, recognize
+from rlhf_recipes.data.feedback.read import normalize
+from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.data.loading import load_rows
 from tests.data.feedback_examples import assistant, rows, user
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_recipes.data.feedback.__main__ import main
-from rlhf_recipes.data.feedback.convert import CONVERSIONS, convert
-from rlhf_recipes.data.feedback.formats import COLUMNS, FeedbackArguments, FeedbackSettings
-from rlhf_recipes.data.feedback.read import read_rows
-from rlhf_recipes.data.feedback.recognize import check, normalize, recognize
+from rlhf_recipes.data.feedback.formats import COLUMNS, CONVERSIONS, FeedbackArguments, FeedbackSettings
+from rlhf_recipes.data.feedback.read import check, convert, normalize, read_rows
+from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.data.loading import load_rows
 from tests.data.feedback_examples import GOOD, assistant, rows, user, with_row
 
@@ -336,7 +335,6 @@ def test_scores_as_texts_are_refused_with_what_to_do():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "x"}, "give one of"),
         ({"label_map": {"good": 2}}, "'good' 2; give a number from 0"),
         ({"score_range": (5, 1)}, "score_range"),
         ({"long_text": 0}, "1 or more characters"),
@@ -478,8 +476,9 @@ def test_the_command_converts_and_writes_a_dataset(kit, tmp_path, capsys):
 def test_votes_are_weighed_before_they_are_converted(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     dataset = rows(chosen=["a", "c"], rejected=["b", "d"], chosen_votes=[3, 0], rejected_votes=[1, 2])
-    made, found = read_rows(dataset, FeedbackArguments(weights="votes", convert_to="pairs"))
-    assert found.format.kind == "votes"
+    read = read_rows(dataset, FeedbackArguments(weights="votes", convert_to="pairs"))
+    made = read.rows
+    assert (read.kind, read.check.format.kind) == ("pairs", "votes")
     assert made["chosen"][:] == ["a", "d"]
     assert made["weight"][:] == pytest.approx([(16 / 7) / (68 / 35), (8 / 5) / (68 / 35)])  # as in test_weights.py
     rated = rows(completion=["a", "b"], score=[1, 5], votes=[[1, 1], [5, 4]])

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_recipes.data.feedback.convert import rankings_to_pairs, votes_to_pairs
+from rlhf_recipes.data.feedback.lists import rankings_to_pairs
+from rlhf_recipes.data.feedback.pairs import votes_to_pairs
 from rlhf_recipes.data.feedback.weights import add_weights, targets_from_votes
 from rlhf_recipes.data.raters.trust import dawid_skene
 from tests.data.feedback_examples import rows

@@ -3,12 +3,10 @@ import pytest
 
 from rlhf_recipes.data.raters.votes import (
     RatingModel,
-    beta_preference,
     beta_shares,
     named_votes,
     normal_order,
     numeric_votes,
-    vote_shares,
 )
 
 NAN = float("nan")
@@ -31,14 +29,13 @@ def test_missing_votes_are_left_out():
         ([], "no texts"),
         ([[1, 2], [3, "4"]], "votes in row 1 must be numbers, and row 1 is the text '4'"),
         ([[1, 2], [float("inf")]], "votes in row 1 of 1 of 1 rows are missing or not finite"),
-        ([[1, 9]], "Row 0 has the vote 9, outside of the scale from -4 to 4"),
         (["12", "34"], "must be a list of votes, and is '12'"),
         ([1, 2], "must be a list of votes, and is 1"),
     ],
 )
 def test_votes_that_are_no_numbers_on_the_scale_are_refused(votes, message):
     with pytest.raises(ValueError, match=message):
-        numeric_votes(votes, -4, 4)
+        numeric_votes(votes)
 
 
 def test_votes_with_names_one_below_the_other():
@@ -66,21 +63,6 @@ def test_votes_whose_raters_are_unclear_are_refused(votes, raters, message):
 # --- soft labels -----------------------------------------------------------------------------------------
 
 
-def test_vote_shares_worked_out_by_hand():
-    votes = [[1, 2, 3], [2], [0, 4]]
-    # 1 < 2, 2 = 2, 3 > 2: (0 + 0.5 + 1) / 3. Of six: 1>0 1<4 2>0 2<4 3>0 3<4.
-    assert vote_shares(votes, [(0, 1), (1, 0), (0, 2)]).tolist() == [0.5, 0.5, 0.5]
-    assert vote_shares([[2, 3], [2, 2, 1]], [(0, 1)]).tolist() == [5 / 6]  # 2=2 2=2 2>1 3>2 3>2 3>1
-    assert vote_shares(votes, []).tolist() == []
-
-
-def test_vote_shares_refuse_what_cannot_be_compared():
-    with pytest.raises(ValueError, match="Row 1 has no vote"):
-        vote_shares([[1], [None]], [(0, 1)])
-    with pytest.raises(ValueError, match="row numbers from 0 to 1"):
-        vote_shares([[1], [2]], [(0, 2)])
-
-
 def test_beta_shares_are_laplaces_rule():
     assert beta_shares([2, 0, 7], [0, 0, 3]).tolist() == [3 / 4, 1 / 2, 8 / 12]
     assert beta_shares([2], [0], prior=0.5).tolist() == [2.5 / 3]
@@ -88,18 +70,10 @@ def test_beta_shares_are_laplaces_rule():
     assert beta_shares([3], [1], prior=0.0).tolist() == [0.75]
 
 
-def test_beta_preference_against_integrals_by_hand():
-    # Of the density 3 p^2 after two votes of two: the integral from 1/2 to 1 is 1 - 1/8.
-    # Of 6 p (1 - p) after one of each: 1/2. Of 4 p^3 after three of three: 15/16.
-    assert beta_preference([2, 1, 3, 0], [0, 1, 0, 0]) == pytest.approx([7 / 8, 1 / 2, 15 / 16, 1 / 2])
-
-
 @pytest.mark.parametrize(("wins", "prior"), [([-1], 1.0), ([NAN], 1.0), ([0], 0.0), ([1], -1.0)])
 def test_impossible_tallies_are_refused(wins, prior):
     with pytest.raises(ValueError, match="0 or more|no votes"):
         beta_shares(wins, [0], prior=prior)
-    with pytest.raises(ValueError, match="0 or more|above 0"):
-        beta_preference(wins, [0], prior=prior)
 
 
 # --- ratings ---------------------------------------------------------------------------------------------
@@ -158,12 +132,10 @@ def test_texts_that_do_not_differ_have_no_reliability():
 def test_inverse_variance_weights_worked_out_by_hand():
     model = RatingModel(mean=0.0, between=1.0, within=2.0)
     assert model.weights([[1], [1, 1, 1], []]).tolist() == [0.75, 2.25, 0.0]
-    # 1 / (2/1 + 1) = 1/3 and 1 / (2/4 + 1) = 2/3.
-    assert model.weights([[1], [1] * 4], unexplained=1.0) == pytest.approx([2 / 3, 4 / 3])
     with pytest.raises(ValueError, match="at least one vote"):
         model.weights([[], []])
-    with pytest.raises(ValueError, match="unexplained"):
-        model.weights([[1]], unexplained=-1.0)
+    with pytest.raises(ValueError, match="votes that differ"):
+        RatingModel(mean=0.0, between=1.0, within=0.0).weights([[1]])
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,10 @@ def test_files_the_user_added_or_changed_are_never_lost(kit, capsys):
     assert snapshot(kit.out) == before
 
 
-@pytest.mark.parametrize("moment", ["fetch_wheel", "write_marker", "publish"])
+OTHER_MOMENTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("fetch_wheel", "write_marker")]
+
+
+@pytest.mark.parametrize("moment", [*OTHER_MOMENTS, "publish"])
 def test_killed_at_any_moment_nothing_half_made_counts_and_the_next_call_completes(kit, tmp_path, moment):
     kit.manifest.write_text(json.dumps(kit.entries), encoding="utf-8")
     stuck = tmp_path / "stuck"

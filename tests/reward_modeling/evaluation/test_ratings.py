@@ -1,7 +1,5 @@
 """Ratings and objectives, with numbers worked out by hand or by scipy and scikit-learn."""
 
-import importlib
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -85,15 +83,10 @@ def test_reliability_by_hand():
 
 
 def test_a_part_that_needs_a_library_says_so(monkeypatch):
-    find = importlib.import_module
-    missing = ("scipy", "scipy.stats", "scipy.special")
+    def no_library(*args):
+        raise ImportError("Run pip install rlhf-recipes[feedback].")
 
-    def no_scipy(name, *rest):
-        if name in missing:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return find(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", no_scipy)
+    monkeypatch.setattr("rlhf_recipes.reward_modeling.evaluation.ratings.pairwise_ceiling", no_library)
     result = rating_evaluation(rated(), RATINGS, DOUBLE, votes=[[rating, rating + 1] for rating in RATINGS])
     assert result.flat["pairwise_accuracy"] == pytest.approx(5 / 6)
     assert "pip install" in result.nested["missing"]["ceiling"]

@@ -268,7 +268,7 @@ def test_pairs_that_are_too_close_are_counted():
 
 
 def test_pairs_are_feedback():
-    from rlhf_recipes.data.feedback.recognize import normalize
+    from rlhf_recipes.data.feedback.read import normalize
 
     rows, _ = pair_rows(GIVEN, score_candidates(WeightedSum([length]), GIVEN))
     clean, check = normalize(Dataset.from_list(rows))

@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from rlhf_recipes.data.feedback.formats import FeedbackSettings
-from rlhf_recipes.data.feedback.recognize import normalize, recognize
+from rlhf_recipes.data.feedback.read import normalize
+from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.reward_modeling.uses.confidence import (
     DoubtArguments,
