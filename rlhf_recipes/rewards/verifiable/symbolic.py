@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.verifiable.answer import Reference, VerifiableAnswer
 from rlhf_recipes.rewards.verifiable.equality import are_equal, as_number
+from rlhf_recipes.rewards.verifiable.expressions import is_expression
 from rlhf_recipes.rewards.verifiable.latex import IN_BASE, MATH_NAMES, bracket_kind, inside, parts_of, to_latex
-from rlhf_recipes.rewards.verifiable.numbers import Number, is_expression, number_reader
+from rlhf_recipes.rewards.verifiable.numbers import Number, number_reader
 from rlhf_recipes.rewards.verifiable.prover import prover
 from rlhf_recipes.rewards.verifiable.short import NO, YES, is_text, letter_of, plain, states
 from rlhf_recipes.rewards.verifiable.statement import (
