@@ -125,8 +125,8 @@ class NumberAnswer(VerifiableAnswer):
 
     Numbers may be written `1,234.5`, `.5`, `-3`, `1e3`, `1/2`, `1 3/4`, `50%`, with a currency sign, a unit or a
     degree sign, in the digits of any script, and in LaTeX, `\\frac{1}{2}`, `1.2 \\times 10^{3}`. Words (`two`) and
-    expressions (`2^{10}`, `2\\pi`, `5!`, "8 times 9", "half of 9") are not read. Units count where both sides have one:
-    5 feet are not 5 meters.
+    expressions (`2^{10}`, `2\\pi`, `5!`, "8 times 9", "half of 9") are not read. Units count where both sides have
+    one: 5 feet are not 5 meters.
 
     What a completion states is read as `verifiable/statement.py` has it: its conclusion. "72 dollars in 3 days" states
     72, and "3 bags of 24" no number. A completion without a number, an empty one among them, one that denies it ("not
