@@ -51,6 +51,7 @@ OFTEN_USED = [
 # fmt: on
 
 RESERVED = ("config", "env", "help", "help_all")
+NEAR = 0.93  # from this similarity on a key of a recipe's file is a misspelt one
 
 # Options whose value is a path or an id of the Hub. Those under starter/ and runs/ are known as paths by their names.
 NAMED_HERE_OR_ON_HUB = ("dataset_name", "name_or_path", "reward_funcs")
@@ -99,6 +100,9 @@ class RecipeParser(HfArgumentParser):
             `help_title` names the group of a class in `--help`; without it the first line of the docstring does.
         description (`str`, *optional*):
             Text that opens the help, shown as it is: a recipe passes its docstring.
+        recipe_keys (`Mapping[str, str]`, *optional*):
+            For a command whose `--config` may be the file of any recipe: the keys that it reads there, and the options
+            that they are about. What the file says is kept apart, in the attribute `recipe`.
         kwargs:
             Passed to [`~transformers.HfArgumentParser`].
 
@@ -107,7 +111,15 @@ class RecipeParser(HfArgumentParser):
         >>> data_args, training_args, model_args = parser.parse(["--config", "recipes/configs/quickstart_ppo.yaml"])
     """
 
-    def __init__(self, dataclass_types: type | Iterable[type], description: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dataclass_types: type | Iterable[type],
+        description: str | None = None,
+        recipe_keys: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._recipe_keys = recipe_keys
+        self.recipe: dict[str, Any] = {}
         classes = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
         training = [cls for cls in classes if "gradient_accumulation_steps" in _option_hints(cls)]
         self._training = classes.index(training[0]) if training else None
@@ -168,6 +180,8 @@ class RecipeParser(HfArgumentParser):
             in_files: dict[str, Any] = {}
             for path in given.pop("config", []):
                 in_files |= self._read_config(path)
+            if self._recipe_keys is not None:
+                self.recipe, in_files = in_files, {}
             if self._training is not None:
                 watch_deepspeed(in_files | given)
             built = self._build(in_files | given)
@@ -228,14 +242,25 @@ class RecipeParser(HfArgumentParser):
             if key == "env":
                 environment = environment_of(node, where)
                 continue
-            if key not in self._hints:
-                raise UsageError(f"{where}: unknown key {key!r}. {self._nearest(key, 'env')}")
             try:
-                self._take_entry(key, node, given, path)
+                name = self._option_of(key)
+                if name is not None:
+                    self._take_entry(name, node, given, path)
             except (argparse.ArgumentError, UsageError) as error:
                 raise UsageError(f"{where}: {error}") from None
         os.environ.update(environment)
         return vars(given)
+
+    def _option_of(self, key: str) -> str | None:
+        """The option that a key of a file is about; `None` where it is for another command."""
+        if self._recipe_keys is None:
+            if key not in self._hints:
+                raise UsageError(f"unknown key {key!r}. {self._nearest(key, 'env')}")
+            return key
+        near = difflib.get_close_matches(key, self._recipe_keys, n=1, cutoff=NEAR)
+        if near and near[0] != key:
+            raise UsageError(f"unknown key {key!r}. Did you mean {near[0]!r}?")
+        return self._recipe_keys.get(key)
 
     def _take_entry(self, name: str, node: yaml.Node, given: argparse.Namespace, path: str) -> None:
         """Hand one entry of a file to argparse as the flag that says the same, or set what no flag can say."""

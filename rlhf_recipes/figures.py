@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
@@ -281,3 +282,97 @@ def draw_png(path: str | Path, size: tuple[float, float], paint: Callable[[Figur
         paint(canvas)
         canvas.savefig(target, format="png", dpi=150)
     return target
+
+
+# --- Values of rewards ------------------------------------------------------------------------
+
+
+def as_figure(value: float | None, digits: int = 3) -> str:
+    """A number in a table; `-` for one that cannot be said."""
+    if value is None:
+        return "-"
+    if not value or abs(value) < 1e-12:
+        return "0"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
+def percent(share: float | None) -> str:
+    """A share in a table; `-` for one that cannot be said."""
+    return "-" if share is None else f"{100 * share:.0f}%".replace("-0%", "0%")
+
+
+def shortened(name: str, most: int) -> str:
+    """A long name without its end."""
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
+def finite_values(values: Sequence[float | None]) -> np.ndarray:
+    """Those that are there, and finite."""
+    return np.array([value for value in values if value is not None and math.isfinite(value)])
+
+
+def bins(values: np.ndarray, count: int) -> tuple[np.ndarray, list[float] | None]:
+    """Edges of about `count` bins at round numbers; and the values themselves where there are no more than 8.
+
+    Then there is a bin around each.
+    """
+    distinct = np.unique(values)
+    if len(distinct) <= 8:
+        gap = float(np.diff(distinct).min()) if len(distinct) > 1 else max(abs(float(distinct[0])), 1.0) * 0.2
+        middles = (distinct[1:] + distinct[:-1]) / 2
+        edges = [distinct[0] - gap / 2, *middles, distinct[-1] + gap / 2]
+        return np.array(edges, dtype=float), [float(value) for value in distinct]
+    locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+    return np.asarray(locator.tick_values(float(distinct[0]), float(distinct[-1])), dtype=float), None
+
+
+def paint_histogram(axes: Axes, name: str, values: Sequence[float | None]) -> None:
+    """How many rows have which value, with the mean as an upright line; in words where there is nothing to draw."""
+    finite = finite_values(values)
+    axes.set_title(shortened(name, 24), loc="left", fontsize=10.5, fontweight="bold")
+    axes.grid(visible=False, axis="x")
+    if not len(finite):
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "applies to no row", transform=axes.transAxes, ha="center", va="center")
+        return
+    said = f"mean {as_figure(float(finite.mean()))}, std {as_figure(float(finite.std()))}"
+    axes.set_title(said, loc="right", fontsize=9.5, color=COLORS[MUTED])
+    edges, exact = bins(finite, 24)
+    if exact is None:
+        axes.hist(finite, bins=edges.tolist(), color=COLORS[SERIES[0]], alpha=0.6)
+    else:
+        counts, _ = np.histogram(finite, edges)
+        gap = float(np.diff(exact).min()) if len(exact) > 1 else 1.0
+        axes.bar(exact, counts, width=0.5 * gap, color=COLORS[SERIES[0]], alpha=0.6)
+        axes.set_xlim(exact[0] - 0.6 * gap, exact[-1] + 0.6 * gap)
+    axes.axvline(float(finite.mean()), color=COLORS[SERIES[1]], linewidth=1.8)
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    if exact is not None and len(exact) <= 3:
+        axes.set_xticks(exact, [as_figure(value) for value in exact])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def paint_correlations(axes: Axes, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
+    """A square of colours, with numbers; grey where there is no correlation."""
+    size = len(names)
+    colors = LinearSegmentedColormap.from_list("both", [COLORS[SERIES[1]], "#ffffff", COLORS[SERIES[0]]])
+    axes.set_facecolor(COLORS[GRID])  # seen where there is no correlation
+    numbers = np.array([[math.nan if r is None else r for r in row] for row in matrix], dtype=float)
+    axes.imshow(np.ma.masked_invalid(numbers), cmap=colors, vmin=-1, vmax=1)
+    for row in range(size):
+        for column in range(size):
+            r = numbers[row, column]
+            text = "–" if math.isnan(r) else f"{r:.2f}"
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=10,
+                color="#ffffff" if abs(r) > 0.6 else COLORS[INK],
+            )  # fmt: skip
+    labels = [shortened(name, 20) for name in names]
+    axes.set_xticks(range(size), labels, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(size), labels)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_anchor("N")
+    axes.set_title("Pearson's correlation", loc="left", fontsize=10.5, fontweight="bold")

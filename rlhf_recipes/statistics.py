@@ -253,7 +253,7 @@ def ratio_interval(sums: ArrayLike, counts: ArrayLike, low: float = 0.0, high: f
 
 def as_key(unit: Any) -> Hashable:
     """What tells a unit from others: itself, or its JSON where it is a list of messages."""
-    return unit if isinstance(unit, Hashable) else json.dumps(unit)
+    return unit if isinstance(unit, Hashable) else json.dumps(unit, sort_keys=True, default=str)
 
 
 def shared(prompts: Sequence[Any]) -> list[Hashable] | None:

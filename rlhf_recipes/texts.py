@@ -1,7 +1,8 @@
 """A prompt or completion, a text or messages: what it is, as one text, and short enough to be shown."""
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from rich.text import Text as Cell
@@ -70,6 +71,24 @@ def as_text(value: Text) -> str:
         blocks = [content] if isinstance(content, str) else [block.get("text") or "" for block in content]
         texts.append("".join(blocks))
     return "\n".join(texts)
+
+
+def prompt_and_completion(prompt: Text, completion: Text) -> tuple[str, str]:
+    """The two parts of the one text that prompt and completion make where no chat template makes it.
+
+    A completion goes on in the middle of a plain prompt; the messages of a conversation stand apart.
+    """
+    return prompt if isinstance(prompt, str) else f"{as_text(prompt)}\n", as_text(completion)
+
+
+def lines_of(given: Sequence[str] | str | Path) -> list[str]:
+    """Texts that are given as a list, or in a file with one on each line, of which blank ones are left out."""
+    if not isinstance(given, str | Path):
+        return list(given)
+    path = Path(given)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no text file at {str(path)!r} (looked for {path.absolute()}).")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def cell_text(text: str, plain: bool) -> Cell:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import read_kwargs, render, starts_itself
 from rlhf_recipes.errors import RewardValueError
-from rlhf_recipes.texts import Messages, Text, as_text, short
+from rlhf_recipes.texts import Messages, Text, as_text, prompt_and_completion, short
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,12 @@ def joined(
     messages of a conversation become text through the chat template, up to where the answer begins, or goes on;
     without a template their texts stand one below the other.
     """
-    text = as_text(completion)
+    start, end = prompt_and_completion(prompt, completion)
     if isinstance(prompt, str):
-        return prompt, text, not starts_itself(prompt, tokenizer)
+        return start, end, not starts_itself(prompt, tokenizer)
     if tokenizer.chat_template is None:
-        return f"{as_text(prompt)}\n", text, True
-    return render(tokenizer, prompt, read_kwargs(template_kwargs), is_open=True), text, False
+        return start, end, True
+    return render(tokenizer, prompt, read_kwargs(template_kwargs), is_open=True), end, False
 
 
 def dialogue_text(messages: Messages) -> str:

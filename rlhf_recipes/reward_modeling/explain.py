@@ -119,8 +119,8 @@ def _read(reward: LearnedReward, prompt: Text, completion: Text) -> tuple[str, l
             f"The tokenizer {reward.tokenizer.name_or_path!r} does not tell which characters a token stands for; only "
             "fast tokenizers do. Give the model's fast tokenizer as processing_class."
         )
-    text, special = reward._render(prompt, completion)
-    ids = reward._encode(text, special)
+    text, special = reward.render(prompt, completion)
+    ids = reward.encode_text(text, special)
     limit = {"truncation": True, "max_length": reward.max_length} if reward.max_length is not None else {}
     said = reward.tokenizer(
         text, add_special_tokens=special, return_offsets_mapping=True, return_token_type_ids=False, **limit

@@ -189,8 +189,8 @@ def _scores_of(
         given: dict[str, Any] = {KWARGS: template_kwargs} if any(template_kwargs) else {}
         return reward(prompts, completions, **given), {}
     names = [str(reward.model.config.id2label[place]) for place in range(reward.model.config.num_labels)]
-    texts = [reward._render(*row) for row in zip(prompts, completions, template_kwargs, strict=True)]
-    encoded = [reward._encode(text, special) for text, special in texts]
+    texts = [reward.render(*row) for row in zip(prompts, completions, template_kwargs, strict=True)]
+    encoded = [reward.encode_text(text, special) for text, special in texts]
     logits = torch.empty(len(encoded), len(names))
     for rows, output in model_outputs(reward.model, encoded, reward.batch_size, reward.tokenizer.pad_token_id):
         logits[rows] = output.logits.float().cpu()

@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(listing(shutil.get_terminal_size((100, 24)).columns))
         return 0
     from rlhf_recipes.cli import run  # these wait for torch, and `list` need not
-    from rlhf_recipes.rewards.workbench import table as workbench
+    from rlhf_recipes.rewards.workbench import commands
 
-    run(functools.partial(getattr(workbench, command), rest))
+    run(functools.partial(getattr(commands, command), rest))
     return 0
 
 

@@ -40,6 +40,7 @@ Seven attributes of the callable, all `False` unless set, say that it is more th
 Settings go into a small picklable object with `__call__` and `__name__`; the name is what logs and tables show.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -48,6 +49,8 @@ from rlhf_recipes.rewards.contract.checks import checked_call, is_per_token, is_
 from rlhf_recipes.rewards.contract.concurrent import Finish, begun, can_start
 from rlhf_recipes.texts import Text
 
+Texts: TypeAlias = Sequence[Text]  # (B,)  texts or conversations
+Ids: TypeAlias = Sequence[Sequence[int]]  # (B, tokens of the row)
 Series: TypeAlias = list[float | None]  # (B,)  one reward for each row
 TokenSeries: TypeAlias = list[list[float] | None]  # (B, tokens of the row)  one reward for each token
 Parts: TypeAlias = dict[str, Any]  # by reward, a Series, or a TokenSeries of one that is per token
@@ -66,9 +69,9 @@ class RewardFunction(Protocol):
 
 def compute_rewards(
     reward_funcs: Sequence[RewardFunction],
-    prompts: Sequence[Text],
-    completions: Sequence[Text],
-    completion_ids: Sequence[Sequence[int]],
+    prompts: Texts,
+    completions: Texts,
+    completion_ids: Ids,
     columns: Mapping[str, Any],
 ) -> Parts:
     """Call each reward as TRL's trainers do, by keyword, and check what comes back.
@@ -99,9 +102,9 @@ class StartedRewards:
     def __init__(
         self,
         reward_funcs: Mapping[str, RewardFunction],
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
+        prompts: Texts,
+        completions: Texts,
+        completion_ids: Ids,
         columns: Mapping[str, Any],
     ) -> None:
         batch: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
@@ -136,6 +139,14 @@ class StartedRewards:
     def _given_to(self, func: Any) -> dict[str, Any]:
         kept_back = {key for key, attribute in ON_REQUEST.items() if not getattr(func, attribute, False)}
         return {key: value for key, value in self.batch.items() if key not in kept_back}
+
+
+def log_means(log_metric: Any, of: str, values: Mapping[str, Sequence[float | None]]) -> None:
+    """Log as `of/name` the mean of each reward over the rows to which it applies, where the trainer logs."""
+    for name, own in values.items():
+        applying = [value for value in own if value is not None]
+        if applying and log_metric is not None:
+            log_metric(f"{of}/{name}", math.fsum(applying) / len(applying))
 
 
 def by_name(reward_funcs: Sequence[RewardFunction]) -> dict[str, RewardFunction]:

@@ -12,17 +12,18 @@ from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.images import ImageText, ImageTextEncoder, images_of
 from rlhf_recipes.modeling.loading import check_model_path
 from rlhf_recipes.modeling.reading import check_finite, evaluating
+from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
 
 COLUMNS = ("image", "images", "completion_image", "completion_images")
 
 
-class ImageTextReward:
+class ImageTextReward(ModelReward):
     """The score that a vision-language classifier gives to prompt and completion with their images.
 
     Images are read from the columns `image` and `images`, which come before the text, or stand in messages as parts of
     type `image`; see `rlhf_recipes.modeling.images`. A row without an image is read as text alone. Its range and
-    languages are those of the model. NaN or infinity out of the model is an error that names the row.
+    languages are those of the model.
 
     A text that is longer than `max_length` is an error and not cut, since a cut would leave half an image.
 
@@ -32,25 +33,20 @@ class ImageTextReward:
             or a model that is loaded already.
         processor ([`~transformers.ProcessorMixin`], *optional*):
             Its processor. Default: that of the folder.
-        batch_size (`int`, *optional*, defaults to 8):
-            Texts in one forward pass.
         max_length (`int`, *optional*):
             Tokens of a text, images included. Default: what `reward_config.json` says, or no limit.
         label (`int` or `str`, *optional*):
             Which logit is the score. Needed only where the model has several.
-        name (`str`, *optional*):
-            What logs show. Default: the last part of the folder.
         calibrate (`bool`, *optional*, defaults to `True`):
             Whether to turn logits into ratings, where the settings hold a calibration.
-        device, dtype: As in [`~rlhf_recipes.rewards.LearnedReward`].
+        batch_size, device, dtype: as in [`ModelReward`].
+        name (`str`, *optional*): What logs show. Default: the last part of the folder.
         settings ([`~rlhf_recipes.modeling.heads.RewardModelSettings`], *optional*):
             Instead of those in the folder.
 
     Raises:
-        `FileNotFoundError`: if there is no model where a path points.
-        `ValueError`: if a weight of the model was not in its files, if it takes no pixels, or if it is not clear which
-            logit is the score; when called, if an image cannot be read, or marks and images differ in number.
-        `RewardError`: when called, if the model gives NaN or infinity.
+        `ValueError`: if it takes no pixels, or if it is not clear which logit is the score; when called, if an image
+            cannot be read, or marks and images differ in number.
 
     Example:
 
@@ -74,9 +70,6 @@ class ImageTextReward:
         settings: RewardModelSettings | None = None,
     ) -> None:
         check_batch_size(batch_size)
-        self._arguments = (
-            model, processor, batch_size, max_length, label, name, calibrate, device, dtype, settings,
-        )  # fmt: skip
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
         if processor is None and source is None:
             raise ValueError("A model was given without its processor: give the processor too.")
@@ -94,9 +87,6 @@ class ImageTextReward:
         self.head = LabelScore(self.model.config, label)
         self.batch_size = batch_size
         self.__name__ = name or (type(self.model).__name__ if source is None else Path(source).name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion and the images of its row. `(B,)`"""

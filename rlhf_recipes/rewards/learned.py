@@ -37,30 +37,25 @@ from rlhf_recipes.modeling.reading import (
 )
 from rlhf_recipes.modeling.text_ends import adds_eos, ended
 from rlhf_recipes.modeling.tokenizers import fit_model
+from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
 
 logger = logging.getLogger(__name__)
 
 
-class LearnedReward:
+class LearnedReward(ModelReward):
     """The score that a sequence classifier gives to prompt and completion, read as one text.
 
     Plain text is the prompt followed by the completion; of messages, the model's chat template makes the text, and a
-    model without one reads them as `dialogue_text` writes them, which is said once. Texts are padded on the right and
-    go through the model in batches of similar length, without gradients. A text that is
-    longer than `max_length` loses its beginning, because what is judged is the completion; how many do is logged
-    once. An empty or blank completion is scored as it stands, with the prompt; where there is no token at all,
-    a single special token is read. Its range and languages are those of the model. NaN or infinity out of the model
-    is an error that names the row.
+    model without one reads them as `dialogue_text` writes them, which is said once. A text that is longer than
+    `max_length` loses its beginning, because what is judged is the completion; how many do is logged once. An empty or
+    blank completion is scored as it stands, with the prompt; where there is no token at all, a single special token is
+    read. Its range and languages are those of the model.
 
     Args:
-        model (`str`, `Path` or `torch.nn.Module`):
-            A folder or a model id of the Hub, or a model that is loaded already. The folder may be that of a LoRA
-            adapter with its head.
-        processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
-            The model's tokenizer, or where it lies. Default: that of `model`. It is copied, never changed.
-        batch_size (`int`, *optional*, defaults to 32):
-            Texts in one forward pass.
+        model, processing_class, batch_size, device, dtype, load_in_4bit:
+            As in [`ModelReward`]. Of a LoRA adapter the folder holds the head too. 4 bit changes the scores: compare
+            them on held-out texts.
         max_length (`int`, *optional*):
             Tokens of a text that the model reads. Default: what `reward_config.json` says, else all that it can.
         label (`int` or `str`, *optional*):
@@ -70,18 +65,8 @@ class LearnedReward:
             What logs show. Default: the last part of the folder or of the model id.
         calibrate (`bool`, *optional*, defaults to `True`):
             Whether to turn logits into ratings, where the settings hold a calibration.
-        device (`str` or `torch.device`, *optional*):
-            Where to put the model. Default: a model that is given stays; one that is loaded goes to this process's
-            GPU, or to the CPU where there is none.
-        dtype (`str` or `torch.dtype`, *optional*):
-            Precision to load in, and with `load_in_4bit` to compute in. Default: that of the files on a GPU, float32
-            on a CPU.
         settings ([`RewardModelSettings`], *optional*):
             Instead of those in the folder; for a model that is given, whose folder is not known.
-        load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Whether to hold the model's linear layers, all but the head, in 4 bit (NF4, arXiv 2305.14314), with
-            bitsandbytes. It saves memory, takes longer on a CPU, and changes the scores: compare them on held-out
-            texts.
         labels (`dict`, *optional*):
             What each label counts, by name or index: `{"positive": 1.0, "negative": -1.0}` makes the score the
             difference of the two. Labels that are not named count nothing.
@@ -95,11 +80,8 @@ class LearnedReward:
             which is said, else as the tokenizer does by itself.
 
     Raises:
-        `FileNotFoundError`: if there is no model where a path points.
-        `ValueError`: if a weight of the model was not in its files, so that it would judge at random; if its tokenizer
-            gives ids that it has no embedding for; if it has several labels and none is chosen; if the settings hold a
-            calibration, which is that of one logit, and labels or probabilities are asked for.
-        `RewardError`: when called, if the model gives NaN or infinity.
+        `ValueError`: if it has several labels and none is chosen; if the settings hold a calibration, which is that of
+            one logit, and labels or probabilities are asked for.
 
     Example:
 
@@ -108,6 +90,8 @@ class LearnedReward:
     reward(prompts=["The film is"], completions=[" a delight."])  # [2.3]
     ```
     """
+
+    shown = ("max_length", "calibration")
 
     def __init__(
         self,
@@ -127,10 +111,6 @@ class LearnedReward:
         append_eos: bool | None = None,
     ) -> None:
         check_batch_size(batch_size)
-        self._arguments = (
-            model, processing_class, batch_size, max_length, label, name, calibrate, device, dtype, settings,
-            load_in_4bit, labels, probabilities, append_eos,
-        )  # fmt: skip
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
         from peft import PeftModel  # here, because these take seconds, and the folder may not be there
         from transformers import AutoModelForSequenceClassification
@@ -164,23 +144,24 @@ class LearnedReward:
                 "are asked for. Give calibrate=False, or leave these out."
             )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew from where it was loaded: a pickle stays small, and the device is found where it is opened.
-        return type(self), self._arguments
-
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
-        own = kwargs.get(KWARGS) or [None] * len(prompts)
-        texts = [self._render(*row) for row in zip(prompts, completions, own, strict=True)]
-        truncated_before = self.truncated
-        token_ids = [self._encode(text, special) for text, special in texts]
-        if truncated_before == 0 and self.truncated:
-            warn_of_truncation(self.__name__, self.truncated, len(texts), self.max_length)
-        scores = self._scores(token_ids)
+        scores = self.scores(self.encode(prompts, completions, kwargs.get(KWARGS)))
         check_finite(scores.tolist(), self.__name__, prompts, completions)
         return scores.tolist() if self.calibration is None else self.calibration(scores.numpy()).tolist()
 
-    def _scores(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    def encode(
+        self, prompts: Sequence[Text], completions: Sequence[Text], template_kwargs: Sequence[Any] | None = None
+    ) -> list[list[int]]:
+        """The token ids of each prompt with its completion, as the model reads them; truncation is logged once."""
+        own = template_kwargs or [None] * len(prompts)
+        before = self.truncated
+        token_ids = [self.encode_text(*self.render(*row)) for row in zip(prompts, completions, own, strict=True)]
+        if before == 0 and self.truncated:
+            warn_of_truncation(self.__name__, self.truncated, len(token_ids), self.max_length)
+        return token_ids
+
+    def scores(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Score texts that are encoded already, before calibration. `(B,)`"""
         scores = torch.empty(len(token_ids), dtype=torch.float32)
         for rows, output in model_outputs(self.model, token_ids, self.batch_size, self.tokenizer.pad_token_id):
@@ -207,10 +188,7 @@ class LearnedReward:
         wanted = settings.append_eos if append_eos is None else append_eos
         return dataclasses.replace(settings, append_eos=wanted and not self.adds_eos)
 
-    def __repr__(self) -> str:
-        return f"LearnedReward(name={self.__name__!r}, max_length={self.max_length}, calibration={self.calibration})"
-
-    def _render(self, prompt: Text, completion: Text, template_kwargs: Any = None) -> tuple[str, bool]:
+    def render(self, prompt: Text, completion: Text, template_kwargs: Any = None) -> tuple[str, bool]:
         """One text, and whether the tokenizer has yet to add special tokens to it."""
         if isinstance(prompt, str) and isinstance(completion, str):
             text = prompt + completion
@@ -222,7 +200,8 @@ class LearnedReward:
             text = dialogue_text(whole(prompt, completion))
         return ended(text, self.tokenizer.eos_token, self.settings.append_eos, self.adds_eos), True
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode_text(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of one text, without its beginning where it is too long; never empty."""
         text = text[part_to_read(text, self.tokenizer, self.max_length)]
         ids = once(
             self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids, self.tokenizer

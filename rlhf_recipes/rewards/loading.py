@@ -19,7 +19,6 @@ the modules beside it.
 """
 
 import asyncio
-import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes import rewards
 from rlhf_recipes.data.chat_rows import as_rewards_see
 from rlhf_recipes.imports import did_you_mean, function_in_file, function_in_module, names_a_file
 from rlhf_recipes.rewards.contract.checks import (
@@ -83,16 +83,17 @@ class RewardArguments:
             `ValueError`: as [`load_rewards`], if a reward is per token, of which these trainers know nothing, or if
                 there may be completions that no reward applies to, of which they would make a 0.
         """
-        rewards = load_rewards(self.reward_funcs, self.reward_weights)
-        for name, func in zip(rewards.names, rewards.reward_funcs, strict=True):
-            if getattr(func, "per_token", False):
+        loaded = load_rewards(self.reward_funcs, self.reward_weights)
+        by_name = dict(zip(loaded.names, loaded.reward_funcs, strict=True))
+        for name, func in by_name.items():
+            if is_per_token(func):
                 raise ValueError(
                     f"Reward {name!r} gives one number for each token, but TRL's trainers take one for each "
                     "completion. Use it with PPO, or leave it out."
                 )
-        check_can_stand(dict(zip(rewards.names, rewards.reward_funcs, strict=True)))
-        in_order = zip(rewards.reward_funcs, rewards.names, rewards.weights, strict=True)
-        return [_checked(*one) for one in in_order], [1.0 if callable(w) else w for w in rewards.weights]
+        check_can_stand(by_name)
+        in_order = zip(loaded.reward_funcs, loaded.names, loaded.weights, strict=True)
+        return [_checked(*one) for one in in_order], [1.0 if callable(w) else w for w in loaded.weights]
 
 
 def _checked(func: Callable[..., Any], name: str, weight: Weight) -> Callable[..., Any]:
@@ -133,7 +134,7 @@ class LoadedReward:
         args: Mapping[str, Any] | None = None,
         is_reward: bool = True,
     ) -> None:
-        self._made_from = (func, name, args)
+        self.made_from = (func, name, args)
         self._is_reward = is_reward
         target, self.args = _resolve(func, args, is_reward)
         maker = reward_name(target)
@@ -163,7 +164,7 @@ class LoadedReward:
         return called(self.reward, {**kwargs, **own_copy(self.args)})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (*self._made_from, self._is_reward)
+        return type(self), (*self.made_from, self._is_reward)
 
     def __repr__(self) -> str:
         return f"LoadedReward({self.__name__!r}, {self.reward!r}, {self.args})"
@@ -239,8 +240,8 @@ def load_reward(
 
 
 def _as_dictionary(spec: Any) -> dict[str, Any]:
-    if isinstance(spec, str) or callable(spec):
-        return {"func": spec}
+    if isinstance(spec, str | Path) or callable(spec):
+        return {"func": str(spec) if isinstance(spec, Path) else spec}
     if not isinstance(spec, Mapping):
         raise TypeError(f"A reward is a string or has the keys {', '.join(SPEC_KEYS)}, but {spec!r} was given.")
     for key in spec:
@@ -280,11 +281,10 @@ def _resolve(
     elif names_a_file(func):
         path, _, attribute = func.rpartition(":") if not func.endswith(".py") else (func, "", "")
         target = function_in_file(Path(path).expanduser(), attribute)
-    elif func in _rewards_here():
-        target = getattr(importlib.import_module("rlhf_recipes.rewards"), func)
+    elif func in rewards.REWARDS:
+        target = getattr(rewards, func)
     elif IMPORT_PATH.fullmatch(func) and not Path(func).exists():
         module_name, _, attribute = func.replace(":", ".").rpartition(".")
-        rewards = importlib.import_module("rlhf_recipes.rewards")
         # A reward that comes with the project is found by its name, also under the path of a file that it once had.
         ours = module_name.startswith("rlhf_recipes.rewards.") and attribute in rewards.__all__
         target = getattr(rewards, attribute) if ours else function_in_module(module_name, attribute, _meant)
@@ -294,10 +294,10 @@ def _resolve(
         target, argument = _of_folder(Path(func).expanduser())
         settings = {argument: func, **settings}
     else:
-        here = _rewards_here()
         raise ValueError(
-            f"There is no reward {func!r}{did_you_mean(func, here)} A reward is a name of rlhf_recipes.rewards "
-            f"({', '.join(here)}), path/to/file.py:name, package.module.name, or a model folder or model id."
+            f"There is no reward {func!r}{did_you_mean(func, rewards.REWARDS)} A reward is a name of "
+            f"rlhf_recipes.rewards ({', '.join(rewards.REWARDS)}), path/to/file.py:name, package.module.name, or a "
+            "model folder or model id."
         )
     _check_args(target, settings, inspect.isclass(target) or (is_reward and is_factory(target)))
     return target, settings
@@ -314,13 +314,7 @@ def _of_folder(folder: Path) -> tuple[Any, str]:
         name, argument = "SharedBaseEnsemble", "folder"
     elif (folder / "reward_config.json").is_file() and '"step_token"' in (folder / "reward_config.json").read_text():
         name, argument = "StepReward", "score"
-    return getattr(importlib.import_module("rlhf_recipes.rewards"), name), argument
-
-
-def _rewards_here() -> tuple[str, ...]:
-    """The names of the rewards that come with this project; none of them is imported."""
-    names: tuple[str, ...] = importlib.import_module("rlhf_recipes.rewards").REWARDS
-    return names
+    return getattr(rewards, name), argument
 
 
 def _meant(module_name: str, attribute: str) -> str:
@@ -328,8 +322,8 @@ def _meant(module_name: str, attribute: str) -> str:
     file = f"{module_name.replace('.', '/')}.py"
     if Path(file).is_file():
         return f"; did you mean '{file}:{attribute}'?"
-    here = _rewards_here()
-    return next((hint for word in (module_name, attribute) if (hint := did_you_mean(word, here)) != "."), ".")
+    hints = (did_you_mean(word, rewards.REWARDS) for word in (module_name, attribute))
+    return next((hint for hint in hints if hint != "."), ".")
 
 
 def _check_args(target: Any, args: Mapping[str, Any], is_made: bool) -> None:
@@ -369,16 +363,9 @@ def inner_reward(reward: Any, role: str) -> Any:
     Raises:
         `ValueError`: if it cannot be found, has keys that are not known, or gives one number for each token.
     """
-    from rlhf_recipes.rewards.loading import load_reward
-
-    if isinstance(reward, Mapping):
-        unknown = sorted(set(reward) - {"func", "name", "args"})
-        if unknown or not reward.get("func"):
-            problem = f"has {', '.join(unknown)}" if unknown else "names no func"
-            raise ValueError(f"What describes {role} {problem}. It takes func, name and args: {dict(reward)}.")
-        found = load_reward(reward["func"], reward.get("name"), reward.get("args"))
-    else:
-        found = load_reward(reward)
+    if isinstance(reward, Mapping) and "weight" in reward:
+        raise ValueError(f"What describes {role} has weight, which only a list of rewards knows: {dict(reward)}.")
+    found = load_spec(reward)
     if is_per_token(found):
         raise ValueError(
             f"{reward_name(found)!r} gives one number for each token, but {role} must give one for each completion."

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rlhf_recipes.imports import optional
+from rlhf_recipes.rewards.contract.checks import check_choice, check_setting
 from rlhf_recipes.rewards.rules import Rule, column_values
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import is_blank, sacrebleu_tokenizer, words
@@ -33,7 +34,12 @@ LARGEST_TABLE = 1_000_000
 
 @dataclass(frozen=True)
 class ReferenceReward(Rule):
-    """A reward of the completion and its references: a subclass defines `compare(text, references) -> float`."""
+    """A reward of the completion and its references: a subclass defines `compare(text, references) -> float`.
+
+    Args:
+        column (`str`, *optional*, defaults to `"reference"`):
+            The dataset's column with the references.
+    """
 
     column: str = "reference"
 
@@ -42,16 +48,9 @@ class ReferenceReward(Rule):
         raise NotImplementedError
 
     def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
-        column = column_values(kwargs, self.column, self.__name__)
-        return [
-            self._value(as_text(completion), as_references(value, f"Row {row} of the column {self.column!r}"))
-            for row, (completion, value) in enumerate(zip(completions, column, strict=True))
-        ]
-
-    def _value(self, text: str, references: Sequence[str]) -> float | None:
-        if not references:
-            return None
-        return 0.0 if is_blank(text) else self.compare(text, references)
+        wanted = references_of(kwargs, self.column, self.__name__)
+        pairs = zip(map(as_text, completions), wanted, strict=True)
+        return [None if not own else 0.0 if is_blank(text) else self.compare(text, own) for text, own in pairs]
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,6 @@ class BLEU(ReferenceReward):
     Any language. Both texts are put into Unicode's form NFC, which sacrebleu leaves to the caller.
 
     Args:
-        column (`str`, *optional*, defaults to `"reference"`):
-            The dataset's column with the references.
         tokenize (`str`, *optional*, defaults to `"auto"`):
             sacrebleu's tokenizer: `"13a"`, `"intl"`, `"zh"`, `"char"` or `"none"`. `"auto"` chooses by the references
             alone, so that no completion chooses its own metric: `"char"` for Japanese, Thai and others without spaces,
@@ -85,8 +82,8 @@ class BLEU(ReferenceReward):
     lowercase: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("BLEU", "tokenize", self.tokenize, get_args(BleuTokenizer))
-        _check_order("BLEU", "max_order", self.max_order, 1)
+        check_choice("BLEU", "tokenize", self.tokenize, get_args(BleuTokenizer))
+        check_setting("BLEU", "max_order", self.max_order, least=1, whole=True)
         optional("sacrebleu", "BLEU")
 
     def compare(self, text: str, references: Sequence[str]) -> float:
@@ -115,7 +112,7 @@ def corpus_bleu(texts: Sequence[Text], references: Sequence[Any], tokenize: Bleu
     """
     if len(texts) != len(references):
         raise ValueError(f"There are {len(texts)} texts and {len(references)} references; give one for each text.")
-    _check_choice("corpus_bleu", "tokenize", tokenize, get_args(BleuTokenizer))
+    check_choice("corpus_bleu", "tokenize", tokenize, get_args(BleuTokenizer))
     read = [as_references(value, f"Reference {row}") for row, value in enumerate(references)]
     pairs = [(_nfc(as_text(text)), [_nfc(one) for one in own]) for text, own in zip(texts, read, strict=True) if own]
     if not pairs:
@@ -145,8 +142,6 @@ class ChrF(ReferenceReward):
     between white space, so `word_order` means little in scripts without. Both texts are put into form NFC.
 
     Args:
-        column (`str`, *optional*, defaults to `"reference"`):
-            The dataset's column with the references.
         char_order (`int`, *optional*, defaults to 6):
             Characters in the longest n-grams.
         word_order (`int`, *optional*, defaults to 0):
@@ -163,9 +158,9 @@ class ChrF(ReferenceReward):
     lowercase: bool = False
 
     def __post_init__(self) -> None:
-        _check_order("ChrF", "char_order", self.char_order, 1)
-        _check_order("ChrF", "word_order", self.word_order, 0)
-        _check_order("ChrF", "beta", self.beta, 1)
+        check_setting("ChrF", "char_order", self.char_order, least=1, whole=True)
+        check_setting("ChrF", "word_order", self.word_order, least=0, whole=True)
+        check_setting("ChrF", "beta", self.beta, least=1, whole=True)
         optional("sacrebleu", "ChrF")
 
     def compare(self, text: str, references: Sequence[str]) -> float:
@@ -188,8 +183,6 @@ class ROUGE(ReferenceReward):
     a faster algorithm with the same result.
 
     Args:
-        column (`str`, *optional*, defaults to `"reference"`):
-            The dataset's column with the references.
         variant (`"rouge1"`, `"rouge2"` or `"rougeL"`, *optional*, defaults to `"rougeL"`):
             What is counted.
         stem (`bool`, *optional*, defaults to `False`):
@@ -200,7 +193,7 @@ class ROUGE(ReferenceReward):
     stem: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("ROUGE", "variant", self.variant, get_args(RougeVariant))
+        check_choice("ROUGE", "variant", self.variant, get_args(RougeVariant))
         optional("rouge_score", "ROUGE", package="rouge-score")
 
     def compare(self, text: str, references: Sequence[str]) -> float:
@@ -276,8 +269,6 @@ class ExactMatch(AnswerReward):
     The whole completion is compared. Where the answer is a part of it, cut it out first.
 
     Args:
-        column (`str`, *optional*, defaults to `"reference"`):
-            The dataset's column with the references.
         ignore_case (`bool`, *optional*, defaults to `True`):
             Whether upper and lower case are the same.
         ignore_punctuation (`bool`, *optional*, defaults to `True`):
@@ -297,21 +288,17 @@ class TokenF1(AnswerReward):
     `2 s / (c + r)`, for `c` words of the completion, `r` of the reference, and `s` of them shared, each counted as
     often as both have it (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1). Words are normalized as in
     [`ExactMatch`]; in scripts without spaces each character is a word. Order does not count.
-
-    Args:
-        column (`str`, *optional*, defaults to `"reference"`):
-            The dataset's column with the references.
-        ignore_case (`bool`, *optional*, defaults to `True`):
-            Whether upper and lower case are the same.
-        ignore_punctuation (`bool`, *optional*, defaults to `True`):
-            Whether punctuation is dropped.
-        articles (`Sequence[str]`, *optional*, defaults to `("a", "an", "the")`):
-            Words that are dropped; an empty list for none. These are English: name others for other languages.
     """
 
     def agreement(self, found: Sequence[str], wanted: Sequence[str]) -> float:
         shared = (Counter(found) & Counter(wanted)).total()
         return 2 * shared / (len(found) + len(wanted))
+
+
+def references_of(columns: Mapping[str, Any], column: str, reward: str) -> list[list[str]]:
+    """The references of each row, out of the column that a reward was told to read."""
+    values = column_values(columns, column, reward)
+    return [as_references(value, f"Row {row} of the column {column!r}") for row, value in enumerate(values)]
 
 
 def as_references(value: Any, where: str) -> list[str]:
@@ -394,13 +381,3 @@ def _stemmer() -> Any:
 def _stem(word: str) -> str:
     # rouge-score leaves words of up to three letters as they are too.
     return str(_stemmer().stem(word)) if len(word) > 3 and word.isascii() and word.isalpha() else word
-
-
-def _check_choice(reward: str, setting: str, given: Any, allowed: Sequence[str]) -> None:
-    if given not in allowed:
-        raise ValueError(f"{reward} has {setting} {given!r}; it must be one of {', '.join(allowed)}.")
-
-
-def _check_order(reward: str, setting: str, given: Any, smallest: int) -> None:
-    if isinstance(given, bool) or not isinstance(given, int) or given < smallest:
-        raise ValueError(f"{reward} has {setting} {given!r}; it must be a whole number of {smallest} or more.")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from rlhf_recipes.rewards.contract.checks import check_setting
+from rlhf_recipes.rewards.contract.checks import check_choice, check_setting
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import is_blank, language_identifier, language_probability, ngrams, words
 
@@ -79,18 +79,16 @@ class LengthWindow(Rule):
     margin: int = 1
 
     def __post_init__(self) -> None:
-        for setting in ("minimum", "maximum", "margin"):
-            if getattr(self, setting) is not None:
-                check_setting("LengthWindow", setting, getattr(self, setting))
+        check_setting("LengthWindow", "minimum", self.minimum)
+        check_setting("LengthWindow", "margin", self.margin, least=1)
+        if self.maximum is not None:
+            check_setting("LengthWindow", "maximum", self.maximum)
         if self.minimum < 0 or (self.maximum is not None and self.maximum < self.minimum):
             raise ValueError(
                 f"LengthWindow goes from minimum {self.minimum} to maximum {self.maximum}: the minimum must be 0 or "
                 "more, and the maximum no smaller."
             )
-        if self.margin < 1:
-            raise ValueError(f"LengthWindow has margin {self.margin}; it must be 1 or more.")
-        if self.unit not in ("tokens", "words"):
-            raise ValueError(f"LengthWindow counts 'tokens' or 'words', not {self.unit!r}.")
+        check_choice("LengthWindow", "unit", self.unit, ("tokens", "words"))
 
     def __call__(
         self, completions: Sequence[Text], completion_ids: Sequence[Sequence[int]] | None = None, **kwargs: Any

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.rewards.model_reward import ModelReward
+from rlhf_recipes.texts import Text, prompt_and_completion
 from rlhf_recipes.words import is_blank
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Vader:
         return values
 
 
-class SentimentClassifier:
+class SentimentClassifier(ModelReward):
     """How much more likely a classifier takes the text for positive than for negative, from -1 to 1.
 
     `r = sum_k w_k p_k`, where `p` are the model's probabilities: the softmax of its logits over all labels, or of a
@@ -58,7 +59,7 @@ class SentimentClassifier:
     positive label, -1 for the negative one and 0 for all others, so that `r = P(positive) - P(negative)`. It knows the
     languages that the model was trained on, and says something of all others too.
 
-    A text that is longer than the model can read loses its beginning. A text with nothing to see, the empty one among
+    A text that is longer than the model can read loses its beginning. One with nothing to see, the empty one among
     them, gets the lowest value that there is, since it is the worst answer; punctuation and emoji are left to the
     model. A model that gives NaN stops the run (`RewardError`).
 
@@ -73,18 +74,7 @@ class SentimentClassifier:
             `{"1 star": -1, "2 stars": -0.5, "4 stars": 0.5, "5 stars": 1}`. A label that is left out has 0.
         completion_only (`bool`, *optional*, defaults to `False`):
             Whether to leave out the prompt. By default prompt and completion are scored as one text.
-        processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
-            The model's tokenizer, or where it lies. Default: that of `model`.
-        batch_size (`int`, *optional*, defaults to 32):
-            Texts in one forward pass; they are of similar length.
-        max_length (`int`, *optional*):
-            Tokens of a text that the model reads. Default: all that it can.
-        device (`str` or `torch.device`, *optional*):
-            Where to put the model. Default: this process's GPU, or the CPU where there is none.
-        dtype (`str` or `torch.dtype`, *optional*):
-            Precision to load in. Default: that of the files on a GPU, float32 on a CPU.
-        name (`str`, *optional*, defaults to `"SentimentClassifier"`):
-            What logs show.
+        processing_class, batch_size, max_length, device, dtype, name: as in [`ModelReward`].
 
     Raises:
         `ValueError`: if the model does not have the labels, or has one alone.
@@ -95,6 +85,8 @@ class SentimentClassifier:
     reward = SentimentClassifier("distilbert/distilbert-base-uncased-finetuned-sst-2-english", completion_only=True)
     ```
     """
+
+    shown = ("weights",)
 
     def __init__(
         self,
@@ -110,31 +102,21 @@ class SentimentClassifier:
         dtype: "str | torch.dtype | None" = None,
         name: str | None = None,
     ) -> None:
-        from rlhf_recipes.rewards.learned import LearnedReward  # VADER needs no torch
+        from rlhf_recipes.modeling.heads import LabelScore  # VADER needs no torch
+        from rlhf_recipes.rewards.learned import LearnedReward
 
-        self._arguments = (
-            model, positive, negative, weights, completion_only, processing_class, batch_size, max_length, device,
-            dtype, name,
-        )  # fmt: skip
         self.__name__ = name or type(self).__name__
         self.completion_only = completion_only
-        loaded = LearnedReward(
+        self.reward = LearnedReward(
             model, processing_class, batch_size, max_length, label=0, name=self.__name__, calibrate=False,
             device=device, dtype=dtype,
         )  # fmt: skip
-        self.weights = _weights_of(list(loaded.model.config.id2label.values()), positive, negative, weights)
-        # The same model, now that its labels are known.
-        self.reward = LearnedReward(
-            loaded.model, loaded.tokenizer, batch_size, loaded.max_length, name=self.__name__,
-            settings=loaded.settings, calibrate=False, labels=self.weights, probabilities=True,
-        )  # fmt: skip
-        head = self.reward.head
+        config = self.reward.model.config
+        self.weights = _weights_of(list(config.id2label.values()), positive, negative, weights)
+        self.reward.head = head = LabelScore(config, None, self.weights, True)  # now that the labels are known
         # Probabilities of labels that are apart may all be 0 or 1; others add up to 1, and so are a mean of weights.
         negative_ones = head.weights.clamp(max=0.0)
         self.lowest = float(negative_ones.sum() if head.labels_are_apart else head.weights.min())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
         """Score each text. `(B,)`"""
@@ -142,20 +124,10 @@ class SentimentClassifier:
         values = self.reward(prompts=[""] * len(texts), completions=texts)
         return [self.lowest if is_blank(text) else value for value, text in zip(values, texts, strict=True)]
 
-    def __repr__(self) -> str:
-        return f"SentimentClassifier(name={self.__name__!r}, weights={self.weights})"
-
 
 def _texts(prompts: Sequence[Text], completions: Sequence[Text], completion_only: bool) -> list[str]:
-    texts = [as_text(completion) for completion in completions]
-    if completion_only:
-        return texts
-    return [_joined(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-
-
-def _joined(prompt: Text, text: str) -> str:
-    # A completion goes on in the middle of a plain prompt; the messages of a conversation stand apart.
-    return prompt + text if isinstance(prompt, str) else f"{as_text(prompt)}\n{text}"
+    parts = [prompt_and_completion(*row) for row in zip(prompts, completions, strict=True)]
+    return [end if completion_only else start + end for start, end in parts]
 
 
 def _weights_of(

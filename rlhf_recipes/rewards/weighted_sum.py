@@ -1,4 +1,4 @@
-"""Weights of rewards that change while a run goes on."""
+"""Several rewards as one, the weighted sum that trainers score with, and weights that change while a run goes on."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from rlhf_recipes.errors import RewardValueError
-from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, StartedRewards, by_name
+from rlhf_recipes.rewards.base import Ids, Parts, RewardFunction, Series, StartedRewards, Texts, by_name, log_means
 from rlhf_recipes.rewards.contract.checks import (
     Weight,
+    check_choice,
     check_setting,
     checked_weights,
     is_per_token,
@@ -16,7 +17,6 @@ from rlhf_recipes.rewards.contract.checks import (
     weight_at,
     weighted,
 )
-from rlhf_recipes.texts import Text
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class WeightSchedule:
                 f"The weight schedule goes from begin {self.begin:g} to until {self.until:g}; these are shares of the "
                 "run, from 0 to 1, begin below until."
             )
-        if self.shape not in ("linear", "cosine", "step"):
-            raise ValueError(f"The weight schedule's shape is {self.shape!r}; known are linear, cosine and step.")
+        check_choice("the weight schedule", "shape", self.shape, ("linear", "cosine", "step"))
 
     def __call__(self, progress: float) -> float:
         x = min(max((progress - self.begin) / (self.until - self.begin), 0.0), 1.0)
@@ -141,23 +140,11 @@ class WeightedSum:
         self.potential_names = tuple(name for name in per_token if is_potential(named[name]))
         self.token_names = tuple(name for name in per_token if name not in self.potential_names)
 
-    def begin(
-        self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Any,
-    ) -> StartedRewards:
+    def begin(self, prompts: Texts, completions: Texts, completion_ids: Ids, **columns: Any) -> StartedRewards:
         """Start the rewards that can be started; `values()` of the result are the parts."""
         return StartedRewards(by_name(self.reward_funcs), prompts, completions, completion_ids, columns)
 
-    def parts(
-        self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Any,
-    ) -> Parts:
+    def parts(self, prompts: Texts, completions: Texts, completion_ids: Ids, **columns: Any) -> Parts:
         """The values of each reward by name, before weighting (see `compute_rewards`)."""
         return self.begin(prompts, completions, completion_ids, **columns).values()
 
@@ -197,7 +184,7 @@ class WeightedSum:
         }
 
     def combine_tokens(
-        self, parts: Mapping[str, Sequence[Any]], completion_ids: Sequence[Sequence[int]], progress: float = 0.0
+        self, parts: Mapping[str, Sequence[Any]], completion_ids: Ids, progress: float = 0.0
     ) -> list[list[float]] | None:
         """Weighted sum of the per-token rewards, without potentials; `None` if there is no such reward.
 
@@ -207,7 +194,7 @@ class WeightedSum:
         return self._sum_tokens(parts, completion_ids, self.token_names, progress)
 
     def combine_potentials(
-        self, parts: Mapping[str, Sequence[Any]], completion_ids: Sequence[Sequence[int]], progress: float = 0.0
+        self, parts: Mapping[str, Sequence[Any]], completion_ids: Ids, progress: float = 0.0
     ) -> list[list[float]] | None:
         """Weighted sum of the potentials, Phi(s_t) at t; `None` if there is no such reward.
 
@@ -216,13 +203,7 @@ class WeightedSum:
         """
         return self._sum_tokens(parts, completion_ids, self.potential_names, progress)
 
-    def __call__(
-        self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Any,
-    ) -> list[float]:
+    def __call__(self, prompts: Texts, completions: Texts, completion_ids: Ids, **columns: Any) -> list[float]:
         """One number for each row, as TRL's `GRPOTrainer` and `RLOOTrainer` want it.
 
         Per-token rewards are summed over the tokens of the row and weighted in. Potentials are left out: over a whole
@@ -232,22 +213,14 @@ class WeightedSum:
         return self.start(prompts, completions, completion_ids, **columns)()
 
     def start(
-        self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Any,
+        self, prompts: Texts, completions: Texts, completion_ids: Ids, **columns: Any
     ) -> Callable[[], list[float]]:
         """Begin what can begin; the function that is returned gives the sums."""
         rewards = self.begin(prompts, completions, completion_ids, **columns)
 
         def finish() -> list[float]:
             parts = rewards.values()
-            if columns.get("log_metric") is not None:
-                for name, values in self.per_row(parts).items():
-                    applying = [value for value in values if value is not None]
-                    if applying:
-                        columns["log_metric"](f"rewards/{self.__name__}/{name}", math.fsum(applying) / len(applying))
+            log_means(columns.get("log_metric"), f"rewards/{self.__name__}", self.per_row(parts))
             return self.totals(parts, progress_of(columns.get("trainer_state")))
 
         return finish
@@ -276,7 +249,7 @@ class WeightedSum:
     def _sum_tokens(
         self,
         parts: Mapping[str, Sequence[Any]],
-        completion_ids: Sequence[Sequence[int]],
+        completion_ids: Ids,
         names: Sequence[str],
         progress: float,
     ) -> list[list[float]] | None:

@@ -20,8 +20,7 @@ from rlhf_recipes.modeling.flops import (
     decoder_shape,
     parameters_active,
 )
-from rlhf_recipes.rewards import RewardError, WeightedSum
-from rlhf_recipes.rewards.combine.compose import Discount
+from rlhf_recipes.rewards import Discount, RewardError, WeightedSum
 from rlhf_recipes.rewards.compute import ActiveParameters, Flops, TokenCount
 from rlhf_recipes.rewards.loading import load_reward
 from tests.ppo.helpers import many_short_tokens, tiny_policy, trainer
@@ -435,9 +434,9 @@ def test_a_discount_asks_for_what_its_cost_asks_for():
         ({"scale": -1}, "scale of Discount is -1"),
         ({"scale": math.inf}, "scale of Discount is inf"),
         ({"scale": True}, "scale of Discount is True"),
-        ({"shape": "cubic"}, "shape of Discount is 'cubic'; it can be exponential, hyperbolic, linear, step"),
-        ({"cost": {"func": "TokenCount", "weight": 2}}, "What describes the cost of Discount has weight. It takes"),
-        ({"cost": {"args": {}}}, "the cost of Discount names no func"),
+        ({"shape": "cubic"}, "shape of Discount is 'cubic'; it must be one of exponential, hyperbolic, linear, step"),
+        ({"cost": {"func": "TokenCount", "weight": 2}}, "What describes the cost of Discount has weight"),
+        ({"cost": {"args": {}}}, "says no func, which is what names it"),
         ({"cost": "TokenCuont"}, "There is no reward 'TokenCuont'"),
     ],
 )

@@ -5,8 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_recipes.rewards import RewardError, WeightedSum
-from rlhf_recipes.rewards.fluency import Fluency, token_logprobs
+from rlhf_recipes.rewards import Fluency, RewardError, WeightedSum
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
 
 PROMPTS = ["The film is", "A dull script", "It was bad, but", "", "What a "]
@@ -28,6 +27,11 @@ def logprobs_of_ids(model, ids):
     with torch.no_grad():
         said = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
     return [said[place, token].item() for place, token in enumerate(ids[1:])]
+
+
+def token_logprobs(model, tokenizer, prompts, completions, **settings):
+    reward = Fluency(model, processing_class=tokenizer, **settings)
+    return [own for _, own in reward.token_logprobs(reward.reader, prompts, completions, {})]
 
 
 def test_each_token_of_the_completion_is_scored_after_all_before_it(model, tokenizer):
@@ -164,7 +168,7 @@ def test_a_model_that_gives_nan_is_named(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"normalize": "letter"}, "by 'token', 'word' or 'none', not by 'letter'"),
+        ({"normalize": "letter"}, "normalize of Fluency is 'letter'; it must be one of token, word, none"),
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
         ({"max_length": 600}, "max_length is 600, but must be from 1 to 512"),
         ({"load_in_4bit": True}, "come too late"),
@@ -215,11 +219,10 @@ def test_a_lora_adapter_is_read_on_its_base(tmp_path, model, tokenizer):
     assert Fluency(tmp_path / "adapter")(["The film is"], [" good."]) == pytest.approx([expected], abs=1e-5)
 
 
-def test_the_model_and_the_tokenizer_are_given_back_as_they_were(tokenizer):
+def test_the_model_reads_without_dropout_and_the_tokenizer_is_left_as_it_is(tokenizer):
     model = tiny_causal_lm(tokenizer, attention_dropout=0.5)
     model.train()
     side = tokenizer.truncation_side
     first, second = (token_logprobs(model, tokenizer, ["The film"], [" is good."]) for _ in range(2))
     assert first == second
-    assert model.training
     assert tokenizer.truncation_side == side

@@ -111,8 +111,8 @@ def test_no_completion_chooses_its_own_metric():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tokenize": "ja-mecab"}, "tokenize 'ja-mecab'; it must be one of auto, 13a"),
-        ({"max_order": 0}, "max_order 0"),
+        ({"tokenize": "ja-mecab"}, "tokenize of BLEU is 'ja-mecab'; it must be one of auto, 13a"),
+        ({"max_order": 0}, "max_order of BLEU is 0"),
     ],
 )
 def test_bleu_refuses_settings(settings, message):
@@ -210,7 +210,9 @@ def test_chrf_is_sacrebleus():
 
 @pytest.mark.parametrize("settings", [{"char_order": 0}, {"word_order": -1}, {"beta": 0}, {"beta": 1.5}])
 def test_chrf_refuses_settings(settings):
-    with pytest.raises(ValueError, match=f"{next(iter(settings))} .*; it must be a whole number of . or more"):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(settings))} of ChrF is .*; it must be . or more, and a whole number"
+    ):
         ChrF(**settings)
 
 
@@ -300,7 +302,7 @@ def test_long_texts_are_compared_by_another_algorithm_with_the_same_result(monke
 
 
 def test_rouge_refuses_settings():
-    with pytest.raises(ValueError, match="variant 'rouge3'; it must be one of rouge1, rouge2, rougeL"):
+    with pytest.raises(ValueError, match="variant of ROUGE is 'rouge3'; it must be one of rouge1, rouge2, rougeL"):
         ROUGE(variant="rouge3")
 
 

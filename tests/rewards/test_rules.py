@@ -36,8 +36,8 @@ def test_length_window_counts_words():
     [
         ({"minimum": 5, "maximum": 4}, "minimum 5 to maximum 4"),
         ({"minimum": -1}, "minimum -1"),
-        ({"margin": 0}, "margin 0; it must be 1 or more"),
-        ({"unit": "letters"}, "'tokens' or 'words', not 'letters'"),
+        ({"margin": 0}, "margin of LengthWindow is 0; it must be 1 or more"),
+        ({"unit": "letters"}, "unit of LengthWindow is 'letters'; it must be one of tokens, words"),
     ],
 )
 def test_length_window_refuses_what_makes_no_window(settings, words):

@@ -39,7 +39,7 @@ def test_the_weight_on_its_way(shape, weights):
         ({"start": "0", "end": 1}, "start of the weight schedule is .0."),
         ({"start": 0, "end": 1, "begin": 0.5, "until": 0.5}, "begin 0.5 to until 0.5"),
         ({"start": 0, "end": 1, "until": 1.5}, "shares of the run"),
-        ({"start": 0, "end": 1, "shape": "round"}, "shape is 'round'"),
+        ({"start": 0, "end": 1, "shape": "round"}, "shape of the weight schedule is 'round'"),
     ],
 )
 def test_a_schedule_that_cannot_be(settings, said):

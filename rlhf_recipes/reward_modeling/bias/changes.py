@@ -197,13 +197,13 @@ def measure_encodings(
         `dict`: for each name what [`measure_changes`] gives. `texts` are those that have room for the change and are
         changed by it; there are none where a model has no such token or no template.
     """
-    rendered = [reward._render(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
-    usual = [reward._encode(text, special) for text, special in rendered]
-    scores = reward._scores(usual).double().numpy()
+    rendered = [reward.render(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+    usual = [reward.encode_text(text, special) for text, special in rendered]
+    scores = reward.scores(usual).double().numpy()
     spread = float(scores.std()) if std is None and len(scores) else std
     beginning = _beginning(reward.tokenizer)
     others: dict[str, list[list[int] | None]] = {
-        "no special tokens": [reward._encode(text, False) if special else None for text, special in rendered],
+        "no special tokens": [reward.encode_text(text, False) if special else None for text, special in rendered],
         "one more beginning": [None if beginning is None else [beginning, *ids] for ids in usual],
         "chat template": [_as_chat(reward, p, c) for p, c in zip(prompts, completions, strict=True)],
     }
@@ -211,7 +211,7 @@ def measure_encodings(
     for name, encoded in others.items():
         limit = reward.max_length or 10**9
         rows = [row for row, ids in enumerate(encoded) if ids and ids != usual[row] and len(ids) <= limit]
-        effects = reward._scores([encoded[row] or [] for row in rows]).double().numpy() - scores[rows] if rows else []
+        effects = reward.scores([encoded[row] or [] for row in rows]).double().numpy() - scores[rows] if rows else []
         keys = None if units is None else [units[row] for row in rows]
         found[name] = _effect(np.asarray(effects, dtype=np.float64), spread, keys)
     for side in ("left", "right"):
@@ -228,8 +228,8 @@ def _as_chat(reward: LearnedReward, prompt: Text, completion: Text) -> list[int]
     if reward.tokenizer.chat_template is None or not (isinstance(prompt, str) and isinstance(completion, str)):
         return None
     before: Messages = [{"role": "user", "content": prompt}] if prompt else []
-    text, special = reward._render(before, [{"role": "assistant", "content": completion}])
-    return reward._encode(text, special)
+    text, special = reward.render(before, [{"role": "assistant", "content": completion}])
+    return reward.encode_text(text, special)
 
 
 def _padded(reward: LearnedReward, token_ids: Sequence[Sequence[int]], side: str) -> Floats:

@@ -31,7 +31,7 @@ from rlhf_recipes.errors import RewardError
 from rlhf_recipes.imports import find_function, optional
 from rlhf_recipes.rewards.diversity import DistinctN
 from rlhf_recipes.rewards.rules import Repetition as RepetitionRule
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, prompt_and_completion
 from rlhf_recipes.words import ngrams, words
 
 Matrix = Any  # numpy.ndarray, or a sparse matrix of scipy in rows (CSR)
@@ -431,7 +431,7 @@ class BagOfWords(FeatureGroup):
 
 @dataclass(frozen=True)
 class Embedding(FeatureGroup):
-    """The meaning of the text as a vector of length 1, by a sentence encoder ([`~rlhf_recipes.rewards.embeddings.
+    """The meaning of the text as a vector of length 1, by a sentence encoder ([`~rlhf_recipes.rewards.
     Embedder`]). It knows the encoder's languages. Its numbers mean nothing one by one and are told as one feature.
 
     Args:
@@ -532,10 +532,8 @@ class FeatureSet:
         """Rows of text or messages, as the groups read them."""
         rows = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            before, text = as_text(prompt), as_text(completion)
-            # A completion goes on in the middle of a plain prompt; the messages of a conversation stand apart.
-            whole = before + text if isinstance(prompt, str) else f"{before}\n{text}"
-            rows.append(Reading(before, text, text if self.completion_only else whole))
+            start, text = prompt_and_completion(prompt, completion)
+            rows.append(Reading(as_text(prompt), text, text if self.completion_only else start + text))
         return rows
 
     def blocks(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[Matrix]:

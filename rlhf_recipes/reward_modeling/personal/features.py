@@ -67,7 +67,7 @@ def hidden_vectors(reward: LearnedReward, readings: Sequence[Reading], batch_siz
         `ValueError`: if the model has no linear layer that is known to be a head.
     """
     _, layer = _head(reward.model)
-    ids = [reward._encode(*reward._render(reading.prompt, reading.completion)) for reading in readings]
+    ids = [reward.encode_text(*reward.render(reading.prompt, reading.completion)) for reading in readings]
     vectors = torch.zeros(len(ids), layer.in_features)
     given: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))

@@ -1,19 +1,20 @@
 """Several reward models as one: what one of them can be fooled into, the others may refuse."""
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
-from rlhf_recipes.rewards.base import Series, StartedRewards
-from rlhf_recipes.rewards.contract.checks import is_per_token, reward_name
-from rlhf_recipes.rewards.loading import load_spec
+from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.combine.compose import Composition
+from rlhf_recipes.rewards.contract.checks import check_choice, reward_name
 from rlhf_recipes.statistics import is_finite
 
 Reduction = Literal["mean", "min", "mean_minus_std", "mean_minus_variance"]
 
 
-class EnsembleReward:
+@dataclass(frozen=True, repr=False)
+class EnsembleReward(Composition):
     """One number out of several reward models, lower where they disagree.
 
     With member scores `r_1 .. r_k`, their mean `m` and variance `v = 1/k sum_i (r_i - m)^2`:
@@ -28,10 +29,9 @@ class EnsembleReward:
     them is not seen. Each reads text with its own tokenizer. They must be on one scale, and nothing here brings them
     there: put each into a `Scale` or `Map`, or give them a calibration when they are trained.
 
-    `None` where any member says `None`: a mean or a minimum over fewer of them is no measure of the same thing. Range,
-    languages and what becomes of an empty completion are those of the members. Where the trainer has `log_metric`, the
-    mean over the rows of the standard deviation `sqrt(v)` is logged as `<name>/disagreement`: if it climbs while the
-    reward does, the policy has gone where the members guess.
+    `None` where any member says `None`: a mean or a minimum over fewer of them is no measure of the same thing. Where
+    the trainer has `log_metric`, the mean over the rows of the standard deviation `sqrt(v)` is logged as
+    `<name>/disagreement`: if it climbs while the reward does, the policy has gone where the members guess.
 
     Args:
         models (`Sequence`):
@@ -58,67 +58,35 @@ class EnsembleReward:
     [1.0]
     """
 
-    def __init__(
-        self,
-        models: Sequence[Any],
-        reduce: Reduction = "mean",
-        std_coef: float = 1.0,
-        name: str | None = None,
-    ) -> None:
+    models: Sequence[Any]
+    reduce: Reduction = "mean"
+    std_coef: float = 1.0
+    holds: ClassVar[tuple[str, ...]] = ("models",)
+
+    def __post_init__(self) -> None:
+        models = self.models
         if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
             raise ValueError(f"An EnsembleReward needs a list of two models or more, but has {models!r}.")
-        check_reduction(type(self).__name__, reduce, "std_coef", std_coef)
-        self._arguments = (models, reduce, std_coef, name)
-        self.reduce = reduce
-        self.std_coef = std_coef
-        self.__name__ = name or type(self).__name__
-        self.members = tuple(load_spec(str(model) if isinstance(model, Path) else model) for model in models)
-        self.inner_rewards = self.members
-        for member in self.members:
-            if is_per_token(member):
-                raise ValueError(
-                    f"EnsembleReward takes rewards of one number for each completion, but {reward_name(member)!r} "
-                    "gives one for each token. Put it into the list of rewards on its own."
-                )
-        self.wants_prompt_ids = any(getattr(member, "wants_prompt_ids", False) for member in self.members)
-        self.wants_ref_logprobs = any(getattr(member, "wants_ref_logprobs", False) for member in self.members)
-        self.may_not_apply = any(getattr(member, "may_not_apply", False) for member in self.members)
-        self.constant = all(getattr(member, "constant", False) for member in self.members)
+        check_reduction("EnsembleReward", self.reduce, "std_coef", self.std_coef)
+        super().__post_init__()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
+    def named(self, inner: Sequence[Any]) -> Mapping[str, Any]:
+        """The members, which may share a name: models of several seeds often lie in folders of the same name."""
+        return {f"{self.__name__}/{index}/{reward_name(member)}": member for index, member in enumerate(inner)}
 
-    def start(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Callable[[], Series]:
-        """Begin the members that can be begun; the function that is returned gives the values."""
-        # Members may share a name: models of several seeds often lie in folders of the same name.
-        named = {f"{self.__name__}/{index}/{reward_name(member)}": member for index, member in enumerate(self.members)}
-        rewards = StartedRewards(named, prompts, completions, completion_ids, columns)
+    def logged(self, parts: Mapping[str, Series]) -> Mapping[str, Series]:
+        """The standard deviation of the members."""
+        rows = zip(*parts.values(), strict=True)
+        return {"disagreement": [None if None in row else math.sqrt(variance(row)) for row in rows]}
 
-        def finish() -> Series:
-            scores = list(zip(*rewards.values().values(), strict=True))  # (B, members)
-            judged = [row for row in scores if None not in row]
-            if judged and columns.get("log_metric") is not None:
-                columns["log_metric"](
-                    f"{self.__name__}/disagreement",
-                    math.fsum(math.sqrt(variance(row)) for row in judged) / len(judged),
-                )
-            return [None if None in row else reduced(row, self.reduce, self.std_coef) for row in scores]
-
-        return finish
-
-    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Series:
-        """Score each prompt with its completion. `(B,)`"""
-        return self.start(prompts, completions, completion_ids, **columns)()
-
-    def __repr__(self) -> str:
-        members = ", ".join(reward_name(member) for member in self.members)
-        return f"EnsembleReward(name={self.__name__!r}, models=[{members}], reduce={self.reduce!r})"
+    def merged(self, parts: list[Series]) -> Series:
+        rows = zip(*parts, strict=True)
+        return [None if None in row else reduced(row, self.reduce, self.std_coef) for row in rows]
 
 
 def check_reduction(owner: str, reduce: str, coefficient_name: str, coefficient: float) -> None:
     """Raise `ValueError` for a reduction that is not known, or a price of disagreement below 0."""
-    if reduce not in get_args(Reduction):
-        raise ValueError(f"{owner} reduces by {', '.join(get_args(Reduction))}, not by {reduce!r}.")
+    check_choice(owner, "reduce", reduce, get_args(Reduction))
     if not is_finite(coefficient) or coefficient < 0:
         raise ValueError(
             f"{owner} has {coefficient_name} {coefficient!r}; it must be a number of 0 or more, since a negative one "

@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from rlhf_recipes.modeling.calibration import Calibration
-from rlhf_recipes.modeling.frozen import labels_of_adapter, warn_of_truncation
+from rlhf_recipes.modeling.frozen import labels_of_adapter
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.reading import check_finite
+from rlhf_recipes.outputs import write_json
+from rlhf_recipes.rewards.base import log_means
 from rlhf_recipes.rewards.combine.ensemble import Reduction, check_reduction, reduced, variance
+from rlhf_recipes.rewards.contract.checks import check_choice
 from rlhf_recipes.rewards.learned import LearnedReward
+from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -79,10 +82,7 @@ class EnsembleSettings:
 
     def save(self, folder: str | Path) -> Path:
         """Write them into the folder, at once, and return the file's path."""
-        path = Path(folder) / ENSEMBLE_FILE
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        return draft.replace(path)
+        return write_json(Path(folder) / ENSEMBLE_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "EnsembleSettings":
@@ -114,7 +114,7 @@ class EnsembleSettings:
             raise ValueError(f"Cannot read {path}: {error}") from error
 
 
-class SharedBaseEnsemble:
+class SharedBaseEnsemble(ModelReward):
     """One number out of K reward models that are one base and K LoRA adapters with their heads, lower where they
     disagree.
 
@@ -147,8 +147,7 @@ class SharedBaseEnsemble:
             What disagreement costs; 0 or more. Not read by `"mean"` and `"min"`.
         scale (`str`, *optional*, defaults to `"standard"`):
             `"standard"`, `"rating"` or `"none"`.
-        batch_size (`int`, *optional*, defaults to 32), max_length (`int`, *optional*), device (*optional*),
-        dtype (*optional*), load_in_4bit (`bool`, *optional*, defaults to `False`):
+        batch_size, max_length, device, dtype, load_in_4bit:
             As in [`LearnedReward`].
         name (`str`, *optional*):
             What logs show. Default: the last part of the folder.
@@ -168,6 +167,8 @@ class SharedBaseEnsemble:
     ```
     """
 
+    shown = ("reduce", "scale")
+
     def __init__(
         self,
         folder: str | Path,
@@ -181,31 +182,17 @@ class SharedBaseEnsemble:
         dtype: str | torch.dtype | None = None,
         load_in_4bit: bool = False,
     ) -> None:
-        self._arguments = (
-            folder, reduce, penalty, scale, batch_size, max_length, name, device, dtype, load_in_4bit
-        )  # fmt: skip
         check_reduction(type(self).__name__, reduce, "penalty", penalty)
-        _check_scale(scale)
+        check_choice("SharedBaseEnsemble", "scale", scale, get_args(Scale))
         self.settings = EnsembleSettings.load(folder)
         self.reduce, self.penalty, self.scale = reduce, penalty, scale
-        self.reader = load_members(
-            folder,
-            self.settings.members,
-            batch_size=batch_size,
-            max_length=max_length,
-            device=device,
-            dtype=dtype,
-            load_in_4bit=load_in_4bit,
-        )
+        options = {"max_length": max_length, "device": device, "dtype": dtype, "load_in_4bit": load_in_4bit}
+        self.reader = load_members(folder, self.settings.members, batch_size=batch_size, **options)
         self.calibrations = [_calibration_of(member_folder(folder, k)) for k in range(self.settings.members)]
         if scale == "rating":
             self._check_calibrations()
         self.__name__ = name or Path(folder).resolve().name
         self._switching = threading.Lock()  # which adapter is active is a state of the one model
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew from where it was loaded: a pickle stays small, and the device is found where it is opened.
-        return type(self), self._arguments
 
     @property
     def model(self) -> Any:
@@ -215,9 +202,8 @@ class SharedBaseEnsemble:
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
         rows = self.members(prompts, completions).T.tolist()  # (B, K)
-        if rows and kwargs.get("log_metric") is not None:
-            spread = math.fsum(math.sqrt(variance(row)) for row in rows) / len(rows)
-            kwargs["log_metric"](f"{self.__name__}/disagreement", spread)
+        disagreement = [math.sqrt(variance(row)) for row in rows]
+        log_means(kwargs.get("log_metric"), self.__name__, {"disagreement": disagreement})
         return [reduced(row, self.reduce, self.penalty) for row in rows]
 
     def members(
@@ -229,7 +215,7 @@ class SharedBaseEnsemble:
             scale (`str`, *optional*): Instead of the ensemble's.
         """
         wanted = scale or self.scale
-        _check_scale(wanted)
+        check_choice("SharedBaseEnsemble", "scale", wanted, get_args(Scale))
         if wanted == "rating":
             self._check_calibrations()
         with self._switching:
@@ -245,16 +231,6 @@ class SharedBaseEnsemble:
             return (scores - means[:, None]) / stds[:, None]
         self._check_calibrations()
         return np.stack([own(row) for own, row in zip(self.calibrations, scores, strict=True) if own is not None])
-
-    def disagreement(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
-        """Standard deviation of the members, in units of the scale. `(B,)`"""
-        return [math.sqrt(variance(row)) for row in self.members(prompts, completions).T.tolist()]
-
-    def __repr__(self) -> str:
-        return (
-            f"SharedBaseEnsemble(name={self.__name__!r}, members={self.settings.members}, reduce={self.reduce!r}, "
-            f"scale={self.scale!r})"
-        )
 
     def _check_calibrations(self) -> None:
         without = [f"adapter_{k}" for k, calibration in enumerate(self.calibrations) if calibration is None]
@@ -298,15 +274,11 @@ def score_members(
     Raises:
         `RewardError`: if one gives NaN or infinity.
     """
-    truncated = reader.truncated
-    texts = [reader._render(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    token_ids = [reader._encode(text, special) for text, special in texts]
-    if truncated == 0 and reader.truncated:
-        warn_of_truncation(name, reader.truncated, len(texts), reader.max_length)
+    token_ids = reader.encode(prompts, completions)
     scores = np.empty((count, len(token_ids)))
     for index in range(count):
         reader.model.set_adapter(f"adapter_{index}", inference_mode=True)
-        scores[index] = reader._scores(token_ids).numpy()
+        scores[index] = reader.scores(token_ids).numpy()
         check_finite(scores[index].tolist(), f"{name}/adapter_{index}", prompts, completions)
     return scores
 
@@ -341,17 +313,7 @@ def check_members(places: Sequence[Path]) -> None:
                 )
 
 
-def _check_scale(scale: str) -> None:
-    if scale not in get_args(Scale):
-        raise ValueError(f"SharedBaseEnsemble has the scales {', '.join(get_args(Scale))}, not {scale!r}.")
-
-
-class _AsItIs:
-    def __call__(self, values: Any) -> NDArray[np.float64]:
-        return np.asarray(values, dtype=np.float64)
-
-
-def _calibration_of(place: Path) -> Calibration | _AsItIs | None:
+def _calibration_of(place: Path) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
     settings = RewardModelSettings.load(place)
     # The expected level of a classifier of levels is a rating already.
-    return _AsItIs() if settings.calibration is None and settings.probabilities else settings.calibration
+    return np.asarray if settings.calibration is None and settings.probabilities else settings.calibration

@@ -71,6 +71,12 @@ def check_setting(owner: str, name: str, value: Any, least: float | None = None,
     raise ValueError(f"{name} of {owner} is {short(value)}; it must be {wanted}.")
 
 
+def check_choice(owner: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise `ValueError` for a setting that is none of those that are known."""
+    if value not in known:
+        raise ValueError(f"{name} of {owner} is {short(value)}; it must be one of {', '.join(known)}.")
+
+
 def weight_at(weight: Weight, progress: float, name: str) -> float:
     """The weight of the reward `name` when that share of the run is over.
 

@@ -103,8 +103,8 @@ def test_ratings_are_calibrated_on_validation_rows_and_measured_on_test_rows(own
 )
 def test_every_kind_is_measured_in_one_pass_of_each_split(own, kind, monkeypatch):
     asked = []
-    call = LearnedReward._scores
-    monkeypatch.setattr(LearnedReward, "_scores", lambda self, ids: asked.append(len(ids)) or call(self, ids))
+    call = LearnedReward.scores
+    monkeypatch.setattr(LearnedReward, "scores", lambda self, ids: asked.append(len(ids)) or call(self, ids))
     test, validation = (Dataset.from_dict(columns_of(kind, seed)) for seed in (0, 1))
     metrics = measure(own, validation, validation, test, ARGS)
     distinct = 24 if kind in ("pairs", "votes") else 12

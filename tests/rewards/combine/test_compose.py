@@ -135,7 +135,7 @@ def test_clip_scale_and_map_take_rewards_per_token():
         (lambda: Clip(length, low=1.0, high=1.0), "low must be below high"),
         (lambda: Scale(length, scale=0.0), "the scale must be above 0"),
         (lambda: Scale(length, scale=-1.0), "negative weight"),
-        (lambda: Map(length, by="square"), "known are sigmoid, exp, softplus and relu"),
+        (lambda: Map(length, by="square"), "must be one of sigmoid, exp, softplus, relu"),
         (lambda: Map(length, scale=math.inf), "the scale must be above 0"),
         (lambda: Gate("NoSuch", only_if=length), "There is no reward 'NoSuch'"),
     ],

@@ -120,7 +120,11 @@ def test_a_member_that_fails_is_named():
     [
         (["Vader"], {}, r"two models or more, but has \['Vader'\]"),
         ("runs/reward", {}, "a list of two models or more, but has 'runs/reward'"),
-        (["Vader", "Vader"], {"reduce": "median"}, "mean, min, mean_minus_std, mean_minus_variance, not by 'median'"),
+        (
+            ["Vader", "Vader"],
+            {"reduce": "median"},
+            "reduce of EnsembleReward is 'median'; it must be one of mean, min, mean_minus_std",
+        ),
         (["Vader", "Vader"], {"std_coef": -1.0}, "std_coef -1.0; it must be a number of 0 or more"),
         (["Vader", "Vader"], {"std_coef": float("nan")}, "std_coef nan"),
     ],

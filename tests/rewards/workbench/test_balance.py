@@ -7,6 +7,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from rlhf_recipes.figures import bins
 from rlhf_recipes.ppo.metrics import reward_figures
 from rlhf_recipes.rewards import (
     EndsWithSentence,
@@ -15,13 +16,12 @@ from rlhf_recipes.rewards import (
     LengthWindow,
     RegexMatch,
     RewardError,
-    Scale,
     WeightedSum,
     WeightSchedule,
     load_rewards,
     measure_balance,
 )
-from rlhf_recipes.rewards.workbench.balance import balance_of, bins
+from rlhf_recipes.rewards.workbench.balance import balance_of
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 
@@ -255,17 +255,6 @@ def test_the_yaml_is_a_list_of_the_same_rewards_with_the_proposed_weights(tmp_pa
     assert again.names == rewards.names
     assert again.parts(**ROWS) == rewards.parts(**ROWS)
     assert again.weights == pytest.approx([one.proposed_weight for one in result.rewards], rel=1e-3)
-
-
-def test_the_yaml_with_scales():
-    specs = ["EndsWithSentence", {"func": "RegexMatch", "name": "praise", "args": {"pattern": "good"}, "weight": 2.0}]
-    rewards = load_rewards(specs)
-    result = balance_of(rewards, rewards.parts(**ROWS), specs=specs)
-    again = load_rewards(yaml.safe_load(result.to_yaml(scaled=True))["reward_funcs"])
-    assert again.weights == (1.0, 2.0)
-    assert all(isinstance(func, Scale) for func in again.reward_funcs)
-    for values in again.parts(**ROWS).values():
-        assert (np.mean(values), np.std(values)) == (pytest.approx(0.0, abs=1e-3), pytest.approx(1.0, abs=1e-3))
 
 
 def test_the_specs_of_a_file_are_kept_and_their_weights_replaced():

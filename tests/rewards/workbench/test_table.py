@@ -11,7 +11,8 @@ from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.rewards import REWARDS, LengthWindow, WeightedSum
 from rlhf_recipes.rewards.__main__ import listing, main
 from rlhf_recipes.rewards.loading import RewardArguments
-from rlhf_recipes.rewards.workbench.table import RowOptions, Sample, bar_lines, rows_of, score_rows
+from rlhf_recipes.rewards.workbench.show import bar_lines
+from rlhf_recipes.rewards.workbench.table import RowOptions, Sample, rows_of, score_rows
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
 
 REWARDS_FILE = """

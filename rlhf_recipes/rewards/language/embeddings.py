@@ -16,23 +16,20 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.modeling.embedder import Embedder
 from rlhf_recipes.modeling.reading import check_finite
 from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.contract.checks import check_choice
 from rlhf_recipes.rewards.diversity import siblings
-from rlhf_recipes.rewards.reference import as_references
-from rlhf_recipes.rewards.rules import column_values
+from rlhf_recipes.rewards.model_reward import ModelReward
+from rlhf_recipes.rewards.reference import as_references, references_of
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import is_blank
 
 
-class _EmbeddingReward:
-    """What both rewards share: an embedder, a name, and pickling by the arguments."""
+class EmbeddingReward(ModelReward):
+    """A reward out of the cosines between embeddings of texts."""
 
-    def __init__(self, arguments: tuple[Any, ...], embedder: Embedder, name: str | None) -> None:
-        self._arguments = arguments
+    def __init__(self, embedder: Embedder, name: str | None) -> None:
         self.embedder = embedder
         self.__name__ = name or type(self).__name__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.__name__!r}, model={self.embedder.reader.source!r})"
@@ -48,7 +45,7 @@ class _EmbeddingReward:
         return result
 
 
-class EmbeddingSimilarity(_EmbeddingReward):
+class EmbeddingSimilarity(EmbeddingReward):
     """Cosine between the embeddings of the completion and of a reference, or of its prompt; from -1 to 1.
 
     `r = max_j e(y) . e(z_j)` over the references `z_j` of the row. Two texts that have nothing to do with each other
@@ -68,12 +65,10 @@ class EmbeddingSimilarity(_EmbeddingReward):
             The dataset's column with the references: a text for each row, or a list of texts, of which the nearest
             counts. Not for `to="prompt"`.
         processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit: as in [`Embedder`].
-        name (`str`, *optional*, defaults to `"EmbeddingSimilarity"`):
-            What logs show.
+        name (`str`, *optional*): as in [`ModelReward`].
 
     Raises:
         `ValueError`: when called, if the dataset has no such column.
-        `RewardError`: when called, if the model gives NaN or infinity.
     """
 
     def __init__(
@@ -90,14 +85,12 @@ class EmbeddingSimilarity(_EmbeddingReward):
         load_in_4bit: bool = False,
         name: str | None = None,
     ) -> None:
-        if to not in ("reference", "prompt"):
-            raise ValueError(f"EmbeddingSimilarity compares with 'reference' or 'prompt', not with {to!r}.")
+        check_choice("EmbeddingSimilarity", "to", to, ("reference", "prompt"))
         if to == "prompt" and column != "reference":
             raise ValueError(f"EmbeddingSimilarity(to='prompt') reads no column, but column is {column!r}.")
         options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)
-        super().__init__((model, to, column, *options, name), Embedder(model, *options), name)
-        self.to = to
-        self.column = column
+        super().__init__(Embedder(model, *options), name)
+        self.to, self.column = to, column
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
         """The cosine of each completion with what it is compared with. `(B,)`"""
@@ -105,8 +98,7 @@ class EmbeddingSimilarity(_EmbeddingReward):
         if self.to == "prompt":
             others = [as_references(as_text(prompt), "prompt") for prompt in prompts]
         else:
-            values = column_values(kwargs, self.column, self.__name__)
-            others = [as_references(v, f"Row {row} of the column {self.column!r}") for row, v in enumerate(values)]
+            others = references_of(kwargs, self.column, self.__name__)
         rows = [row for row, text in enumerate(texts) if not is_blank(text) and others[row]]
         cosines = self._cosines([texts[row] for row in rows], [others[row] for row in rows])
         result: Series = [-1.0 if own else None for own in others]
@@ -117,7 +109,7 @@ class EmbeddingSimilarity(_EmbeddingReward):
         return result
 
 
-class EmbeddingDistance(_EmbeddingReward):
+class EmbeddingDistance(EmbeddingReward):
     """Mean distance in meaning to the other completions of the same prompt; from 0, all the same, to 2.
 
     `r_i = 1/(G-1) sum_{j != i} (1 - e(y_i) . e(y_j))` over the siblings `y_j` in the batch, the rows with an equal
@@ -132,11 +124,7 @@ class EmbeddingDistance(_EmbeddingReward):
         model (`str`, `Path` or `torch.nn.Module`):
             A sentence encoder: a folder, a model id of the Hub, or a model that is loaded already.
         processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit: as in [`Embedder`].
-        name (`str`, *optional*, defaults to `"EmbeddingDistance"`):
-            What logs show.
-
-    Raises:
-        `RewardError`: when called, if the model gives NaN or infinity.
+        name (`str`, *optional*): as in [`ModelReward`].
     """
 
     wants_siblings = True
@@ -154,7 +142,7 @@ class EmbeddingDistance(_EmbeddingReward):
         name: str | None = None,
     ) -> None:
         options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)
-        super().__init__((model, *options, name), Embedder(model, *options), name)
+        super().__init__(Embedder(model, *options), name)
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
         """The mean distance of each completion to its siblings. `(B,)`"""

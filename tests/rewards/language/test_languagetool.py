@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from rlhf_recipes.rewards import EndsWithSentence, RewardError, WeightedSum
-from rlhf_recipes.rewards.languagetool import LanguageTool
+from rlhf_recipes.rewards.language.languagetool import LanguageTool
 from tests.rewards.test_remote import Double
 
 # What is wrong, the rule that says so, and its category.

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from rlhf_recipes.modeling.embedder import Embedder
-from rlhf_recipes.rewards import RewardError, WeightedSum
-from rlhf_recipes.rewards.embeddings import EmbeddingDistance, EmbeddingSimilarity
+from rlhf_recipes.rewards import EmbeddingDistance, EmbeddingSimilarity, RewardError, WeightedSum
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 TEXTS = ["The film is good.", "A dull script and a tired cast make this a long evening", "!", "今天 😀 great"]
@@ -192,7 +191,7 @@ def test_a_model_that_gives_nan_is_named(tokenizer):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"to": "title"}, "'reference' or 'prompt', not with 'title'"),
+        ({"to": "title"}, "to of EmbeddingSimilarity is 'title'; it must be one of reference, prompt"),
         ({"to": "prompt", "column": "answer"}, "reads no column, but column is 'answer'"),
         ({"pooling": "max"}, "pooling is 'max', but must be one of mean, cls"),
         ({"batch_size": 0}, "batch_size is 0"),

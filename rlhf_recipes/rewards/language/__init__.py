@@ -1,0 +1,1 @@
+"""What a text says, and how well: meaning, spelling, grammar."""
