@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.http import MEGABYTE, Client, Failure, excerpt, rubbish
 from rlhf_recipes.rewards.base import Series
-from rlhf_recipes.rewards.contract.checks import check_setting
+from rlhf_recipes.rewards.contract.checks import check_positive, check_setting
 from rlhf_recipes.rewards.contract.concurrent import run_in_background, wait_for
 from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import Text, sentence
@@ -86,9 +86,8 @@ class HTTPReward:
         _check_url(self.url, kind)
         for name, least in (("max_concurrent", 1), ("retries", 0), ("backoff", 0)):
             check_setting(kind, name, getattr(self, name), least, whole=name != "backoff")
-        for name, unit in (("timeout", "seconds"), ("max_answer_mb", "megabytes")):
-            if not is_finite(getattr(self, name)) or getattr(self, name) <= 0:
-                raise ValueError(f"{name} of {kind} is {getattr(self, name)}; it must be a number of {unit} above 0.")
+        check_positive(kind, "timeout", self.timeout, "seconds")
+        check_positive(kind, "max_answer_mb", self.max_answer_mb, "megabytes")
 
     @property
     def __name__(self) -> str:

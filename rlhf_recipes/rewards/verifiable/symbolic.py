@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from rlhf_recipes.imports import optional
+from rlhf_recipes.rewards.contract.checks import check_positive
 from rlhf_recipes.rewards.verifiable.answer import Reference, VerifiableAnswer
 from rlhf_recipes.rewards.verifiable.equality import are_equal, as_number
 from rlhf_recipes.rewards.verifiable.expressions import is_expression
@@ -68,8 +69,7 @@ class MathAnswer(VerifiableAnswer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"MathAnswer has timeout {self.timeout}; it must be a number of seconds above 0.")
+        check_positive("MathAnswer", "timeout", self.timeout, "seconds")
         optional("math_verify", "MathAnswer", package="math-verify", extra="math")
 
     def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
