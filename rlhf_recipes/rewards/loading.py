@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes import rewards
-from rlhf_recipes.data.chat_rows import as_rewards_see
 from rlhf_recipes.imports import (
     beside,
     did_you_mean,
@@ -104,6 +103,8 @@ class RewardArguments:
 
 
 def _checked(func: Callable[..., Any], name: str, weight: Weight) -> Callable[..., Any]:
+    from rlhf_recipes.data.chat_rows import as_rewards_see  # seconds, which a process for one reward need not wait
+
     def reward(**batch: Any) -> list[float | None]:
         values = checked_call(func, name, as_rewards_see(batch))
         now = weight_at(weight, progress_of(batch.get("trainer_state")), name)
