@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.rewards.verifiable.answer import Reference, VerifiableAnswer
-from rlhf_recipes.rewards.verifiable.equality import DEFAULT_TOLERANCE, are_equal, as_number
+from rlhf_recipes.rewards.verifiable.equality import DEFAULT_TOLERANCE, are_equal, number_of
 from rlhf_recipes.rewards.verifiable.numbers import number_reader
 from rlhf_recipes.rewards.verifiable.statement import stated
 from rlhf_recipes.texts import Text, as_text
@@ -174,12 +174,11 @@ class NumberAnswer(VerifiableAnswer):
                 raise ValueError(f"A tolerance of NumberAnswer is {tolerance}; it must be 0 or more, and finite.")
 
     def compare(self, completion: str, reference: Reference) -> float | None:
-        reader = number_reader(self.decimal_comma)
-        wanted = reader.reference(reference) if isinstance(reference, str) else as_number(reference)
+        wanted = number_of(reference, self.decimal_comma)
         if wanted is None:
             return None
         statement = stated(completion, self.where)
-        given = None if statement is None else reader.answer(statement)
+        given = None if statement is None else number_reader(self.decimal_comma).answer(statement)
         tolerances = (self.relative_tolerance, self.absolute_tolerance)
         return float(given is not None and are_equal(given, wanted, *tolerances, self.ignore_percent))
 

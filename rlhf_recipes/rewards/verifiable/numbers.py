@@ -172,36 +172,33 @@ class NumberReader:
         Two ways to write the same one, "1.5 or 3/2", are one.
         """
         statement = stated(text)
-        if statement is None or re.search(r"\d\s?!", statement.text):
-            return None
-        return self.exact(statement.text) or self._in_several_ways(statement.text)
+        return None if statement is None or re.search(r"\d\s?!", statement.text) else self._whole(statement.text)
 
     def answer(self, statement: Statement) -> Number | None:
         """The number that a completion states."""
         alone = statement.enclosed or not (statement.marked or re.search(r"[^\W\d_]", statement.text))
         text = normalized((FACTORIAL_ALONE if alone else FACTORIAL).sub(r"\\factorial ", statement.text))
-        if statement.marked:
-            number = self._stated(text)
-            if number is not None or is_denied(text, "") or not re.match(r"\s*[^\W\d_]{2,}", text) or is_choice(text):
+        number = self._whole(text)
+        if number is None and statement.marked:
+            number = self._begun(text)
+            if is_denied(text, "") or not re.match(r"\s*[^\W\d_]{2,}", text) or is_choice(text):
                 return number
-        return self._told(text)
+        return self._told(text) if number is None else number
 
-    def _stated(self, text: str) -> Number | None:
-        """The number of a statement that is nothing but the answer, or begins with it."""
-        whole = self.exact(text) or self._in_several_ways(text)
+    def _whole(self, text: str) -> Number | None:
+        """A text that is a number, or the same one in several ways, 1.5 or 3/2."""
+        whole = self.exact(text)
         if whole is not None:
             return whole
+        first, *others = (self.exact(part) for part in re.split(r"\bor\b|=|≈|\\approx", text))
+        return first if first and all(number and same(first, number) for number in others) else None
+
+    def _begun(self, text: str) -> Number | None:
+        """The number of a marked statement that begins with the answer."""
         text = without_condition(ASIDE.sub("", without_explanation(text)))
         if is_choice(text):
             return None
-        if "=" in text:
-            return self._of_equation(text)
-        return self._leading(text)
-
-    def _in_several_ways(self, text: str) -> Number | None:
-        """A number that is written in more than one way, 1.5 or 3/2."""
-        first, *others = (self.exact(part) for part in re.split(r"\bor\b|=|≈|\\approx", text))
-        return first if first and all(number and same(first, number) for number in others) else None
+        return self._of_equation(text) if "=" in text else self._leading(text)
 
     def _of_equation(self, text: str) -> Number | None:
         """The value that a chain of equal signs comes to: of `x = 18*4 = 72`, and not of `3x + 2y = 7`."""
@@ -235,9 +232,6 @@ class NumberReader:
     def _told(self, text: str) -> Number | None:
         """The last number that prose asserts, unless it stands in a row with others or in an expression."""
         text = BULLET.sub("", text)
-        whole = self.exact(text) or self._in_several_ways(text)
-        if whole is not None:
-            return whole
         if len(ENUMERATED.findall(text)) > 1:
             text = ENUMERATED.sub("", text)
         told = sentences(text)

@@ -37,7 +37,8 @@ def test_a_part_of_an_expression_does_not_pay(reward):
     rng = random.Random(0)
     for expression in EXPRESSIONS:
         a, b = numbers(rng)
-        said = [frame.format(expression.format(a=a, b=b)) for frame in FRAMES]
+        frames = FRAMES if isinstance(reward, NumberAnswer) else rng.sample(FRAMES, 2)
+        said = [frame.format(expression.format(a=a, b=b)) for frame in frames]
         for part in (a, b):
             assert dict(zip(said, score(reward, said, str(part)), strict=True)) == dict.fromkeys(said, 0.0), part
 
