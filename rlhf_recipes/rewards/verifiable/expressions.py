@@ -10,7 +10,7 @@ from typing import Literal
 FRACTIONS = r"(?:hal(?:f|ves)|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten)ths?)"
 FUNCTIONS = (
     "power|root|square|cube|log(?:arithm)?|sine?|cosine|tangent|reciprocal|inverse|factorial|percent|multiple|factor|"
-    f"divisor|digit|{FRACTIONS}"
+    f"divisor|digit|double|triple|{FRACTIONS}"
 )
 
 # Operators in words that take another number, in English and elsewhere, and what is complete behind its number.
@@ -43,14 +43,14 @@ EXPRESSION_AFTER = re.compile(
 # Before a number, in signs and in words: an operator, a function, a bound, or the opening of something else.
 SIGN_BEFORE = re.compile(
     r"(?:[-+*/×÷^_<>≤≥≠&|√±⌊⌈]|\\[a-zA-Z]+|(?:\b(?:sqrt|log|ln|exp|sin|cos|tan|cot))|[a-zA-Z](?=\())\s*[\[({]*\s*$"
-    rf"|[\[{{]\s*$|\d\s*(?:[-–—:]|\bx|{ELSEWHERE})\s*$"
+    rf"|[\[{{]\s*$|\)\s*\(\s*$|\d\s*(?:[-–—:]|\bx|{ELSEWHERE})\s*$"
 )
 WORD_BEFORE = re.compile(
     rf"(?:\b(?:{OPERATOR}|modulus|choose|to the(?: power(?: of)?)?|raised to|less|(?:added|subtracted) \w+|"
-    r"twice|double|triple|thrice|versus|vs\.?|above|below|under|beyond|exceed(?:s|ing)?|out of|as \w+ as|remainder|"
-    rf"(?<!no more )(?<!no less )(?<!no fewer )than|(?:{FUNCTIONS})s?(?: base \d+)? of|(?:square|cube|cubic) roots?|"
-    r"(?:multipl|divid)\w*\s[^,;=]*\d[^,;=]*\bby|(?:subtract|deduct)\w*\s[^,;=]*\d[^,;=]*\bfrom|"
-    r"add\w*\s[^,;=]*\d[^,;=]*\bto)|%\s*of)\s+(?:(?:the|a|an|all|number)\s+)*[\[({$€£]*$",
+    r"twice|doubles?|triples?|halves?|thrice|versus|vs\.?|above|below|under|beyond|exceed(?:s|ing)?|out of|as \w+ as|"
+    rf"remainder|(?<!no more )(?<!no less )(?<!no fewer )than|(?:{FUNCTIONS})s?(?: base \d+)? of|"
+    r"(?:square|cube|cubic) roots?|(?:multipl|divid)\w*\s[^,;=]*\d[^,;=]*\bby|"
+    r"(?:subtract|deduct)\w*\s[^,;=]*\d[^,;=]*\bfrom|add\w*\s[^,;=]*\d[^,;=]*\bto)|%\s*of)\s+(?:(?:the|a|an|all|number)\s+)*[\[({$€£]*$",
     re.IGNORECASE,
 )
 LISTED = re.compile(
@@ -66,10 +66,19 @@ CLAUSE = re.compile(
     r"total|altogether|he|she|they|(?<!do )it|we|i|you|has|have|had|can|could|does|did|takes?|costs?)\b",
     re.IGNORECASE,
 )
+SUBORDINATE = re.compile(
+    r"[,(]\s*(?:which (?:includes?|included)|of which|including|(?:not )?counting|as|since|because|after|by|with|if"
+    r"|when|where|i\.e|e\.g|though|although|despite)\b"
+    r"(?!.*(?:[,;:=]|\b(?:is|are|was|were|be|has|have|had|will|would|gets?|gives?|makes?|leaves?|total|so)\b))"
+    r"|[,，]\s*(?:用了|花了|历时)",
+    re.IGNORECASE,
+)
+SAID_OF = re.compile(r"\s*(?:is|are|was|were|has|have|had|contains?|includes?)\b[^,;:=]*$")
 COPULA = re.compile(r"\b(?:is|are|was|were|be|will|would)\b")
 LEADS = re.compile(
     r"\bto\s+(?!(?:the|an?|his|her|its|their|all)\b)(?P<verb>[a-z]+)\b"
-    r"|\b(?P<within>in|after|every|during|within|over|throughout|per|each|out of)\b"
+    r"|\b(?P<within>in|after|every|during|within|over|throughout|per|each|out of|en|dans|pendant|durante?|après|dopo|"
+    r"nach|innerhalb|pro|за|через)\b"
     r"|\b(?:for|from|with|by|at|on|among|across|between|before|until|through|into|of|to|under|above|below)\b"
 )
 DETERMINERS = re.compile(
@@ -124,6 +133,12 @@ def place_of(before: str, between: str, after: str, money: tuple[bool, bool] = (
     >>> place_of("She earned ", " dollars in ", " days"), place_of("", " bags of ", " each")
     ('aside', 'unclear')
     """
+    if SUBORDINATE.search(between) or re.match(
+        r"\s*of (?:them|these|those|which)\b(?!\s+(?:is|are|was|were|will|can))", after
+    ):
+        return "unclear"
+    if not before.strip() and SAID_OF.match(between):  # 72 is the number of days in 3 months
+        return "unclear"
     if between.startswith("-") or CLAUSE.search(between):
         return "free"
     leads = list(LEADS.finditer(between))

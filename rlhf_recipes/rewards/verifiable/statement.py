@@ -64,7 +64,8 @@ ALTERNATIVES = re.compile(
     re.IGNORECASE,
 )
 DENIAL = re.compile(
-    r"(?P<not>\bnot\b(?! (?:only|just))|n['’]t\b|\bcannot\b|\bnever\b|\bnor\b|\bneither\b|\brul(?:e|ed|ing) out\b"
+    r"(?P<not>(?:\bnot\b(?! (?:only|just))|n['’]t\b)(?: equal(?: to)?\b)?|\b(?:any|every)thing but\b"
+    r"|\bcannot\b|\bnever\b|\bnor\b|\bneither\b|\brul(?:e|ed|ing) out\b"
     r"|\b(?:rather|other|different) than\b|\binstead of\b|\bunlike\b|\bexcept\b|\bexclud\w+|\bdifferent from\b"
     r"|\\neq?\b|≠|!=|\bnicht\b|\bkein\w*|\bn['’]est pas\b|\bpas\b|\bno (?:es|son|fue|puede)\b|\bnon (?:è|sono)\b"
     r"|\bnão\b|\bне\b|不是|不等于|不為|不为|並非|并非|ليس|नहीं)",

@@ -25,7 +25,7 @@ LETTERS = frozenset("mgshlLVWJNKCFAt")
 OTHER_WORDS = (
     "pi tau phi theta alpha beta gamma delta lambda sqrt root roots cbrt sin cos tan cot sec csc log ln exp lim inf "
     "infinity infty mod modulo squared cubed factorial choose dozen dozens hundred hundreds thousand thousands "
-    "million millions billion billions trillion half halves thirds quarters fifths"
+    "million millions billion billions trillion twice doubled tripled halved half halves thirds quarters fifths"
 )
 
 # What ends its unit: "72 clips and", "72 is".

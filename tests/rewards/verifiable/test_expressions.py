@@ -79,6 +79,22 @@ ASIDE = ["in {b} days", "over {b} weeks", "after {b} hours", "within {b} minutes
 UNCLEAR = ["for {b} children", "from {b} trees", "with {b} friends", "at {b} shops", "to make {b} cakes"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "72 is the number of days in 3 months.", "It will take 72 days with 3 workers.", "72 has 3 as a factor.",
+        "She has 72 apples, 3 of them red.", "There are 72 people, including 3 children.", "Therefore 72, by step 3.",
+        "The price is $72, which includes 3 dollars of tax.", "72 km/h, after 3 hours",
+        "72 eggs are left, as 3 broke.", "He will be 72 years old 3 years from now.", "Elle gagne 72 euros en 3 jours.",
+        "Gana 72 dólares en 3 días.", "Она заработала 72 рубля за 3 дня.", "她赚了72元，用了3天。", "Es sind 72 Euro in 3 Tagen.",
+        "It is not equal to 3.",
+        "It is anything but 3.", "It doesn't equal 3.", "It doubles 3.", "It is the triple of 3.", "(72)(3)",
+    ],
+)  # fmt: skip
+def test_the_last_number_is_not_what_these_state(text):
+    assert score(NumberAnswer(), [text], "3") == [0.0]
+
+
 def test_the_number_with_its_unit_before_a_phrase_is_stated():
     rng = random.Random(2)
     for phrase in ASIDE + UNCLEAR:
@@ -97,6 +113,7 @@ def test_the_number_with_its_unit_before_a_phrase_is_stated():
         "She sold 48 clips in April and 24 in May, so 72 in all.", "She put 3 in each box, for a total of 72 apples.",
         "The answer is 72 dollars in 3 days.", "The answer is 72 for x = 3.", "So f(x) is 72 when x = 3.", "It is 72.",
         "He paid 72 dollars for 3 books in 2 shops.", "It's 72 square feet.", "She works from 9 to 5, so 72 hours.",
+        "So there were 3 balloons, and 72 of them were red.", "It is 3 times 24, which brings it to 72.",
         "To paint 3 rooms it takes 72 minutes.", "If 3 boys share it, each gets 72.", "He sold 3 books for $72.",
     ],
 )  # fmt: skip
