@@ -85,10 +85,10 @@ UNCLEAR = ["for {b} children", "from {b} trees", "with {b} friends", "at {b} sho
         "72 is the number of days in 3 months.", "It will take 72 days with 3 workers.", "72 has 3 as a factor.",
         "She has 72 apples, 3 of them red.", "There are 72 people, including 3 children.", "Therefore 72, by step 3.",
         "The price is $72, which includes 3 dollars of tax.", "72 km/h, after 3 hours",
-        "72 eggs are left, as 3 broke.", "He will be 72 years old 3 years from now.", "Elle gagne 72 euros en 3 jours.",
-        "Gana 72 dólares en 3 días.", "Она заработала 72 рубля за 3 дня.", "她赚了72元，用了3天。", "Es sind 72 Euro in 3 Tagen.",
-        "It is not equal to 3.",
-        "It is anything but 3.", "It doesn't equal 3.", "It doubles 3.", "It is the triple of 3.", "(72)(3)",
+        "72 eggs are left, as 3 broke.", "He will be 72 years old 3 years from now.",
+        "Elle gagne 72 euros en 3 jours.", "Gana 72 dólares en 3 días.", "Она заработала 72 рубля за 3 дня.",
+        "她赚了72元，用了3天。", "Es sind 72 Euro in 3 Tagen.", "It is not equal to 3.", "It is anything but 3.",
+        "It doesn't equal 3.", "It doubles 3.", "It is the triple of 3.", "(72)(3)",
     ],
 )  # fmt: skip
 def test_the_last_number_is_not_what_these_state(text):
