@@ -31,7 +31,7 @@ from rlhf_recipes.modeling.text_ends import adds_eos, ended, ends_texts
 from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts
-from rlhf_recipes.rewards.process import cut_beginning, encode_steps, own_mark
+from rlhf_recipes.rewards.step_model import cut_beginning, encode_steps, own_mark
 from rlhf_recipes.texts import Text, as_text, is_conversational
 
 if TYPE_CHECKING:

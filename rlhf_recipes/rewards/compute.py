@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.modeling.flops import DecoderShape, completion_flops, decoder_shape, parameters_active
+from rlhf_recipes.rewards.contract.checks import check_positive
 from rlhf_recipes.rewards.rules import Rule
-from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import Text
 
 
@@ -46,7 +46,7 @@ class Flops(Rule):
     wants_prompt_ids = True
 
     def __post_init__(self) -> None:
-        check_positive(self, "unit")
+        check_positive("Flops", "unit", self.unit)
         object.__setattr__(self, "shape", decoder_shape(self.model))
         if hasattr(self.model, "parameters"):
             object.__setattr__(self, "model", self.model.config)  # a reward does not carry weights around
@@ -119,7 +119,7 @@ class ActiveParameters(Rule):
     constant = True
 
     def __post_init__(self) -> None:
-        check_positive(self, "unit")
+        check_positive("ActiveParameters", "unit", self.unit)
         object.__setattr__(self, "parameters", parameters_active(self.model))
         if hasattr(self.model, "parameters"):
             object.__setattr__(self, "model", getattr(self.model, "config", type(self.model).__name__))
@@ -141,12 +141,6 @@ def _loaded_tokenizer(name: str) -> Any:
 def tokenizer_of(tokenizer: Any) -> Any:
     """A tokenizer, from a folder, a model id or itself. Nothing on it is changed, and its pad token plays no part."""
     return _loaded_tokenizer(str(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer
-
-
-def check_positive(reward: Any, setting: str) -> None:
-    value = getattr(reward, setting)
-    if not is_finite(value) or value <= 0:
-        raise ValueError(f"The {setting} of {type(reward).__name__} is {value!r}; it must be a number above 0.")
 
 
 def _lengths(reward: str, completion_ids: Sequence[Sequence[int]] | None) -> list[int]:

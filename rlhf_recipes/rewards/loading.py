@@ -27,8 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes import rewards
-from rlhf_recipes.data.chat_rows import as_rewards_see
-from rlhf_recipes.imports import did_you_mean, function_in_file, function_in_module, names_a_file
+from rlhf_recipes.imports import (
+    beside,
+    did_you_mean,
+    function_in_file,
+    function_in_module,
+    is_factory,
+    names_a_file,
+    parameters_of,
+)
 from rlhf_recipes.rewards.contract.checks import (
     REWARD_ATTRIBUTES,
     Weight,
@@ -42,7 +49,6 @@ from rlhf_recipes.rewards.contract.checks import (
 )
 from rlhf_recipes.rewards.contract.concurrent import called, can_start, only_waits, started
 from rlhf_recipes.rewards.contract.timed import TimedReward
-from rlhf_recipes.rewards.lookup import beside, is_factory, parameters_of
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule, progress_of
 from rlhf_recipes.texts import short
 
@@ -90,6 +96,8 @@ class RewardArguments:
 
 
 def _checked(func: Callable[..., Any], name: str, weight: Weight) -> Callable[..., Any]:
+    from rlhf_recipes.data.chat_rows import as_rewards_see  # seconds, which a process for one reward need not wait
+
     def reward(**batch: Any) -> list[float | None]:
         values = checked_call(func, name, as_rewards_see(batch))
         now = weight_at(weight, progress_of(batch.get("trainer_state")), name)

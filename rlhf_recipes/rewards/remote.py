@@ -10,58 +10,43 @@ A server that cannot be used ends the run with a [`RewardError`] that says why. 
 what nobody has judged would be learned from like any other.
 """
 
-import asyncio
-import contextlib
 import functools
 import json
 import logging
-import math
 import os
-import random
-import re
-import ssl
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_recipes.errors import RewardError
-from rlhf_recipes.http import proxy_of, read_at_most, through
-from rlhf_recipes.imports import optional
+from rlhf_recipes.http import MEGABYTE, Client, Failure, excerpt, rubbish
 from rlhf_recipes.rewards.base import Series
-from rlhf_recipes.rewards.contract.checks import check_setting
+from rlhf_recipes.rewards.contract.checks import check_positive, check_setting
 from rlhf_recipes.rewards.contract.concurrent import run_in_background, wait_for
 from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import Text, sentence
 
 logger = logging.getLogger(__name__)
 TOKEN_ENV = "REWARD_API_TOKEN"
-LONGEST_PAUSE = 60.0  # seconds between two attempts; a server that asks for more has failed
 OF_THE_TRAINER = frozenset({"trainer_state", "log_extra", "log_metric", "prompt_ids", "ref_logprobs"})
-
-# The jitter draws from here: the global generator belongs to the run, which must be able to go on exactly.
-_dice = random.Random()
-
-
-class Failure(Exception):
-    """One attempt that failed: what the server did, what the user can do, and whether another attempt may help."""
-
-    def __init__(self, problem: str, advice: str, again: bool = False, pause: float = 0.0) -> None:
-        super().__init__(problem)
-        self.problem, self.advice, self.again, self.pause = problem, advice, again, pause
+ADVICE: dict[int | None, str] = {
+    400: "Mend the rows or the settings.",
+    404: "Check the path of the url: /score of recipes/serve_reward.py, /v2/check of LanguageTool.",
+    405: "Check the path of the url: /score of recipes/serve_reward.py, /v2/check of LanguageTool.",
+    413: "Send less in one request (batch_size of RemoteReward), or let the server take more.",
+    422: "Mend the rows, the columns or the server's rewards.",
+}
 
 
 @dataclass(frozen=True)
 class HTTPReward:
     """What the rewards of this project that ask a server have in common; a subclass defines `start`.
 
-    Requests run side by side on the event loop that all rewards of the process share. Each is tried again, after
-    pauses that double and are shortened at random, where the connection failed, no answer came in time, or the server
-    said 429 or 5xx; a `Retry-After` of up to 60 seconds is waited for. Other answers are final. An interrupted wait
-    (Ctrl-C) cancels what is under way. An address of this machine itself (`localhost`, `127.0.0.1`) is asked directly;
-    others through the proxy that the environment names for them, if it does.
+    Requests run side by side on the event loop that all rewards of the process share, and are tried again as
+    [`~rlhf_recipes.http.Client`] has it. An interrupted wait (Ctrl-C) cancels what is under way. An address of this
+    machine itself (`localhost`, `127.0.0.1`) is asked directly; others through the proxy that the environment names
+    for them, if it does.
 
     Args:
         url (`str`):
@@ -98,14 +83,11 @@ class HTTPReward:
 
     def __post_init__(self) -> None:
         kind = type(self).__qualname__
-        for library in ("httpx2", "tenacity"):
-            optional(library, kind)
         _check_url(self.url, kind)
         for name, least in (("max_concurrent", 1), ("retries", 0), ("backoff", 0)):
             check_setting(kind, name, getattr(self, name), least, whole=name != "backoff")
-        for name, unit in (("timeout", "seconds"), ("max_answer_mb", "megabytes")):
-            if not is_finite(getattr(self, name)) or getattr(self, name) <= 0:
-                raise ValueError(f"{name} of {kind} is {getattr(self, name)}; it must be a number of {unit} above 0.")
+        check_positive(kind, "timeout", self.timeout, "seconds")
+        check_positive(kind, "max_answer_mb", self.max_answer_mb, "megabytes")
 
     @property
     def __name__(self) -> str:
@@ -137,9 +119,20 @@ class HTTPReward:
             requests (`Sequence[Mapping]`):
                 For each, what httpx2's `post` takes besides the address.
             read (`Callable`):
-                Makes of the number of a request and its answer, parsed as JSON, what is wanted, or raises `Failure`.
+                Makes of the number of a request and its answer, parsed as JSON, what is wanted, or raises
+                [`~rlhf_recipes.http.Failure`].
         """
-        return functools.partial(wait_for, run_in_background(self._ask_all(requests, read, self._token())))
+        client = Client(
+            self.url,
+            timeout=self.timeout,
+            retries=self.retries,
+            most_bytes=self.max_answer_mb * MEGABYTE,
+            backoff=self.backoff,
+            max_concurrent=self.max_concurrent,
+            token=self._token(),
+            name=f"Reward {self.__name__!r}",
+        )
+        return functools.partial(wait_for, run_in_background(self._ask(client, requests, read)))
 
     def _token(self) -> str:
         token = os.environ.get(self.token_env, "").strip() if self.token_env else ""
@@ -150,119 +143,26 @@ class HTTPReward:
             )
         return token
 
-    async def _ask_all(
-        self, requests: Sequence[Mapping[str, Any]], read: Callable[[int, Any], Any], token: str
-    ) -> list[Any]:
-        import httpx2
-
-        free = asyncio.Semaphore(self.max_concurrent)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        # The client limits nothing itself: the time of a request begins when it is its turn.
-        everything = httpx2.Limits()
-        async with httpx2.AsyncClient(
-            verify=_tls(), timeout=None, limits=everything, headers=headers, proxy=proxy_of(self.url), trust_env=False
-        ) as client:
-            try:
-                async with asyncio.TaskGroup() as group:  # the first that fails ends the others
-                    tasks = [
-                        group.create_task(self._ask(client, free, request, functools.partial(read, number)))
-                        for number, request in enumerate(requests)
-                    ]
-            except BaseExceptionGroup as failed:
-                raise failed.exceptions[0] from None
-        return [task.result() for task in tasks]
-
     async def _ask(
-        self, client: Any, free: asyncio.Semaphore, request: Mapping[str, Any], read: Callable[[Any], Any]
-    ) -> Any:
-        import tenacity
-
-        attempts = tenacity.AsyncRetrying(
-            sleep=asyncio.sleep,
-            stop=tenacity.stop_after_attempt(self.retries + 1),
-            wait=self._pause,
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Failure) and error.again),
-            before_sleep=self._tell,
-            reraise=True,
-        )
-        async with free:
-            try:
-                return read(await attempts(self._attempt, client, request))
-            except Failure as failure:
-                made = attempts.statistics["attempt_number"]
-                tries = f" (attempt {made} of {self.retries + 1})" if failure.again else ""
-                raise RewardError(
-                    f"Reward {self.__name__!r} got no values from {self._shown_url}{through(proxy_of(self.url))}: "
-                    f"{sentence(_without(_token_of(client), failure.problem) + tries)} {failure.advice}"
-                ) from None
-
-    async def _attempt(self, client: Any, request: Mapping[str, Any]) -> Any:
-        """Post one request and return its answer, parsed as JSON."""
-        import httpx2
-
+        self, client: Client, requests: Sequence[Mapping[str, Any]], read: Callable[[int, Any], Any]
+    ) -> list[Any]:
         try:
-            async with asyncio.timeout(self.timeout):
-                async with client.stream("POST", self.url, **request) as response:
-                    body = await read_at_most(response, self.max_answer_mb)
-        except TimeoutError:
-            raise Failure(
-                f"it did not answer within {self.timeout:g} s",
-                "Give it a longer timeout, or less at once (max_concurrent, batch_size).",
-                again=True,
+            return await client.post_all(requests, read)
+        except Failure as failure:
+            tries = f" (attempt {failure.attempts} of {self.retries + 1})" if failure.again else ""
+            raise RewardError(
+                f"{client.name} got no values from {client.way}: {sentence(failure.problem + tries)} "
+                f"{self._advice(failure, client.token)}"
             ) from None
-        except httpx2.RequestError as error:
-            raise Failure(
-                f"it cannot be reached ({str(error) or type(error).__name__})",
-                "Check that the server runs and that the url is right.",
-                again=isinstance(error, httpx2.TransportError),
-            ) from None
-        if body is None:
-            raise Failure(
-                f"its answer is larger than {self.max_answer_mb:g} MB",
-                "Check that the url is that of a server with this protocol, or raise max_answer_mb.",
-            )
-        if not response.is_success:
-            raise self._refusal(response, body, _token_of(client))
-        try:
-            return json.loads(body, parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
-            said = _excerpt(_without(_token_of(client), body.decode(errors="replace")))
-            raise rubbish(f"something that is no JSON ({error}): {said}") from None
 
-    def _refusal(self, response: Any, body: bytes, token: str) -> Failure:
-        """What an answer other than 2xx means."""
-        code = response.status_code
-        said = _excerpt(_without(token, _detail(body)))
-        problem = f"it answered {code} {response.reason_phrase}".rstrip() + (f": {said}" if said else "")
-        if code == 429 or code >= 500:
-            pause = _retry_after(response.headers.get("Retry-After", ""))
-            if pause > LONGEST_PAUSE:
-                return Failure(f"{problem}, and asks to wait {pause:.0f} s", "Try again then, or use another server.")
-            return Failure(problem, "Look into the server's log.", again=True, pause=pause)
-        if code not in (401, 403):
-            advice = "Give the url that it redirects to." if code < 400 else _ADVICE.get(code, "Look into its log.")
-        elif self.token_env:
+    def _advice(self, failure: Failure, token: str) -> str:
+        if failure.code not in (401, 403):
+            redirected = failure.code is not None and failure.code < 400
+            return "Give the url that it redirects to." if redirected else ADVICE.get(failure.code, failure.advice)
+        if self.token_env:
             state = "set" if token else "not set"
-            advice = f"The token comes from the environment variable {self.token_env}, which is {state}."
-        else:
-            advice = "No token was sent: name the environment variable that holds it as token_env."
-        return Failure(problem, advice)
-
-    def _pause(self, state: Any) -> float:
-        """Seconds until the next attempt."""
-        full = min(self.backoff * 2.0 ** (state.attempt_number - 1), LONGEST_PAUSE)
-        return max(full * _dice.uniform(0.5, 1.0), state.outcome.exception().pause)
-
-    def _tell(self, state: Any) -> None:
-        logger.warning(
-            "Reward %r: %s, %s. Attempt %d of %d follows in %.1f s.",
-            *(self.__name__, self._shown_url + through(proxy_of(self.url)), state.outcome.exception().problem),
-            *(state.attempt_number + 1, self.retries + 1, state.next_action.sleep),
-        )
-
-    @property
-    def _shown_url(self) -> str:
-        return re.split("[?#]", self.url, maxsplit=1)[0]  # what follows may be a key
+            return f"The token comes from the environment variable {self.token_env}, which is {state}."
+        return "No token was sent: name the environment variable that holds it as token_env."
 
 
 @dataclass(frozen=True)
@@ -381,11 +281,6 @@ def cut_by_prompt(prompts: Sequence[Text], batch_size: int) -> list[list[int]]:
     return batches
 
 
-def rubbish(what: str) -> Failure:
-    """The failure of a server that answered something else than it should."""
-    return Failure(f"it answered {what}", "Check that the url is that of a server with this protocol.")
-
-
 def _json_request(
     given: Mapping[str, Sequence[Any]], columns: Mapping[str, Sequence[Any]], rows: Sequence[int]
 ) -> dict[str, Any]:
@@ -403,12 +298,12 @@ def _json_request(
 def _read_rewards(answer: Any, rows: Sequence[int]) -> Series:
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(rewards, list):
-        raise rubbish(f"{_excerpt(json.dumps(answer))}, which has no list called rewards")
+        raise rubbish(f"{excerpt(json.dumps(answer))}, which has no list called rewards")
     if len(rewards) != len(rows):
         raise rubbish(f"{len(rewards)} rewards for {len(rows)} rows")
     for row, value in zip(rows, rewards, strict=True):
-        if value is not None and not _is_number(value):
-            raise rubbish(f"{_excerpt(json.dumps(value))} for row {row}; it must be a finite number or null")
+        if value is not None and not is_finite(value):
+            raise rubbish(f"{excerpt(json.dumps(value))} for row {row}; it must be a finite number or null")
     return [None if value is None else float(value) for value in rewards]
 
 
@@ -420,15 +315,6 @@ def _in_order(fetch: Callable[[], list[Series]], batches: Sequence[Sequence[int]
         for row, value in zip(rows, values, strict=True)
     }
     return [value_of[row] for row in range(len(value_of))]
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer that no float can hold
-        return False
 
 
 def _not_json(values: Any, size: int) -> str:
@@ -445,56 +331,3 @@ def _not_json(values: Any, size: int) -> str:
 @functools.cache
 def _warn_of_what_stays(name: str, columns: tuple[str, ...]) -> None:
     logger.warning("Reward %r does not send %s, which JSON cannot hold. This is said once.", name, ", ".join(columns))
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    # Reading the certificates takes as long as many requests.
-    import httpx2
-
-    return httpx2.create_ssl_context()
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _retry_after(value: str) -> float:
-    """Seconds that a `Retry-After` header asks to wait, as a number or as a date; 0 where it says neither."""
-    if value.strip().isdecimal():
-        return float(value)
-    with contextlib.suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
-
-
-def _detail(body: bytes) -> str:
-    """What a server says of its refusal: FastAPI's `detail`, or the body as it is."""
-    with contextlib.suppress(ValueError, RecursionError):
-        answer = json.loads(body)
-        detail = answer.get("detail", answer) if isinstance(answer, dict) else answer
-        return detail if isinstance(detail, str) else json.dumps(detail)
-    return body.decode(errors="replace")
-
-
-def _token_of(client: Any) -> str:
-    return str(client.headers.get("Authorization", "")).removeprefix("Bearer ")
-
-
-def _without(token: str, text: str) -> str:
-    """A text of the server's, for the case that it says what it was sent."""
-    return text.replace(token, "***") if token else text
-
-
-def _excerpt(text: str, limit: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit]}..."
-
-
-_ADVICE = {
-    400: "Mend the rows or the settings.",
-    404: "Check the path of the url: /score of recipes/serve_reward.py, /v2/check of LanguageTool.",
-    405: "Check the path of the url: /score of recipes/serve_reward.py, /v2/check of LanguageTool.",
-    413: "Send less in one request (batch_size of RemoteReward), or let the server take more.",
-    422: "Mend the rows, the columns or the server's rewards.",
-}

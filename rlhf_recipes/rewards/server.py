@@ -30,10 +30,9 @@ from rlhf_recipes.errors import RewardError
 from rlhf_recipes.http import MEGABYTE
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.base import Parts, RewardFunction, Series, compute_rewards
-from rlhf_recipes.rewards.contract.checks import check_setting, reward_name
+from rlhf_recipes.rewards.contract.checks import check_positive, check_setting, reward_name
 from rlhf_recipes.rewards.remote import TOKEN_ENV
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
-from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import as_text
 
 if TYPE_CHECKING:
@@ -87,7 +86,8 @@ def make_app(
 
     rewards = _as_sum(reward)
     check_setting("a reward server", "max_rows", max_rows, least=1, whole=True)
-    _check_above_0(max_body_mb=max_body_mb, max_text_mb=max_text_mb, max_seconds=max_seconds)
+    for name, limit in (("max_body_mb", max_body_mb), ("max_text_mb", max_text_mb), ("max_seconds", max_seconds)):
+        check_positive("a reward server", name, limit)
     parse, schema = _parser()
     worker, turn = Worker(), asyncio.Lock()
     # FastAPI's pages of documentation would have a browser fetch scripts from elsewhere.
@@ -155,25 +155,22 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self._jobs = _started_thread()
+        self._start()
+
+    def _start(self) -> None:
+        self._jobs: SimpleQueue[Any] = SimpleQueue()
+        threading.Thread(target=_work, args=(self._jobs,), name="reward", daemon=True).start()
 
     def replace(self) -> None:
         """Leave the thread behind, which ends when its work is done, and start another."""
         self._jobs.put(None)
-        self._jobs = _started_thread()
+        self._start()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
         """Have the thread call a function when it is free."""
         future: Future[Any] = Future()
         self._jobs.put((future, functools.partial(function, *args)))
         return future
-
-
-def _started_thread() -> "SimpleQueue[Any]":
-    """A thread that works on what is put into the queue which is returned, until that is `None`."""
-    jobs: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=_work, args=(jobs,), name="reward", daemon=True).start()
-    return jobs
 
 
 def _work(jobs: "SimpleQueue[Any]") -> None:
@@ -237,12 +234,6 @@ def _as_sum(reward: RewardFunction) -> WeightedSum:
             "RemoteReward."
         )
     return rewards
-
-
-def _check_above_0(**limits: float) -> None:
-    for name, value in limits.items():
-        if not is_finite(value) or value <= 0:
-            raise ValueError(f"{name} of a reward server is {value}; it must be a number above 0.")
 
 
 def _is_admitted(header: str, token_env: str | None) -> bool:

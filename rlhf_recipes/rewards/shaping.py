@@ -160,18 +160,8 @@ class PrefixScore(Potential):
         check_setting("PrefixScore", "every", self.every, least=1, whole=True)
         check_setting("PrefixScore", "scale", self.scale)
         object.__setattr__(self, "scorer", inner_reward(self.reward, "the reward of PrefixScore"))
-
-    @property
-    def wants_prompt_ids(self) -> bool:
-        return bool(getattr(self.scorer, "wants_prompt_ids", False))
-
-    @property
-    def wants_ref_logprobs(self) -> bool:
-        return bool(getattr(self.scorer, "wants_ref_logprobs", False))
-
-    @property
-    def constant(self) -> bool:
-        return bool(getattr(self.scorer, "constant", False))
+        for attribute in ("wants_prompt_ids", "wants_ref_logprobs", "constant"):
+            object.__setattr__(self, attribute, bool(getattr(self.scorer, attribute, False)))
 
     def __call__(
         self,

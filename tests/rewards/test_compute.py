@@ -352,7 +352,7 @@ def test_active_parameters_are_the_same_for_all():
 
 def test_units_that_cannot_be():
     for make in (Flops, ActiveParameters):
-        with pytest.raises(ValueError, match=rf"The unit of {make.__name__} is 0; it must be a number above 0"):
+        with pytest.raises(ValueError, match=rf"unit of {make.__name__} is 0; it must be a number above 0"):
             make(LlamaConfig(**COMMON), unit=0)
 
 
@@ -430,7 +430,7 @@ def test_a_discount_asks_for_what_its_cost_asks_for():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"scale": 0.0}, "The scale of Discount is 0.0; it must be a number above 0"),
+        ({"scale": 0.0}, "scale of Discount is 0.0; it must be a number above 0"),
         ({"scale": -1}, "scale of Discount is -1"),
         ({"scale": math.inf}, "scale of Discount is inf"),
         ({"scale": True}, "scale of Discount is True"),

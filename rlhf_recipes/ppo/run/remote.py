@@ -15,22 +15,19 @@ No more of an answer is read than the completions that were asked for can take.
 """
 
 import json
-import time
-import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
-from rlhf_recipes.http import MEGABYTE, proxy_of, through
+from rlhf_recipes.http import MEGABYTE, Client, Failure, excerpt, rubbish
 from rlhf_recipes.modeling.generation import pad_right
 from rlhf_recipes.modeling.saving import save_policy
+from rlhf_recipes.rewards.contract.concurrent import run_in_background, wait_for
 
 SMALL_ANSWER = MEGABYTE  # bytes of an answer besides token ids
 LONGEST_ID = 32  # bytes of one, in a list that may stand indented over several lines
@@ -87,32 +84,19 @@ class HTTPGenerator:
 
     def _post(self, name: str, body: dict[str, Any], largest: int = SMALL_ANSWER) -> dict[str, Any]:
         """Post a request, and read an answer of at most `largest` bytes."""
-        data = json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/{name}", data, {"Content-Type": "application/json"})
-        proxy = proxy_of(self.url)
-        handler = urllib.request.ProxyHandler({urlsplit(self.url).scheme: proxy} if proxy else {})
-        opener = urllib.request.build_opener(handler)
-        for attempt in range(self.retries + 1):
-            try:
-                with opener.open(request, timeout=self.timeout) as response:
-                    return self._read(name, response.read(largest + 1), largest)
-            except urllib.error.HTTPError as error:
-                reason = f"{error.code} {error.reason}: {error.read(300).decode(errors='replace')}"
-                final = error.code < 500
-            except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
-                reason, final = str(error), False
-            if final or attempt == self.retries:
-                break
-            time.sleep(min(2**attempt, 30))
-        raise ConnectionError(f"{self.url}/{name}{through(proxy)} failed after {attempt + 1} attempts: {reason}")
-
-    def _read(self, name: str, answer: bytes, largest: int) -> dict[str, Any]:
-        if len(answer) > largest:
-            raise ValueError(f"{self.url}/{name} answered more than the {largest} bytes that its answer can take.")
+        client = Client(f"{self.url}/{name}", self.timeout, self.retries, largest)
         try:
-            read = json.loads(answer)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.url}/{name} answered with something that is no JSON: {error}") from None
-        if not isinstance(read, dict):
-            raise ValueError(f"{self.url}/{name} answered {answer[:200].decode(errors='replace')}, and no object.")
-        return read
+            (answer,) = wait_for(run_in_background(client.post_all([{"json": body}], _read_object)))
+        except Failure as failure:
+            if failure.code is None and not failure.again:  # it did answer
+                raise ValueError(f"{client.url}: {failure.problem}.") from None
+            raise ConnectionError(
+                f"{client.way} failed after {failure.attempts} attempts: {failure.problem}."
+            ) from None
+        return dict(answer)
+
+
+def _read_object(number: int, answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise rubbish(f"{excerpt(json.dumps(answer))}, and no object")
+    return answer

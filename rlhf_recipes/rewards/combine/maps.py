@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Literal
 from rlhf_recipes.errors import RewardValueError
 from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.combine.compose import Composition
-from rlhf_recipes.rewards.compute import check_positive
-from rlhf_recipes.rewards.contract.checks import check_choice, check_setting, reward_name
+from rlhf_recipes.rewards.contract.checks import check_choice, check_positive, check_setting, reward_name
 from rlhf_recipes.rewards.loading import inner_reward
 from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import short
@@ -203,7 +202,7 @@ class Discount(Composition):
     holds: ClassVar[tuple[str, ...]] = ("cost",)
 
     def __post_init__(self) -> None:
-        check_positive(self, "scale")
+        check_positive("Discount", "scale", self.scale)
         check_choice("Discount", "shape", self.shape, list(SHAPES))
         object.__setattr__(self, "cost", inner_reward(self.cost, "the cost of Discount"))
         super().__post_init__()

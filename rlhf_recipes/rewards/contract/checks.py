@@ -71,6 +71,13 @@ def check_setting(owner: str, name: str, value: Any, least: float | None = None,
     raise ValueError(f"{name} of {owner} is {short(value)}; it must be {wanted}.")
 
 
+def check_positive(owner: str, name: str, value: Any, unit: str = "") -> None:
+    """Raise `ValueError` for a setting that is no finite number above 0, of seconds or whatever the unit is."""
+    if not is_finite(value) or value <= 0:
+        of_unit = f" of {unit}" if unit else ""
+        raise ValueError(f"{name} of {owner} is {short(value)}; it must be a number{of_unit} above 0.")
+
+
 def check_choice(owner: str, name: str, value: Any, known: Sequence[str]) -> None:
     """Raise `ValueError` for a setting that is none of those that are known."""
     if value not in known:
@@ -227,11 +234,8 @@ def _checked_tokens(values: Any, name: str, row: int, batch: Mapping[str, Any]) 
 
 
 def _checked_value(value: Any, name: str, row: int, batch: Mapping[str, Any]) -> float | None:
-    return (
-        None
-        if value is None
-        else _checked_number(value, name, _describe(row, batch), ", or None where it does not apply")
-    )
+    or_none = ", or None where it does not apply"
+    return None if value is None else _checked_number(value, name, _describe(row, batch), or_none)
 
 
 def _checked_number(value: Any, name: str, place: str, or_none: str = "") -> float:

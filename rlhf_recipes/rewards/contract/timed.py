@@ -1,13 +1,12 @@
 """A reward with a time limit: it runs in a process of its own, which is ended when the limit is over."""
 
 import logging
-import math
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 from rlhf_recipes.errors import RewardError
-from rlhf_recipes.rewards.contract.checks import REWARD_ATTRIBUTES, checked_call, reward_name, row_of
+from rlhf_recipes.rewards.contract.checks import REWARD_ATTRIBUTES, check_positive, checked_call, reward_name, row_of
 from rlhf_recipes.rewards.contract.worker import Worker, WorkerEnded
 
 logger = logging.getLogger(__name__)
@@ -37,8 +36,7 @@ class TimedReward:
 
     def __init__(self, reward: Callable[..., Any], timeout: float) -> None:
         name = reward_name(reward)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-            raise ValueError(f"The timeout of reward {name!r} is {timeout!r}; it must be a number of seconds above 0.")
+        check_positive(f"reward {name!r}", "timeout", timeout, "seconds")
         self.reward = reward
         self.timeout = timeout
         self.inner_rewards = (reward,)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from rlhf_recipes.http import Failure, rubbish
 from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.contract.checks import check_setting
-from rlhf_recipes.rewards.remote import Failure, HTTPReward, rubbish
+from rlhf_recipes.rewards.remote import HTTPReward
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import words
 

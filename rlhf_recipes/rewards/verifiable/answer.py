@@ -1,7 +1,6 @@
 """What the rewards for verifiable answers share: they read a reference, compare, and count what they cannot read."""
 
 import logging
-import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.rewards.rules import Rule, column_values
 from rlhf_recipes.rewards.verifiable.statement import WHERE, Where
+from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import Text, as_text
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,10 @@ class VerifiableAnswer(Rule):
         if isinstance(reference, (Decimal, Fraction)):
             return Fraction(reference) if not isinstance(reference, Decimal) or reference.is_finite() else None
         plain = reference.item() if hasattr(reference, "item") and getattr(reference, "ndim", 0) == 0 else reference
-        if isinstance(plain, numbers.Real) and not isinstance(plain, bool) and not _is_endless(plain):
-            return int(plain) if isinstance(plain, numbers.Integral) else float(plain)
+        if isinstance(plain, numbers.Integral) and not isinstance(plain, bool):
+            return int(plain)
+        if is_finite(plain):
+            return float(plain)
         raise RewardError(
             f"Reward {self.__name__!r} cannot use the reference in row {row}, column {self.column!r}: it is "
             f"{str(reference)[:80]}, of type {type(reference).__name__}. A reference is a text or a finite number, "
@@ -79,7 +81,3 @@ class VerifiableAnswer(Rule):
             "means 'does not apply'; their number is logged as %s/unread_references. This is said once.",
             *(self.__name__, len(unread), rows, self.column, self.reads, unread[0], self.__name__),
         )
-
-
-def _is_endless(number: Any) -> bool:
-    return isinstance(number, float) and not math.isfinite(number)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from rlhf_recipes.imports import optional
 from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.rewards.verifiable.answer import Reference, VerifiableAnswer
-from rlhf_recipes.rewards.verifiable.equality import DEFAULT_TOLERANCE, are_equal, as_number
+from rlhf_recipes.rewards.verifiable.equality import DEFAULT_TOLERANCE, are_equal, number_of
 from rlhf_recipes.rewards.verifiable.numbers import number_reader
 from rlhf_recipes.rewards.verifiable.statement import stated
 from rlhf_recipes.texts import Text, as_text
@@ -125,11 +125,12 @@ class NumberAnswer(VerifiableAnswer):
 
     Numbers may be written `1,234.5`, `.5`, `-3`, `1e3`, `1/2`, `1 3/4`, `50%`, with a currency sign, a unit or a
     degree sign, in the digits of any script, and in LaTeX, `\\frac{1}{2}`, `1.2 \\times 10^{3}`. Words (`two`) and
-    expressions (`2^{10}`, `2\\pi`) are not read. Units count where both sides have one: 5 feet are not 5 meters.
+    expressions (`2^{10}`, `2\\pi`, `5!`, "8 times 9", "half of 9") are not read. Units count where both sides have
+    one: 5 feet are not 5 meters.
 
-    What a completion states is read as `verifiable/statement.py` has it: its conclusion. A completion without a
-    number, an empty one among them, one that denies it ("not 72"), that offers several ("72 or 73"), or that is cut
-    off in its box or tag, is wrong: 0.
+    What a completion states is read as `verifiable/statement.py` has it: its conclusion. "72 dollars in 3 days" states
+    72, and "3 bags of 24" no number. A completion without a number, an empty one among them, one that denies it ("not
+    72"), that offers several ("72 or 73"), or that is cut off in its box or tag, is wrong: 0.
 
     A reference is a number, or a text that is one, with a unit where it has one, or that marks one by a box, by `####`
     or by "the answer is" (so the answers of GSM8K, whose last line is `#### 72`, are taken as they are). A row whose
@@ -173,12 +174,11 @@ class NumberAnswer(VerifiableAnswer):
                 raise ValueError(f"A tolerance of NumberAnswer is {tolerance}; it must be 0 or more, and finite.")
 
     def compare(self, completion: str, reference: Reference) -> float | None:
-        reader = number_reader(self.decimal_comma)
-        wanted = reader.reference(reference) if isinstance(reference, str) else as_number(reference)
+        wanted = number_of(reference, self.decimal_comma)
         if wanted is None:
             return None
         statement = stated(completion, self.where)
-        given = None if statement is None else reader.answer(statement)
+        given = None if statement is None else number_reader(self.decimal_comma).answer(statement)
         tolerances = (self.relative_tolerance, self.absolute_tolerance)
         return float(given is not None and are_equal(given, wanted, *tolerances, self.ignore_percent))
 

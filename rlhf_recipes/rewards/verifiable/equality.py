@@ -2,15 +2,20 @@
 
 from fractions import Fraction
 
-from rlhf_recipes.rewards.verifiable.numbers import MOST_DIGITS, Number
+from rlhf_recipes.rewards.verifiable.numbers import MOST_DIGITS, Number, number_reader
 from rlhf_recipes.rewards.verifiable.units import may_be_same
 
 DEFAULT_TOLERANCE = 1e-14
 ROUNDED_PLACES = 6  # a decimal of so many places may be a fraction that was cut off
 
 
-def as_number(value: int | float | Fraction) -> Number | None:
-    """A number of the dataset; a float as it is printed, since it is meant so. `None` beyond what a float holds."""
+def number_of(value: str | int | float | Fraction, decimal_comma: bool = False) -> Number | None:
+    """A reference as a number, where it is one: of a float what is printed, since that is meant.
+
+    `None` for other texts, and beyond what a float holds.
+    """
+    if isinstance(value, str):
+        return number_reader(decimal_comma).reference(value)
     if isinstance(value, float):
         written = repr(value)
         places = len(written.partition(".")[2]) if "e" not in written else 0

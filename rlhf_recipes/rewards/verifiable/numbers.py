@@ -10,6 +10,17 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rlhf_recipes.rewards.verifiable.expressions import (
+    EXPRESSION_AFTER,
+    GOES_ON,
+    LEADS,
+    LISTED,
+    is_expression,
+    is_given,
+    is_operand,
+    place_of,
+    without_condition,
+)
 from rlhf_recipes.rewards.verifiable.statement import (
     NEAR,
     Statement,
@@ -20,20 +31,28 @@ from rlhf_recipes.rewards.verifiable.statement import (
     stated,
     without_explanation,
 )
-from rlhf_recipes.rewards.verifiable.units import read_unit
+from rlhf_recipes.rewards.verifiable.units import UNIT_OF, read_unit
 
 MOST_DIGITS = 400  # beyond what a float holds; and a power of ten is not written out before it is known to be small
 MOST_NUMBERS = 20  # of one sentence that are looked at, from its end
 SPACES = "\u00a0\u202f\u2009"
 CURRENCIES = "$€£¥₹"
+MONEY = frozenset(("dollar", "cent", "euro", "british pound", "yen", "rupee", "yuan"))
 DIGITS = (
     r"(?:(?:\d{1,3}(?:[%(group)s]\d{3})+(?!\d)|\d{1,2}(?:%(lakh)s\d{2})+%(lakh)s\d{3}(?!\d)|\d+)"
     r"(?:%(decimal)s\d+)?|%(decimal)s\d+)(?:[eE][-+]?\d+(?![\w.]))?"
 )
 TEN = r"10\s?(?:\^|\*\*)\s?[({]?\s?(?P<%s>[-+]?\d{1,4})\s?[)}]?"
 
-# LaTeX and typography that says nothing of its own, and what else is written in several ways.
 SIMPLE = r"[-+]?[\d.,]+"
+
+# A minus in words that has nothing to its left to take from.
+MINUS = (
+    r"(^|[=:(,$]\s?|\b(?:is|are|was|be|equals?|gives?|gets?|becomes?|to|of|than|and|or|not|answer)\s+)"
+    r"minus\s+(?=\$?\d)"
+)
+
+# LaTeX and typography that says nothing of its own, and what else is written in several ways.
 REWRITTEN = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -49,7 +68,9 @@ REWRITTEN = tuple(
         (r"(?<=\d)(?:\\[,;:]|~|\\ )(?=\d{3}(?!\d))", "\u2009"),
         (r"\\[,;: ]|\\q?quad\b|~", " "),
         (r"\\%", "%"),
-        (r"(?<!\d )\b(?:minus|negative)\s+(?=\$?\d)", "-"),
+        (r"\bnegative\s+(?=\$?\d)", "-"),
+        (MINUS, r"\1-"),
+        (r"(?<=[\w)}])[⁻⁰¹²³⁴-⁹]+", lambda match: "^" + unicodedata.normalize("NFKC", match.group())),
         (r"\s?(?:\^\s?\{?\s?\\circ\s?\}?|\\degrees?\b|°(?![CF])|\^\s?\{?°\}?)", " degree "),
         (r"\\(?:times|cdot|ast)(?![a-zA-Z])|[×·∙⋅✕]", "×"),
         (r"\\div(?![a-zA-Z])", "÷"),
@@ -74,31 +95,15 @@ FILLER = re.compile(
     r"(?:\s+|(?=[^\w])|(?<=[约是为為])))*",
     re.IGNORECASE,
 )
+
+# An exclamation mark that no sentence can end in; of all of a text, or of what is enclosed, any is one.
+FACTORIAL = re.compile(r"(?<=[\w)}\]])\s?!(?=\s?(?:[$\\\w(^×÷+*/<>.-]|,\s?\d|=(?<!!=)))")
+FACTORIAL_ALONE = re.compile(r"(?<=[\w)}\]])\s?!(?!=)")
+BEFORE_UNIT = re.compile(rf"([ \t{SPACES}]*)-?(?=[^\W\d_]|[°¢])")
+NOT_ALONE = re.compile(r"\s?(?:[\^_√π∞]|\\(?!\\)|!(?=[\w(]))")
 EQUATED = re.compile(r"=[^\d=]*$")
-EXPRESSION_AFTER = re.compile(
-    r"\s*(?:\+|(?:plus|minus|times|over|divided by)\s+[-\d\\]|[-+*/×÷^_<>]\s*[\w(\\]|\\|[)\]}]\s*\^)"
-)
-NAME = re.compile(r"\s*(?:\\?[A-Za-z]+'*|[^\W\d_]+)(?:_\{?\w+\}?)?(?:\s*\([^()=]*\))?(?:\s+[^\W\d_]+){0,6}\s*")
-TOKEN = re.compile(r"\\?[^\W\d_]+|\d[\d.,]*|\S")
-OPERATION = re.compile(r"[-+*/^×÷\d\\]")
 ARITHMETIC = re.compile(r"[\s\d.,+\-*/×÷^(){}%$€£¥]*")
 
-# After a number: more of an expression, another number of a list, or a share of something.
-GOES_ON = re.compile(
-    r"\s*(?:[-+*/×÷^_=<>≤≥≠&|√π∞±:]|\\|!\S|\(|\[|,\s*[-+(]?[\d$\\]|and\b.*\d|to\s+[-+]?\d|times\b|plus\b|minus\b|over\b"
-    r"|divided\b|more\b|less\b|percentage\b|of\s+\d|through\b)",
-    re.IGNORECASE,
-)
-
-# Before a number: an operator, an opening of something else, or a function.
-GOES_BEFORE = re.compile(
-    r"(?:[-+*/×÷^_<>≤≥≠&|√±]|\\[a-zA-Z]+|(?:\b(?:sqrt|log|ln|exp|sin|cos|tan|cot)))\s*[\[({]*\s*$|[\[{]\s*$|\d\s*[-–—:]\s*$"
-)
-LISTED = re.compile(
-    r"\s*(?:[^\W\d_]+\s+){0,2}?(?:(?:[,;/|&、，–—-]|\b(?:or|and|to|through|oder|und|bis|ou|et|à|y|o|или|и)\b|或|和|或者|और)\s*)+"
-    r"(?:(?:perhaps|maybe|possibly|also|even)\s+)*\(?\s*[$€£¥]?\s*$",
-    re.IGNORECASE,
-)
 ENUMERATED = re.compile(r"^[ \t]*\d+[.)][ \t]+(?=\S)", re.MULTILINE)
 REMARK = re.compile(
     r"(?:I|we)(?:['’]ve| have| then| also)? "
@@ -142,7 +147,7 @@ class NumberReader:
             "lakh": re.escape(self.group),
         }
         self.pattern = re.compile(
-            rf"(?P<sign>(?<![\w)\]])[-+]\s?)?(?:(?P<currency>[{CURRENCIES}])\s?(?P<minus>-)?)?(?<![A-Za-z0-9_])(?:"
+            rf"(?P<sign>(?<![\w)\]])[-+]\s?)?(?:(?P<currency>[{CURRENCIES}])\s?(?P<minus>-)?)?(?<![A-Za-z0-9_])(?<!\d[.,])(?:"
             rf"{TEN % 'alone'}|(?P<number>{digits})"
             rf"(?:(?:\s|(?=\())\(?(?P<over>\d+)\s?/\s?(?P<under>\d+)\)?(?![\d/])"
             rf"|\s?/\s?(?P<divisor>-?{digits})(?![\d/]))?"
@@ -167,35 +172,33 @@ class NumberReader:
         Two ways to write the same one, "1.5 or 3/2", are one.
         """
         statement = stated(text)
-        if statement is None or re.search(r"\d\s?!", statement.text):
-            return None
-        return self.exact(statement.text) or self._in_several_ways(statement.text)
+        return None if statement is None or re.search(r"\d\s?!", statement.text) else self._whole(statement.text)
 
     def answer(self, statement: Statement) -> Number | None:
         """The number that a completion states."""
-        text = normalized(statement.text)
-        if statement.marked:
-            number = self._stated(text)
-            if number is not None or is_denied(text, "") or not re.match(r"\s*[^\W\d_]{2,}", text) or is_choice(text):
+        alone = statement.enclosed or not (statement.marked or re.search(r"[^\W\d_]", statement.text))
+        text = normalized((FACTORIAL_ALONE if alone else FACTORIAL).sub(r"\\factorial ", statement.text))
+        number = self._whole(text)
+        if number is None and statement.marked:
+            number = self._begun(text)
+            if is_denied(text, "") or not re.match(r"\s*[^\W\d_]{2,}", text) or is_choice(text):
                 return number
-        return self._told(text)
+        return self._told(text) if number is None else number
 
-    def _stated(self, text: str) -> Number | None:
-        """The number of a statement that is nothing but the answer, or begins with it."""
-        whole = self.exact(text) or self._in_several_ways(text)
+    def _whole(self, text: str) -> Number | None:
+        """A text that is a number, or the same one in several ways, 1.5 or 3/2."""
+        whole = self.exact(text)
         if whole is not None:
             return whole
-        text = ASIDE.sub("", without_explanation(text))
-        if is_choice(text):
-            return None
-        if "=" in text:
-            return self._of_equation(text)
-        return self._leading(text)
-
-    def _in_several_ways(self, text: str) -> Number | None:
-        """A number that is written in more than one way, 1.5 or 3/2."""
         first, *others = (self.exact(part) for part in re.split(r"\bor\b|=|≈|\\approx", text))
         return first if first and all(number and same(first, number) for number in others) else None
+
+    def _begun(self, text: str) -> Number | None:
+        """The number of a marked statement that begins with the answer."""
+        text = without_condition(ASIDE.sub("", without_explanation(text)))
+        if is_choice(text):
+            return None
+        return self._of_equation(text) if "=" in text else self._leading(text)
 
     def _of_equation(self, text: str) -> Number | None:
         """The value that a chain of equal signs comes to: of `x = 18*4 = 72`, and not of `3x + 2y = 7`."""
@@ -212,21 +215,23 @@ class NumberReader:
         text = text[start.end() if start else 0 :]
         match = self.pattern.match(text)
         read = self._read(text, match) if match else None
-        if read is None:
+        if match is None or read is None:
             return None
         number, end = read
         rest = text[end:]
         if GOES_ON.match(rest) or is_denied("", rest):
             return None
-        other = self.pattern.search(rest)
-        return None if other and (is_choice(rest) or LISTED.fullmatch(rest[: other.start()])) else number
+        other = self.pattern.search(text, end)
+        if other is None:
+            return number
+        if is_choice(rest) or LISTED.fullmatch(text[end : other.start()]) or self._is_one_of_two(text, match, other):
+            return None
+        place = place_of("is ", text[match.end() : other.start()], text[other.end() :])
+        return None if place == "unclear" else number
 
     def _told(self, text: str) -> Number | None:
         """The last number that prose asserts, unless it stands in a row with others or in an expression."""
         text = BULLET.sub("", text)
-        whole = self.exact(text) or self._in_several_ways(text)
-        if whole is not None:
-            return whole
         if len(ENUMERATED.findall(text)) > 1:
             text = ENUMERATED.sub("", text)
         told = sentences(text)
@@ -237,7 +242,7 @@ class NumberReader:
             return None if others - {first.value} or any(map(is_alternative, told[1:])) else first
         for sentence in reversed(told):
             without_aside = ASIDE.sub("", sentence)
-            sentence = without_aside if self.pattern.search(without_aside) else sentence
+            sentence = without_condition(without_aside if self.pattern.search(without_aside) else sentence)
             matches = list(self.pattern.finditer(sentence))[-MOST_NUMBERS:]
             while matches and is_denied(sentence[: matches[-1].start()], sentence[matches[-1].end() :]):
                 matches.pop()
@@ -246,41 +251,52 @@ class NumberReader:
         return None
 
     def _last_of(self, sentence: str, matches: list[re.Match[str]]) -> Number | None:
-        match = matches[-1]
+        *earlier, match = matches
         read = self._read(sentence, match)
-        before, after = sentence[: match.start()], sentence[read[1] if read else match.end() :]
         parts = sentence.split("=")
-        if len(parts) > 1 and (EQUATED.search(before) or ARITHMETIC.fullmatch(_bare(parts[-1]))):
+        if len(parts) > 1 and (EQUATED.search(sentence[: match.start()]) or ARITHMETIC.fullmatch(_bare(parts[-1]))):
             return self._of_equation(sentence)
-        if read is None or GOES_BEFORE.search(before[-NEAR:]) or EXPRESSION_AFTER.match(after):
+        if read is None or EXPRESSION_AFTER.match(sentence, read[1]):
             return None
-        between = sentence[matches[-2].end() : match.start()] if len(matches) > 1 else ""
-        denied = is_denied(sentence[: matches[-2].start()], f"{between} ") if between else False
-        return None if not denied and (LISTED.fullmatch(between) or is_choice(between)) else read[0]
+        for former in reversed(earlier):
+            before, between = sentence[: former.start()][-NEAR:], sentence[former.end() : match.start()]
+            if is_denied(before, f"{between} "):
+                break
+            if LISTED.fullmatch(between) or is_choice(between) or self._is_one_of_two(sentence, former, match):
+                return None
+            known = self._read(sentence, former)
+            money = known is not None and known[0].unit in MONEY, read[0].unit in MONEY
+            place = place_of(before, between, sentence[match.end() :], money)
+            if place == "free":
+                break
+            if place == "unclear" or known is None:
+                return None
+            match, read = former, known
+        before = sentence[: match.start()][-NEAR:]
+        return None if is_operand(before) or (match is not matches[-1] and is_given(before)) else read[0]
+
+    def _is_one_of_two(self, text: str, match: re.Match[str], other: re.Match[str]) -> bool:
+        """Whether two numbers make one: 20 000, 5 feet 6 inches, 20 dollars - 3 dollars."""
+        between = text[match.end() : other.start()].strip()
+        if not re.fullmatch(r"[^\W\d_]*", between) or LEADS.search(between):
+            return False
+        units = [read[0].unit if read else None for read in (self._read(text, match), self._read(text, other))]
+        return not between or other["sign"] is not None or None not in units
 
     def _read(self, text: str, match: re.Match[str]) -> tuple[Number, int] | None:
         """What a match is as a number, and where it and its unit end."""
-        value = self._value(match)
-        if value is None:
-            return None
-        end, unit = match.end(), None
-        rest = text[end:]
-        if not match["percent"]:
-            spaces = len(rest) - len(rest.lstrip(" \t" + SPACES))
-            glued = spaces == 0 and text[end - 1 : end] not in ")}"
-            read = (
-                read_unit(rest[spaces:].lstrip("-"), glued) if re.match(r"\s*-?[^\W\d_]|\s*[°¢]", rest) else (None, 0)
-            )
+        value, unit, end = self._value(match), None, match.end()
+        unit_begins = BEFORE_UNIT.match(text, end)
+        if unit_begins and not match["percent"]:
+            glued = not unit_begins[1] and text[end - 1] not in ")}"
+            read = read_unit(text[unit_begins.end() :], glued)
             if read is None:
                 return None
-            hyphen = rest[spaces:].startswith("-")
-            unit, end = read[0], end + (spaces + hyphen + read[1] if read[1] else 0)
+            unit, length = read
+            end = unit_begins.end() + length if length else end
         if match["currency"]:
-            unit, _ = read_unit(match["currency"], glued=False) or (None, 0)
-            unit = (
-                unit or {"$": "dollar", "€": "euro", "£": "british pound", "¥": "yen", "₹": "rupee"}[match["currency"]]
-            )
-        if re.match(r"\s?(?:[\^_√π∞]|\\(?!\\)|!(?=[\w(]))", text[end:]):
+            unit = UNIT_OF[match["currency"]]
+        if value is None or NOT_ALONE.match(text, end):
             return None
         decimals = (match["number"] or "").lower().partition("e")[0].rpartition(self.decimal)
         plain = not match["divisor"] and not match["power"] and not match["over"]
@@ -330,21 +346,6 @@ def normalized(text: str) -> str:
     for pattern, replacement in REWRITTEN:
         text = pattern.sub(replacement, text)
     return text
-
-
-def is_expression(side: str) -> bool:
-    """Whether what stands before an equal sign is an expression in variables: `3x + 2y` and `x^2`, not `x` or `f(3)`.
-
-    Words end it: of "the cost of 3 books" and "so she pays 3*4" nothing is one.
-    """
-    if NAME.fullmatch(side):
-        return False
-    tail = []
-    for token in reversed(TOKEN.findall(side)):
-        if len(token) > 1 and token.isalpha():
-            break
-        tail.append(token)
-    return any(token.isalpha() for token in tail) and any(OPERATION.match(token) for token in tail)
 
 
 def _bare(text: str) -> str:

@@ -21,7 +21,7 @@ CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 EMPHASIS = re.compile(r"(?<![\w)*])(\*{1,3}|__)(?=\S)([^*\n]+?)(?<=\S)\1(?![\w(*])")
 NOTE = re.compile(r"<<[^<>\n]*>>|`")
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{|\\boxed\s*(?P<bare>[^\s{$]+)|\\[{}\\]|[{}]")
-SENTENCE = re.compile(r"(?:[^.!?。！？\n]|[.](?=\w))+(?:[.!?。！？]+|\n|\Z)")
+SENTENCE = re.compile(r"(?:[^.!?。！？\n]|[.](?=\w)|!(?=[$\\^×÷+*/=-]))+(?:[.!?。！？]+|\n|\Z)")
 
 # What introduces an answer. In every language: the word, then what may stand between it and the answer.
 COPULA = r"(?:\b(?:is|are|was|be|equals?|becomes?)\b(?:\s+that\b)?|[:：=])"
@@ -42,9 +42,19 @@ RETRACTION = re.compile(
     re.IGNORECASE,
 )
 CONFIRMATION = re.compile(r"\b(?:yes|correct|right|confirmed|indeed|checks out)\b", re.IGNORECASE)
+TAG_QUESTION = re.compile(
+    r"\s*[,;，–—]\s*(?:right|correct|true|ok(?:ay)?|yes|yeah|agreed?|huh|eh|(?:isn['’]t it|isn['’]t that|is it not)"
+    r"(?: right| so)?|don['’]t you (?:think|agree)|oder|nicht wahr|n['’]est-ce pas|verdad|vero|не так ли|верно"
+    r"|对吧|对吗|是吧)\s*[?？]",
+    re.IGNORECASE,
+)
+ASKING = re.compile(
+    r"\W*(?:is|are|was|were|am|do|does|did|can|could|will|would|should|shall|may|has|have|what|which|who|how|why)\b",
+    re.IGNORECASE,
+)
 EXPLANATION = re.compile(
-    r"[,;(]?\s*\b(?:because|since|as|which|where|given|due|by|when|if|so|using|weil|denn|parce|car|porque|ya que|"
-    r"perché|потому|так как)\b|因为|因為|なぜなら",
+    r"[,;(]?\s*\b(?:because|since|as|which|where|given|due|by(?!\s+[$\d])|when|if|so|using|weil|denn|parce|car|porque|"
+    r"ya que|perché|потому|так как)\b|因为|因為|なぜなら",
     re.IGNORECASE,
 )
 OR = r"(?:and/or|or|and|oder|und|ou|et|o|y|e|или|и|和|或|또는|أو|و|या)"
@@ -54,7 +64,8 @@ ALTERNATIVES = re.compile(
     re.IGNORECASE,
 )
 DENIAL = re.compile(
-    r"(?P<not>\bnot\b(?! (?:only|just))|n['’]t\b|\bcannot\b|\bnever\b|\bnor\b|\bneither\b|\brul(?:e|ed|ing) out\b"
+    r"(?P<not>(?:\bnot\b(?! (?:only|just))|n['’]t\b)(?: equal(?: to)?\b)?|\b(?:any|every)thing but\b"
+    r"|\bcannot\b|\bnever\b|\bnor\b|\bneither\b|\brul(?:e|ed|ing) out\b"
     r"|\b(?:rather|other|different) than\b|\binstead of\b|\bunlike\b|\bexcept\b|\bexclud\w+|\bdifferent from\b"
     r"|\\neq?\b|≠|!=|\bnicht\b|\bkein\w*|\bn['’]est pas\b|\bpas\b|\bno (?:es|son|fue|puede)\b|\bnon (?:è|sono)\b"
     r"|\bnão\b|\bне\b|不是|不等于|不為|不为|並非|并非|ليس|नहीं)",
@@ -92,10 +103,12 @@ class Statement:
     Attributes:
         text (`str`): The words of it.
         marked (`bool`): Whether a mark (box, tag, hashes, "the answer is") says so; else it is all of the prose.
+        enclosed (`bool`): Whether it stands in a box, a tag or behind hashes, where no sentence ends in "72!".
     """
 
     text: str
     marked: bool
+    enclosed: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,9 +149,14 @@ def without_thoughts(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """A text without code, emphasis, a calculator's notes and empty lines."""
+    """A text without code, emphasis, a calculator's notes, empty lines, and a "right?" at the end of a sentence."""
     text = EMPHASIS.sub(r"\2", NOTE.sub("", CODE.sub("\n", text)))
-    return "\n".join(filter(str.strip, text.splitlines()))
+    return "\n".join(filter(str.strip, TAG_QUESTION.sub(_without_tag, text).splitlines()))
+
+
+def _without_tag(question: re.Match[str]) -> str:
+    sentence = re.split(r"[.!?。！？]\s|\n", question.string[: question.start()][-NEAR:])[-1]
+    return question.group() if ASKING.match(sentence) else "."
 
 
 def sentences(text: str) -> list[str]:
@@ -229,7 +247,7 @@ def _one_of(spans: list[Span], text: str) -> Statement | None:
             return None
     before = re.split(r"[.!?。！？]\s|\n", text[: last.start])[-1]
     after = re.split(r"[.!?。！？]\s|\n", text[last.end :])[0]
-    return None if is_denied(before, after) else Statement(prose(last.inside), marked=True)
+    return None if is_denied(before, after) else Statement(prose(last.inside), marked=True, enclosed=True)
 
 
 def _pairs_from_the_end(spans: list[Span]) -> Iterator[tuple[Span, Span]]:

@@ -1,5 +1,6 @@
 """Mathematics as the answer: roots, fractions, sets, intervals, matrices, equations, by symbolic equality."""
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -8,10 +9,12 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from rlhf_recipes.imports import optional
+from rlhf_recipes.rewards.contract.checks import check_positive
 from rlhf_recipes.rewards.verifiable.answer import Reference, VerifiableAnswer
-from rlhf_recipes.rewards.verifiable.equality import are_equal, as_number
+from rlhf_recipes.rewards.verifiable.equality import are_equal, number_of
+from rlhf_recipes.rewards.verifiable.expressions import is_expression
 from rlhf_recipes.rewards.verifiable.latex import IN_BASE, MATH_NAMES, bracket_kind, inside, parts_of, to_latex
-from rlhf_recipes.rewards.verifiable.numbers import Number, is_expression, number_reader
+from rlhf_recipes.rewards.verifiable.numbers import number_reader
 from rlhf_recipes.rewards.verifiable.prover import prover
 from rlhf_recipes.rewards.verifiable.short import NO, YES, is_text, letter_of, plain, states
 from rlhf_recipes.rewards.verifiable.statement import (
@@ -67,8 +70,7 @@ class MathAnswer(VerifiableAnswer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"MathAnswer has timeout {self.timeout}; it must be a number of seconds above 0.")
+        check_positive("MathAnswer", "timeout", self.timeout, "seconds")
         optional("math_verify", "MathAnswer", package="math-verify", extra="math")
 
     def __call__(self, completions: Sequence[Text], **kwargs: Any) -> list[float | None]:
@@ -83,7 +85,7 @@ class MathAnswer(VerifiableAnswer):
 
     def compare(self, completion: str, reference: Reference) -> float | None:
         statement = stated(completion, self.where)
-        number = reference_number(reference)
+        number = number_of(reference)
         if number is not None:
             given = None if statement is None else number_reader().answer(statement)
             if given is not None:
@@ -103,11 +105,6 @@ class MathAnswer(VerifiableAnswer):
         return float(
             all(_may_be_equal(wanted, side) and prover().are_equal(wanted, side, self.timeout) for side in sides)
         )
-
-
-def reference_number(reference: Reference) -> Number | None:
-    """A reference as a number, where it is one."""
-    return number_reader().reference(reference) if isinstance(reference, str) else as_number(reference)
 
 
 def as_latex(value: Fraction) -> str:
@@ -192,15 +189,10 @@ def _may_be_equal(wanted: str, answer: str) -> bool:
     return len(kinds) < 2
 
 
-_said: set[str] = set()
-
-
+@functools.cache
 def _say_once(name: str, timeout: float) -> None:
-    if name not in _said:
-        _said.add(name)
-        logger.warning(
-            "%s: a comparison did not end within %g seconds of processor time, and its process was ended. A "
-            "completion that cannot be compared in time gets 0; their number is logged as %s/timed_out. This is "
-            "said once.",
-            *(name, timeout, name),
-        )
+    logger.warning(
+        "%s: a comparison did not end within %g seconds of processor time, and its process was ended. A completion "
+        "that cannot be compared in time gets 0; their number is logged as %s/timed_out. This is said once.",
+        *(name, timeout, name),
+    )

@@ -24,15 +24,15 @@ LETTERS = frozenset("mgshlLVWJNKCFAt")
 # What makes something else of a number: "12 pi", "3 dozen", "5 squared".
 OTHER_WORDS = (
     "pi tau phi theta alpha beta gamma delta lambda sqrt root roots cbrt sin cos tan cot sec csc log ln exp lim inf "
-    "infinity infty mod squared cubed factorial choose dozen dozens hundred hundreds thousand thousands million "
-    "millions billion billions trillion half halves thirds quarters fifths"
+    "infinity infty mod modulo squared cubed factorial choose dozen dozens hundred hundreds thousand thousands "
+    "million millions billion billions trillion twice doubled tripled halved half halves thirds quarters fifths"
 )
 
 # What ends its unit: "72 clips and", "72 is".
 ENDING_WORDS = (
-    "or and not to than times plus minus over divided more less between through until but nor vs versus is are was "
-    "were equals equal no wrong incorrect since because as which where so with if when oder und bis mal ou et à fois "
-    "o y por veces или и до раз ist est es"
+    "or and not to than times plus minus over divided multiplied raised take more less between through until but nor "
+    "vs versus is are was were equals equal no wrong incorrect since because as which where so with if when oder und "
+    "bis mal ou et à fois o y por veces или и до раз ist est es 乘以 乘上 除以 加上 减去 減去"
 )
 NO_UNITS, ENDS = frozenset(OTHER_WORDS.split()), frozenset(ENDING_WORDS.split())
 WORD = re.compile(r"(?P<word>[^\W\d_]+|°[CF]?|¢)\.?(?:\s?\^\s?\{?(?P<power>-?\d)\}?|(?P<raised>[²³]))?")

@@ -96,7 +96,7 @@ def of_main(completions, **kwargs):
 
 @pytest.mark.parametrize("timeout", [0, -1, math.inf, True, "5"])
 def test_a_timeout_is_a_number_of_seconds(timeout):
-    with pytest.raises(ValueError, match="The timeout of reward 'EndsWithSentence' is .*number of seconds above 0"):
+    with pytest.raises(ValueError, match="timeout of reward 'EndsWithSentence' is .*number of seconds above 0"):
         load_rewards([{"func": "EndsWithSentence", "timeout": timeout}])
 
 

@@ -211,7 +211,7 @@ def test_a_reference_of_no_kind_is_named_with_its_row():
 def test_from_yaml_and_refused_settings():
     rewards = load_rewards([{"func": "MathAnswer", "args": {"column": "gold", "timeout": 2}}])
     assert rewards.reward_funcs[0] == MathAnswer(column="gold", timeout=2)
-    with pytest.raises(ValueError, match="MathAnswer has timeout 0; it must be a number of seconds above 0"):
+    with pytest.raises(ValueError, match="timeout of MathAnswer is 0; it must be a number of seconds above 0"):
         MathAnswer(timeout=0)
 
 
