@@ -1,12 +1,12 @@
 """How a saved reward model is used, as code that can be pasted: in PPO, in TRL's GRPO, and without this project."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rlhf_recipes.modeling.calibration import LinearCalibration, LogisticCalibration, OrdinalCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.report.markdown import quoted
+from rlhf_recipes.report.page import Snippet
 
 GRPO_NOTE = (
     "reward_funcs also takes the folder as a string. TRL then loads and reads the model itself: it tokenizes prompt "
@@ -14,16 +14,6 @@ GRPO_NOTE = (
     "texts, takes the first logit, and knows no calibration. Its scores are then others than those measured here. "
     "Give the object, as above."
 )
-
-
-@dataclass(frozen=True)
-class Snippet:
-    """A piece of code with what to know about it."""
-
-    title: str
-    language: str
-    code: str
-    note: str = ""
 
 
 def snippets(

@@ -37,7 +37,8 @@ from rlhf_recipes.ppo.run.checkpoint import (
     refuse_other_settings,
     save_state,
 )
-from rlhf_recipes.report.policy_card import Reward, Sample, config_of, facts_of_run, write_model_card
+from rlhf_recipes.report.policy_card import Sample, config_of, facts_of_run, write_model_card
+from rlhf_recipes.report.run import Reward
 from rlhf_recipes.texts import is_conversational
 
 logger = logging.getLogger(__name__)
