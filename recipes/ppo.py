@@ -10,9 +10,9 @@ A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub
         --reward_funcs runs/reward my_rewards.py:brevity --reward_weights 1 0.5 --output_dir runs/ppo
 
 The output folder gets the policy (its adapters, with --use_peft) and tokenizer, the critic in critic/, a model card
-(README.md), report.html (curves, rewards, completions), completions.jsonl (the last ones), metrics.json,
-log_history.json (every logged figure) and config.yaml. recipes/evaluate.py measures it on held-out prompts. A run that
-was interrupted goes on with --resume_from_checkpoint auto.
+(README.md), report.html (curves, rewards, completions), completions.jsonl (the last ones), metrics.json, config.yaml,
+log_history.json (every logged figure) and environment.json (versions). recipes/evaluate.py measures it on held-out
+prompts. A run that was interrupted goes on with --resume_from_checkpoint auto.
 """
 
 import time

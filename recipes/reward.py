@@ -12,7 +12,7 @@ A decoder with LoRA on pairs of your own (a folder, a file or a Hub id; columns 
 The columns tell which feedback it is (docs/feedback_formats.md), and that tells the loss (docs/reward_losses.md);
 --feedback_format and --loss overrule them. The output folder gets the model with its head and tokenizer (adapters
 merged, and on their own in adapter/), reward_config.json (how logits become ratings), report.html and README.md (what
-was learned, and where it fails), metrics.json, evaluation.json, bias.json, predictions.jsonl and config.yaml.
+was learned, and where it fails), metrics.json, evaluation.json, bias.json, card.json, predictions.jsonl, config.yaml.
 """
 
 import time

@@ -4,7 +4,6 @@ Where two runs have answered the same prompts, as before and after training, the
 the change of each score has its 95% interval over prompts.
 """
 
-import random
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -21,9 +20,9 @@ from rlhf_recipes.report.run_sections import (
     ALL_ROWS,
     EXTREMES,
     FIGURES,
-    SAMPLE,
     Pair,
     answer,
+    chosen_texts,
     label_of,
     machine_tables,
     paired,
@@ -155,27 +154,11 @@ def changed_texts(
     pairs: Sequence[Pair], names: Sequence[str], main: str | None, second: str | None = None, seed: int = 0
 ) -> list[Texts]:
     """Answers side by side: the best and worst changes of the score `main`, some drawn at random, and all."""
-    gains = {place: gain for place, pair in enumerate(pairs) if (gain := paired(pair, main)) is not None}
-    ordered = sorted(gains, key=lambda place: -gains[place])
-    half = min(EXTREMES, len(ordered) // 2)  # a small run must not show one prompt as best and as worst
-    picked = sorted(random.Random(seed).sample(range(len(pairs)), min(SAMPLE, len(pairs))))
-    groups = [
-        ("Best changes", "The largest gains in score.", ordered[:half]),
-        ("Worst changes", "The smallest gains, or the largest losses.", ordered[::-1][:half]),
-        (
-            "Drawn at random",
-            f"{len(picked)} of all {len(pairs)} prompts, drawn with seed {seed}, whatever their change.",
-            picked,
-        ),
-    ]
-    texts = [
-        Texts(title, names, [_changed(pairs[place], main, second) for place in places], lead)
-        for title, lead, places in groups
-        if places
-    ]
-    every = [_changed(pair, main, second) for pair in pairs[:ALL_ROWS]]
-    count = f"All {len(pairs)}" if len(every) == len(pairs) else f"The first {len(every)} of {len(pairs)}"
-    return [*texts, Texts("All prompts", names, every, folded=f"{count} prompts, in the order of the files")]
+    rows = [_changed(pair, main, second) for pair in pairs]
+    gains = [paired(pair, main) for pair in pairs]
+    best = ("Best changes", "The largest gains in score.")
+    worst = ("Worst changes", "The smallest gains, or the largest losses.")
+    return chosen_texts(rows, gains, names, (best, worst), "prompts", seed)
 
 
 def _changed(pair: Pair, main: str | None, second: str | None) -> TextRow:

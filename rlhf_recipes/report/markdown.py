@@ -31,6 +31,13 @@ def save_card(path: Path, metadata: ModelCardData, template: str, **content: Any
         template (`str`): Of `templates/`. Names and texts pass through the filters of this module there.
         content: What the template shows.
     """
+    text = card_environment().get_template(template).render(**content)
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n").save(path)
+    return path
+
+
+def card_environment() -> Environment:
+    """The templates of cards and of code, with the filters that make plain text of what comes from outside."""
     environment = Environment(  # of Markdown: HTML's escapes are not its own
         loader=PackageLoader("rlhf_recipes.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -44,11 +51,15 @@ def save_card(path: Path, metadata: ModelCardData, template: str, **content: Any
         "fenced": fenced,
         "table": markdown_table,
         "listed": listed,
+        "yaml": _yaml_text,
+        "python": lambda value: repr(dict(value) if isinstance(value, Mapping) else value),
         "visible": lambda text: visible(text, None),
     }
-    text = environment.get_template(template).render(**content)
-    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n").save(path)
-    return path
+    return environment
+
+
+def _yaml_text(value: str) -> str:
+    return value if not set(value) & set(" :#{}[],'\"&*!|>%@`") else '"' + value.replace('"', '\\"') + '"'
 
 
 def settings_text(config: Mapping[str, Any]) -> str:

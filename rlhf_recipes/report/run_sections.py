@@ -234,33 +234,42 @@ def _shares(run: Run, weights: Mapping[str, float]) -> dict[str, float]:
 
 def _completions(run: Run) -> Section | None:
     """The best, the worst, some drawn at random, and all."""
-    rows = run.completions
-    if not rows:
+    if not run.completions:
         return None
-    values = {place: value for place, value in enumerate(_weighted(run)) if value is not None}
-    ordered = sorted(values, key=lambda place: -values[place])
-    half = min(EXTREMES, len(ordered) // 2)  # of a few, none is shown as best and as worst
-    seed = int(number(run.settings.get("seed")) or 0)
-    picked = sorted(random.Random(seed).sample(range(len(rows)), min(SAMPLE, len(rows))))
-    groups = [
-        ("The best", "Those with the highest score.", ordered[:half]),
-        ("The worst", "Those with the lowest score.", ordered[::-1][:half]),
-        (
-            "Drawn at random",
-            f"{len(picked)} of all {len(rows)}, drawn with seed {seed}, whatever their score.",
-            picked,
-        ),
-    ]
-    columns = ("Completion",)
-    texts: list[Piece] = [
-        Texts(title, columns, [TextRow(rows[p].prompt, [answer(rows[p])]) for p in places], lead)
-        for title, lead, places in groups
-        if places
-    ]
-    every = [TextRow(row.prompt, [answer(row)]) for row in rows[:ALL_ROWS]]
-    count = f"All {len(rows)}" if len(every) == len(rows) else f"The first {len(every)} of {len(rows)}"
-    texts.append(Texts("All completions", columns, every, folded=f"{count} completions, in the order of the file"))
+    rows = [TextRow(row.prompt, [answer(row)]) for row in run.completions]
+    groups = (("The best", "Those with the highest score."), ("The worst", "Those with the lowest score."))
+    texts = chosen_texts(rows, _weighted(run), ("Completion",), groups, "completions", run.settings.get("seed"))
     return Section("completions", "Completions", texts, "Texts as they were written, with what is known of each.")
+
+
+def chosen_texts(
+    rows: Sequence[TextRow],
+    values: Sequence[float | None],
+    names: Sequence[str],
+    groups: Sequence[tuple[str, str]],
+    what: str,
+    seed: Any = 0,
+) -> list[Texts]:
+    """The rows with the largest and with the smallest value, some drawn at random, and all of them, folded.
+
+    Args:
+        groups (`Sequence[tuple[str, str]]`): How the first two are called, and a sentence about each.
+        what (`str`): What the rows are, in a sentence.
+    """
+    seed = int(number(seed) or 0)
+    scored = {place: value for place, value in enumerate(values) if value is not None}
+    ordered = sorted(scored, key=lambda place: -scored[place])
+    half = min(EXTREMES, len(ordered) // 2)  # of a few, none must be shown as best and as worst
+    picked = sorted(random.Random(seed).sample(range(len(rows)), min(SAMPLE, len(rows))))
+    chosen = [(title, lead, places) for (title, lead), places in zip(groups, (ordered, ordered[::-1]), strict=True)]
+    texts = [
+        Texts(title, names, [rows[place] for place in places[:half]], lead) for title, lead, places in chosen if half
+    ]
+    lead = f"{len(picked)} of all {len(rows)} {what}, drawn with seed {seed}, whatever became of them."
+    texts.append(Texts("Drawn at random", names, [rows[place] for place in picked], lead))
+    every = rows[:ALL_ROWS]
+    count = f"All {len(rows)}" if len(every) == len(rows) else f"The first {len(every)} of {len(rows)}"
+    return [*texts, Texts(f"All {what}", names, every, folded=f"{count} {what}, in the order of the file")]
 
 
 def _weighted(run: Run) -> list[float | None]:
