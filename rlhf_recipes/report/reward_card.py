@@ -161,7 +161,7 @@ def has_card(run: Run) -> bool:
 
 def reward_page(run: Run) -> Page:
     """The page of a reward model, out of its folder alone."""
-    return _page(_read_facts(run, None))
+    return _page(_read_facts(run))
 
 
 # --- Reading -----------------------------------------------------------------------------------------------
@@ -174,13 +174,15 @@ def _keep_and_read(folder: str | Path, given: Report, bias: Report | None) -> Ca
             f"{str(folder)!r} holds neither evaluation.json nor metrics.json, so there is nothing to write a card of. "
             "recipes/reward.py and `python -m rlhf_recipes.reward_modeling.evaluation` write them."
         )
-    kept = {key: value for key, value in given.items() if value}
+    data = dict(given.get("data") or {})
+    config = data.pop("config", None)  # it may hold what is nobody else's business; the folder has its own
+    kept = {key: value for key, value in {**given, "data": data}.items() if value}
     # As JSON can say it: without NaN, and a number of numpy as text that Python writes for it.
     write_json(run.folder / CARD_FILE, json.loads(json.dumps(kept, default=float), parse_constant=lambda _: None))
-    return _read_facts(run, bias)
+    return _read_facts(run, bias, config)
 
 
-def _read_facts(run: Run, bias: Report | None) -> CardFacts:
+def _read_facts(run: Run, bias: Report | None = None, config: Report | None = None) -> CardFacts:
     """What a folder says about its model."""
     evaluation, card = (read_object(run.folder / name) or {} for name in ("evaluation.json", CARD_FILE))
     has_model = (run.folder / "config.json").is_file()
@@ -189,7 +191,7 @@ def _read_facts(run: Run, bias: Report | None) -> CardFacts:
         title=card.get("title") or (repo_id or run.name).rsplit("/", 1)[-1],
         run=run,
         evaluation=evaluation,
-        config=data.get("config") or run.settings,
+        config=config or run.settings,
         settings=RewardModelSettings.load(run.folder) if has_model else RewardModelSettings(),
         data=data,
         bias=bias or read_object(run.folder / "bias.json"),
