@@ -116,17 +116,17 @@ def _headline(run: Run) -> Cell:
             went = Markup("{} {} went from {} to {}").format(began, what, words.plain(first), words.plain(last))
             kl = run.metrics.get("objective/kl")
             return went + (Markup(" at a KL of {} nats.").format(words.plain(kl)) if number(kl) is not None else ".")
+    if run.curve and "n" in run.curve[-1]:
+        point = run.curve[-1]
+        sentence = Markup("The best of {} scores {}, {} beyond a single one.")
+        values = words.figure(point["n"]), words.plain(point.get("score")), words.signed(point.get("score_gain"))
+        return sentence.format(*values)
     score, prompts = run.metrics.get("score"), run.metrics.get("prompts")
     if number(score) is not None and number(prompts) is not None:
         return Markup("A score of {} over {} prompts.").format(words.plain(score), words.figure(prompts))
     if number(run.metrics.get("labelled")) is not None:
         rows = (words.figure(run.metrics.get(key)) for key in ("labelled", "rows"))
         return Markup("{} of {} rows have a label.").format(*rows)
-    if run.curve and "n" in run.curve[-1]:
-        point = run.curve[-1]
-        sentence = Markup("The best of {} scores {}, {} beyond a single one.")
-        values = words.figure(point["n"]), words.plain(point.get("score")), words.signed(point.get("score_gain"))
-        return sentence.format(*values)
     return f"A run of the recipe {run.recipe}" if run.recipe else "A run"
 
 
