@@ -76,10 +76,10 @@ def heat_pieces(heat: HeatMap) -> list[tuple[str, str, str, str]]:
     return pieces
 
 
-def heat_piece(heat: HeatMap, title: str = "") -> Heat:
+def heat_piece(heat: HeatMap) -> Heat:
     """The map as a piece of a page."""
     scores = (f"{value:.2f}".replace("-", "\u2212") for value in (heat.score, heat.baseline_score))
-    return Heat("score {}, blank text {}".format(*scores), heat_pieces(heat), title)
+    return Heat("score {}, blank text {}".format(*scores), heat_pieces(heat))
 
 
 def heat_page(heat_maps: Sequence[HeatMap], title: str = "What moved the score") -> Page:

@@ -101,7 +101,6 @@ class Heat:
     kind: ClassVar = "heat"
     figures: str
     pieces: Sequence[tuple[str, str, str, str]]
-    title: str = ""
 
 
 @dataclass(frozen=True)
