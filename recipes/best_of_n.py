@@ -11,7 +11,7 @@ Choose among candidates that a dataset has (a column completions, a list in each
 
 The output folder gets best.jsonl (of each prompt the choice, its score, the order and all scores), candidates.jsonl,
 curve.json, best_of_n.png (expected score and every judge's over n), pairs.jsonl with --write_pairs (best against
-worst, for DPO), metrics.json and config.yaml.
+worst, for DPO), metrics.json, config.yaml and report.html.
 """
 
 import time
@@ -30,6 +30,7 @@ from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
+from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.uses import best_of_n, candidates
 from rlhf_recipes.rewards import load_rewards
 from rlhf_recipes.rewards.loading import RewardArguments
@@ -100,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scored, said = candidates.score_candidates(rewards, found), candidates.judged(judges, found)
     write_jsonl(output_dir / "candidates.jsonl", candidates.candidate_rows(found, scored, said))
     write_jsonl(output_dir / "best.jsonl", candidates.best_rows(found, scored, said))
-    sampled = found.logprobs is not None
-    curve = best_of_n.best_of_n_curve(scored.total, said, found.logprobs, sampled=sampled)
+    curve = best_of_n.best_of_n_curve(scored.total, said, found.logprobs, sampled=found.logprobs is not None)
     write_json(output_dir / "curve.json", curve)
     best_of_n.draw_curve(curve, output_dir / "best_of_n.png", {"score": " + ".join(rewards.names)})
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_jsonl(output_dir / "pairs.jsonl", pairs)
         metrics["pairs"] = len(pairs)
     metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
-    write_json(output_dir / "metrics.json", metrics)
+    end_run(output_dir, metrics)
     print("", best_of_n.curve_table(curve), "", *best_of_n.remarks(curve), f"Saved in {output_dir}", sep="\n")
 
 

@@ -9,8 +9,8 @@ A model of your own with LoRA (a folder, a file or a Hub id; columns chosen, rej
     accelerate launch recipes/dpo.py --dataset_name my-pairs --model_name_or_path runs/sft --use_peft \
         --learning_rate 1e-5 --output_dir runs/dpo
 
-Of ratings (completion, score, perhaps prompt) pairs are drawn, within a prompt. The output folder gets the model (its
-adapters, with --use_peft), metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto goes on.
+Of ratings (completion, score, perhaps prompt) pairs are drawn, within a prompt. The output folder gets the model (or
+its adapters), report.html, metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto goes on.
 """
 
 import time
@@ -24,6 +24,7 @@ import torch
 import trl
 from datasets import Dataset
 
+from rlhf_recipes import outputs, report
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
@@ -33,7 +34,6 @@ from rlhf_recipes.data.feedback.dialogues import own_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
 from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
-from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
 @dataclass
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     parser = RecipeParser((DPOConfig, ModelArguments, DataArguments, TemplateArguments), __doc__)
     training_args, model_args, data_args, template_args = parser.parse(argv)
-    output_dir = prepare_output_dir(training_args.output_dir, "dpo", training_args.overwrite_output_dir)
+    output_dir = outputs.prepare_output_dir(training_args.output_dir, "dpo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "ref" in getattr(trainer.model, "peft_config", {}):
         trainer.model.delete_adapter("ref")  # TRL's frozen copy of the adapters
     trainer.save_model()
-    if metrics := write_figures(trainer, output_dir, start):  # on the main process
+    if metrics := report.write_figures(trainer, output_dir, start):  # on the main process
         print(f"\n{metrics['step']} steps in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

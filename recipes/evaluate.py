@@ -11,7 +11,7 @@ Any model, on prompts of your own (a folder, a file or a Hub id with a column pr
 
 It samples at the temperature given and from the whole vocabulary (top_p 1). The noise of prompt i depends on seed and
 i alone, so two policies meet the same prompts with the same luck. The output folder gets completions.jsonl (prompt,
-completion, every score), metrics.json and config.yaml.
+completion, every score), metrics.json, config.yaml and report.html, which shows them.
 """
 
 import time
@@ -27,7 +27,8 @@ from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
-from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
+from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
+from rlhf_recipes.report import end_run
 from rlhf_recipes.rewards import load_rewards
 
 
@@ -109,10 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     # Save.
-    figures = summarize(completions)
-    metrics = figures | {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
-    write_jsonl(output_dir / "completions.jsonl", completions)
-    write_json(output_dir / "metrics.json", metrics)
+    metrics = summarize(completions) | {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
+    end_run(output_dir, metrics, completions=completions)
     print("", *(f"{name:>24}: {value:.4g}" for name, value in metrics.items()), f"Saved in {output_dir}", sep="\n")
 
 

@@ -10,8 +10,8 @@ Which of two texts is better (columns chosen and rejected, or first and second, 
         --output_file labeled.parquet --output_dir runs/labels
 
 The output folder gets the labelled rows (labeled.jsonl, .csv or .parquet; all rows, also those without a label), where
-labelled rows were given coverage.json and coverage.png (accuracy over the share that is labelled), metrics.json and
-config.yaml.
+labelled rows were given coverage.json and coverage.png (accuracy over the share that is labelled), metrics.json,
+config.yaml and report.html.
 """
 
 import time
@@ -25,6 +25,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.uses import labeling
 from rlhf_recipes.reward_modeling.uses import thresholds as selective
 from rlhf_recipes.reward_modeling.uses.confidence import DoubtArguments, draw_line, reasons, verdicts
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         selective.draw_coverage({"labelled rows": line.curve}, output_dir / "coverage.png", line.choice)
         print(f"\nOn labelled rows:\n{selective.coverage_table(line.curve)}")
     metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
-    write_json(output_dir / "metrics.json", metrics)
+    end_run(output_dir, metrics)
     print(f"\n{line}\n{labeling.summary(metrics)}\nSaved in {file}")
 
 

@@ -10,8 +10,9 @@ A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub
         --reward_funcs runs/reward my_rewards.py:brevity --reward_weights 1 0.5 --output_dir runs/ppo
 
 The output folder gets the policy (its adapters, with --use_peft) and tokenizer, the critic in critic/, a model card
-(README.md), metrics.json, log_history.json (every logged figure) and config.yaml. recipes/evaluate.py measures it on
-held-out prompts. A run that was interrupted goes on with --resume_from_checkpoint auto.
+(README.md), report.html (curves, rewards, completions), completions.jsonl (the last ones), metrics.json, config.yaml,
+log_history.json (every logged figure) and environment.json (versions). recipes/evaluate.py measures it on held-out
+prompts. A run that was interrupted goes on with --resume_from_checkpoint auto.
 """
 
 import time
@@ -30,9 +31,10 @@ from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
-from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
 from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.ppo.run.checkpoint import STATE_FILE
+from rlhf_recipes.report import end_run
 from rlhf_recipes.rewards import load_rewards
 from rlhf_recipes.rewards.loading import RewardArguments
 
@@ -88,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.create_model_card(**about)
     if trainer.is_world_process_zero():
         history = trainer.state.log_history
-        write_json(output_dir / "log_history.json", history)
         last = next((entry for entry in reversed(history) if "objective/scores" in entry), {})
         metrics = {name: value for name, value in last.items() if "/" in name} | {
             "episodes": trainer.state.global_step // trainer.sizes.updates * trainer.sizes.rollout,
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seconds": round(time.perf_counter() - start, 1),
             **peak_memory_gb(),
         }
-        write_json(output_dir / "metrics.json", metrics)
+        end_run(output_dir, metrics, history, trainer.last_rows)
         print(f"\n{metrics['episodes']} episodes in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(**about)

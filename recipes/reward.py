@@ -12,7 +12,7 @@ A decoder with LoRA on pairs of your own (a folder, a file or a Hub id; columns 
 The columns tell which feedback it is (docs/feedback_formats.md), and that tells the loss (docs/reward_losses.md);
 --feedback_format and --loss overrule them. The output folder gets the model with its head and tokenizer (adapters
 merged, and on their own in adapter/), reward_config.json (how logits become ratings), report.html and README.md (what
-was learned, and where it fails), metrics.json, evaluation.json, bias.json, predictions.jsonl and config.yaml.
+was learned, and where it fails), metrics.json, evaluation.json, bias.json, card.json, predictions.jsonl, config.yaml.
 """
 
 import time
@@ -32,7 +32,8 @@ from rlhf_recipes.data.cleaning.steps import CleaningArguments
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, freeze_lower_layers, load_reward_model, load_tokenizer
-from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
+from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
 from rlhf_recipes.reward_modeling.evaluation.measure import measure, summary
 from rlhf_recipes.reward_modeling.examples import settings_for
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seconds": round(time.perf_counter() - start, 1),
             **peak_memory_gb(),
         }
-        write_json(output_dir / "metrics.json", metrics)
+        end_run(output_dir, metrics, trainer.state.log_history, page=not training_args.card)
         if training_args.card:
             write_report(output_dir, splits, training_args, loss)
         print(f"\n{summary(metrics)}\nSaved in {output_dir}")

@@ -12,8 +12,8 @@ A decoder, on pairs of your own (a folder, a file or a Hub id; columns chosen, r
 Data, losses and options are those of recipes/reward.py. Members differ in their seed (LoRA, head and order of the
 rows), and where asked to in their rows (--member_rows bootstrap, --member_share 0.5). The output folder gets
 adapter_0, adapter_1, ... (each loads alone), ensemble.json and the tokenizer (SharedBaseEnsemble loads them together),
-average/ (one model, the mean of their weights), metrics.json, uncertainty.json and uncertainty.png, predictions.jsonl
-and config.yaml. The same command after an interruption goes on, and keeps members that are finished.
+average/ (one model, the mean of their weights), metrics.json, uncertainty.json and uncertainty.png, predictions.jsonl,
+config.yaml and report.html. The same command after an interruption goes on, and keeps members that are finished.
 """
 
 import time
@@ -29,6 +29,7 @@ from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
 from rlhf_recipes.reward_modeling.ensemble.train import EnsembleArguments, train_members
 from rlhf_recipes.reward_modeling.evaluation.measure import measure
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seconds": round(time.perf_counter() - start, 1),
         **peak_memory_gb(),
     }
-    write_json(output_dir / "metrics.json", metrics)
+    end_run(output_dir, metrics)
     print(f"\n{describe_ensemble(metrics, report)}\nSaved in {output_dir}")
 
 

@@ -9,7 +9,7 @@ Pairs of your own (a folder, a file or a Hub id; columns chosen, rejected and pe
     python recipes/reward_linear.py --dataset_name my-pairs --features Length Sentiment Marks --output_dir runs/linear
 
 The output folder gets the model (LinearReward reads it), metrics.json, coefficients.json, importance.json, both as
-pictures (coefficients.png, importance.png), and config.yaml.
+pictures (coefficients.png, importance.png), config.yaml and report.html.
 """
 
 import time
@@ -23,7 +23,8 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.columns import detect_format
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
+from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.evaluation.measure import load_validation, rating_scale
 from rlhf_recipes.reward_modeling.evaluation.metrics import pair_metrics, rating_metrics
 from rlhf_recipes.reward_modeling.examples import load_feedback
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_explanation(model, found, output_dir)
     metrics |= {"features": len(model.features.features), "train_rows": len(train), "fit_seconds": fit_seconds}
     metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
-    write_json(output_dir / "metrics.json", metrics)
+    end_run(output_dir, metrics)
     print(f"{texts.plain()[0]}\n{model.read_aloud(texts.prompts[0], texts.completions[0])}")
     print(f"\nHeld-out pairs in the right order: {metrics['pairwise_accuracy']:.3f}. Saved in {output_dir}")
 

@@ -10,7 +10,7 @@ Ratings of your own, one user's rating of one text in each row (columns completi
         --output_dir runs/personal
 
 The output folder gets the model (personal_reward.json and its numbers; PersonalReward reads them), metrics.json,
-curve.json, curve.png and config.yaml.
+curve.json, curve.png, config.yaml and report.html.
 """
 
 import time
@@ -25,6 +25,7 @@ from rlhf_recipes.cli import run
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
+from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.personal.features import HiddenFeatures
 from rlhf_recipes.reward_modeling.personal.measure import flat, learning_curve, plot_curve, summary
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
@@ -61,9 +62,7 @@ class PersonalArguments:
     test_ratings_per_user: int = field(default=300, metadata={"help": "Simulated: held-out ratings of each."})
     min_gap: float = field(default=0.5, metadata={"help": "Measure on ratings that are at least this far apart."})
     seed: int = field(default=0, metadata={"help": "Of simulated raters, and of what is held out for penalties."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things."}
-    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write among other things; deletes nothing."})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     difference = float(abs(said - model.scores_of(asked[test.texts[:first]], test.users[:first])).max())
     metrics = flat(curve[-1]) | {"simulated": bool(args.simulated_users), "reload_difference": difference}
     metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
-    write_json(output_dir / "metrics.json", metrics)
     write_json(output_dir / "curve.json", curve)
     plot_curve(curve, output_dir / "curve.png")
+    end_run(output_dir, metrics)
     print("\n".join(f"{point['ratings_per_user']} ratings of each user: {summary(point)}" for point in curve))
     print(f"Saved in {output_dir}")
 

@@ -10,7 +10,7 @@ A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub
         --reward_funcs runs/reward my_rewards.py:brevity --reward_weights 1 0.5 --output_dir runs/rloo
 
 Rewards are those of recipes/ppo.py. The output folder gets the policy (its adapters, with --use_peft) and tokenizer,
-metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto goes on.
+report.html, metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto goes on.
 """
 
 import copy
@@ -24,6 +24,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 import torch
 import trl
 
+from rlhf_recipes import outputs, report
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
@@ -31,7 +32,6 @@ from rlhf_recipes.data.chat_rows import TemplateArguments, for_trl, ready_prompt
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
-from rlhf_recipes.outputs import prepare_output_dir, write_figures
 from rlhf_recipes.rewards.loading import RewardArguments
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (RewardArguments, ModelArguments, DataArguments, PromptArguments, TemplateArguments)
     training_args, reward_args, *others = RecipeParser((RLOOConfig, *arguments), __doc__).parse(argv)
     model_args, data_args, prompt_args, template_args = others
-    output_dir = prepare_output_dir(training_args.output_dir, "rloo", training_args.overwrite_output_dir)
+    output_dir = outputs.prepare_output_dir(training_args.output_dir, "rloo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args.asked, reward_args, *others)
     tokenizer = load_policy_tokenizer(model_args, padding_side="left", must_end=True)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "ref" in getattr(trainer.model, "peft_config", {}):
         trainer.model.delete_adapter("ref")  # TRL's frozen copy of the adapters
     trainer.save_model()
-    if metrics := write_figures(trainer, output_dir, start):  # on the main process
+    if metrics := report.write_figures(trainer, output_dir, start):  # on the main process
         print(f"\n{metrics['step']} steps in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

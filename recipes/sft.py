@@ -10,7 +10,7 @@ A model of your own with LoRA (a folder, a file or a Hub id; columns prompt and 
         --learning_rate 1e-4 --output_dir runs/sft
 
 Where there are prompts, only completions are learned. The output folder gets the model (its adapters, with --use_peft)
-and tokenizer, metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto goes on.
+and tokenizer, report.html, metrics.json, log_history.json and config.yaml. --resume_from_checkpoint auto goes on.
 """
 
 import time
@@ -23,6 +23,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 import torch
 import trl
 
+from rlhf_recipes import outputs, report
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
@@ -30,7 +31,6 @@ from rlhf_recipes.data.chat_rows import TemplateArguments, ready_texts
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
-from rlhf_recipes.outputs import prepare_output_dir, write_figures
 
 
 @dataclass
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     parser = RecipeParser((SFTConfig, ModelArguments, DataArguments, TemplateArguments), __doc__)
     training_args, model_args, data_args, template_args = parser.parse(argv)
-    output_dir = prepare_output_dir(training_args.output_dir, "sft", training_args.overwrite_output_dir)
+    output_dir = outputs.prepare_output_dir(training_args.output_dir, "sft", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Save and push.
     trainer.save_model()
-    if metrics := write_figures(trainer, output_dir, start):  # on the main process
+    if metrics := report.write_figures(trainer, output_dir, start):  # on the main process
         print(f"\n{metrics['step']} steps in {metrics['train_seconds']:.0f} s. Saved in {output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

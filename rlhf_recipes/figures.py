@@ -116,15 +116,22 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def plot_curves(
-    name: str, label: str, unit: str, series: Mapping[str, Sequence[tuple[float, float]]], from_zero: bool = False
+    name: str,
+    label: str,
+    unit: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    from_zero: bool = False,
+    axis: str = "episodes",
 ) -> Markup:
-    """Draw quantities over the episodes of training: each value pale, their running mean on top.
+    """Draw quantities over the episodes or steps of training: each value pale, their running mean on top.
 
     Args:
         series (`Mapping[str, Sequence[tuple[float, float]]]`):
             For each name its `(episode, value)` points; the page's legend lists them in the same order.
         from_zero (`bool`):
             Whether the upright axis shows 0, for a quantity whose distance from 0 is what matters.
+        axis (`str`):
+            What is counted along the lying axis.
     """
 
     def paint(axes: Axes) -> None:
@@ -138,7 +145,7 @@ def plot_curves(
         if from_zero:
             axes.update_datalim([(episodes[0], 0.0)])
             axes.autoscale_view()
-        axes.set_xlabel("episodes")
+        axes.set_xlabel(axis)
         axes.set_ylabel(unit)
         _few_ticks(axes)
 
@@ -197,24 +204,6 @@ def plot_accuracy(name: str, label: str, bars: Sequence[tuple[str, float]]) -> M
     return draw(name, label, LARGE, paint)
 
 
-def plot_fitted_curve(
-    name: str, label: str, points: Sequence[tuple[float, float]], curve: Callable[[float], float] | None
-) -> Markup:
-    """Draw human rating over logit, one dot per sentence, and the curve that turns the logit into a score."""
-
-    def paint(axes: Axes) -> None:
-        logits, ratings = zip(*points, strict=True)
-        axes.scatter(logits, ratings, s=9, color=MUTED, alpha=0.4, linewidths=0)
-        if curve is not None:
-            grid = np.linspace(min(logits), max(logits), 80)
-            axes.plot(grid, [curve(float(logit)) for logit in grid], color=SERIES[0], linewidth=2.4)
-        axes.set_xlabel("logit of the reward model")
-        axes.set_ylabel("mean human rating")
-        _few_ticks(axes)
-
-    return draw(name, label, LARGE, paint)
-
-
 def plot_calibration(name: str, label: str, bins: Sequence[tuple[float, float, float]]) -> Markup:
     """Draw the mean human rating over the mean score of each bin, with its standard error twice each way.
 
@@ -235,24 +224,6 @@ def plot_calibration(name: str, label: str, bins: Sequence[tuple[float, float, f
         _few_ticks(axes)
 
     return draw(name, label, LARGE, paint)
-
-
-def bin_predictions(pairs: Sequence[tuple[float, float]], count: int = 10) -> list[tuple[float, float, float]]:
-    """Sort `(score, rating)` pairs by score, cut them into bins of equal size, and average each bin.
-
-    Returns:
-        `list[tuple[float, float, float]]`: for each bin the mean score, the mean rating and its standard error. A bin
-        of one sentence has no standard error; it is given as 0.
-    """
-    chunks = np.array_split(np.array(sorted(pairs), dtype=float), min(count, len(pairs)))
-    return [
-        (
-            float(chunk[:, 0].mean()),
-            float(chunk[:, 1].mean()),
-            float(chunk[:, 1].std(ddof=1) / math.sqrt(len(chunk))) if len(chunk) > 1 else 0.0,
-        )
-        for chunk in chunks
-    ]
 
 
 def _few_ticks(axes: Axes) -> None:

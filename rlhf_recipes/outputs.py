@@ -1,12 +1,10 @@
 """Where a run writes: a folder of its own, nothing of the user's deleted, and no file half written."""
 
 import json
-import math
 import os
 import resource
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,28 +83,6 @@ def _write_at_once(path: str | Path, text: str) -> Path:
         os.unlink(temporary)
         raise
     return target
-
-
-def write_figures(trainer: Any, folder: Path, start: float) -> dict[str, Any]:
-    """Write `log_history.json`, and `metrics.json` with the last value of everything that a run of TRL has logged.
-
-    Args:
-        trainer (`Trainer`): One that has trained.
-        folder (`Path`): That of the run.
-        start (`float`): `time.perf_counter()` when the recipe began.
-
-    Returns:
-        `dict`: what `metrics.json` holds; empty on all processes but the main one, which write nothing.
-    """
-    if not trainer.is_world_process_zero():
-        return {}
-    # JSON has no NaN, which an fp16 gradient may be.
-    history = [{k: v if math.isfinite(v or 0) else None for k, v in e.items()} for e in trainer.state.log_history]
-    write_json(folder / "log_history.json", history)
-    metrics = {name: value for entry in history for name, value in entry.items()} | peak_memory_gb()
-    metrics |= {"train_seconds": metrics["train_runtime"], "seconds": round(time.perf_counter() - start, 1)}
-    write_json(folder / "metrics.json", metrics)
-    return metrics
 
 
 def peak_memory_gb() -> dict[str, float]:

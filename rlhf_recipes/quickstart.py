@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import shutil
 import signal
@@ -165,20 +164,6 @@ def _completions(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions and machine, for the report."""
-    import torch
-
-    return {
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-        "seed": 0,
-    }
-
-
 def print_figures(metrics: dict[str, Any], page: Path) -> None:
     """The run in a few lines."""
     reward, ppo = metrics["reward_model"], metrics["ppo"]
@@ -221,11 +206,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"      {shlex.join(stage.command)}", flush=True)
             run_stage(stage, stamp)
     from rlhf_recipes.report import write_report
+    from rlhf_recipes.report.ending import describe_environment
 
     print(f"\n[{len(STAGES) + 2}/{len(STAGES) + 2}] Report")
     metrics = collect_metrics()
     write_json(RUN_DIR / "metrics.json", metrics)
-    write_json(RUN_DIR / "environment.json", describe_environment())
+    write_json(RUN_DIR / "environment.json", describe_environment() | {"seed": 0})
     print_figures(metrics, write_report(RUN_DIR))
 
 

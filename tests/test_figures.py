@@ -12,12 +12,6 @@ def test_running_mean() -> None:
     assert plots.running_mean([1, 5], window=1) == [1.0, 5.0]
 
 
-def test_bins_hold_equal_counts_in_order_of_score() -> None:
-    pairs = [(3.0, 4.0), (0.0, -1.0), (1.0, 1.0), (2.0, 0.0)]
-    assert plots.bin_predictions(pairs, count=2) == [(0.5, 0.0, 1.0), (2.5, 2.0, 2.0)]
-    assert plots.bin_predictions([(1.0, 2.0)], count=10) == [(1.0, 2.0, 0.0)]
-
-
 def test_small_values_keep_their_tick_labels() -> None:
     # Coordinates lose their decimals; what is written on the axis must not.
     svg = plots.plot_curves("loss", "Loss", "loss", {"loss": [(16, -0.004), (32, 0.0031)]})
@@ -44,7 +38,6 @@ def test_one_value_and_equal_values_can_be_drawn() -> None:
     assert plots.plot_score_histogram("h", "scores", [1.0], [1.0]).startswith("<svg")
     assert plots.plot_curves("c", "one", "unit", {"a": [(16, 0.5)]}).startswith("<svg")
     assert plots.plot_calibration("k", "one bin", [(1.0, 1.0, 0.0)]).startswith("<svg")
-    assert plots.plot_fitted_curve("f", "one", [(0.0, 1.0)], None).startswith("<svg")
 
 
 def test_bins_of_few_values_and_of_many() -> None:

@@ -65,7 +65,7 @@ def main(monkeypatch):
     """`quickstart.main` up to the report; the starter kit and what comes after the stages are doubles too."""
     monkeypatch.setattr("rlhf_recipes.data.starter.__main__.main", lambda argv: 0)
     monkeypatch.setattr(quickstart, "collect_metrics", lambda: {"total_seconds": 1.0})
-    monkeypatch.setattr(quickstart, "describe_environment", dict)
+    monkeypatch.setattr("rlhf_recipes.report.ending.describe_environment", dict)
     monkeypatch.setattr(quickstart, "print_figures", lambda metrics, page: None)
     monkeypatch.setattr("rlhf_recipes.report.write_report", lambda run: run / "report.html")
     return lambda: quickstart.main([])
@@ -360,12 +360,6 @@ def test_two_measurements_of_different_prompts_are_not_compared(ended):
     leave("after", {"seconds": 1, "peak_memory_gb": 1, "kl": 0, "distinct_2": 1}, [written("Other", 1, 1, 1)])
     with pytest.raises(SystemExit, match="different prompts"):
         collect_metrics()
-
-
-def test_the_environment_is_described_with_what_a_reader_needs_to_repeat_it():
-    environment = quickstart.describe_environment()
-    assert set(environment) == {"versions", "python", "platform", "cpu_count", "device", "seed"}
-    assert set(environment["versions"]) == {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 
 
 def test_stages_name_recipes_that_exist():

@@ -1,10 +1,14 @@
 """Heat maps: words on a ground as strong as what they add to a score."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from rlhf_recipes.report.page import Heat, Page, Piece, Section, Table, render, write_page
+
+STRONGEST = 0.6  # opacity: ink on it can be read in light and dark
+FAINTEST = 0.05  # a share of the strongest word, below which a word is left plain
 
 
 @dataclass(frozen=True)
@@ -72,87 +76,44 @@ def heat_pieces(heat: HeatMap) -> list[tuple[str, str, str, str]]:
     return pieces
 
 
-# --- As a page -----------------------------------------------------------------------------------
+def heat_piece(heat: HeatMap) -> Heat:
+    """The map as a piece of a page."""
+    scores = (f"{value:.2f}".replace("-", "\u2212") for value in (heat.score, heat.baseline_score))
+    return Heat("score {}, blank text {}".format(*scores), heat_pieces(heat))
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c232e; --muted: #596271; --line: #e1dfd8;
-  --up: 35, 97, 165; --down: 189, 84, 22; }
-@media (prefers-color-scheme: dark) { :root { --paper: #13161b; --ink: #f2f4f7; --muted: #a2abb9; --line: #2f353f;
-  --up: 60, 132, 214; --down: 196, 92, 32; } }
-@media print { :root { --paper: #ffffff; --ink: #000000; } * { print-color-adjust: exact; } }
-body { background: var(--paper); color: var(--ink); font: 16px/1.6 system-ui, sans-serif; margin: 0 auto;
-  max-width: 60rem; padding: 24px 16px 48px; }
-h1 { font-size: 1.35rem; } h2 { font-size: 1rem; margin: 32px 0 6px; }
-p { margin: 6px 0; } .muted { color: var(--muted); font-size: 0.9rem; }
-.text { border: 1px solid var(--line); border-radius: 8px; font-size: 1.15rem; line-height: 2; padding: 10px 14px;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-.w { color: var(--ink); border-radius: 3px; padding: 2px 1px; border-bottom: 2px solid transparent; }
-.up { background: rgba(var(--up), var(--a)); border-bottom-color: rgb(var(--up)); }
-.down { background: rgba(var(--down), var(--a)); border-bottom: 2px dashed rgb(var(--down)); }
-.unread { color: var(--muted); text-decoration: line-through; }
-table { border-collapse: collapse; font-size: 0.9rem; margin-top: 8px; font-variant-numeric: tabular-nums; }
-td, th { border-bottom: 1px solid var(--line); padding: 2px 14px 2px 0; text-align: left; }
-td.n, th.n { text-align: right; }
-"""
-STRONGEST = 0.6  # opacity: ink on it can be read in light and dark
-FAINTEST = 0.05  # a share of the strongest word, below which a word is left plain
+
+def heat_page(heat_maps: Sequence[HeatMap], title: str = "What moved the score") -> Page:
+    """A page of maps: each text with its words coloured, and a table of those that moved the score most."""
+    return Page(
+        title=title,
+        about="heat maps",
+        headline=title,
+        lead=[
+            "Blue with a whole line below raised the score, orange with a broken line lowered it, against a text in "
+            "which every word is blank; the stronger, the deeper, on a scale of each text by itself. A word that the "
+            "model did not read is struck out."
+        ],
+        sections=[_section(heat, number) for number, heat in enumerate(heat_maps)],
+    )
 
 
 def to_html(heat_maps: Sequence[HeatMap], title: str = "What moved the score") -> str:
-    """A page of its own, without scripts or anything to be fetched: each text with its words coloured, and a table.
-
-    Blue with a whole line below raised the score, orange with a broken line lowered it; the stronger, the deeper. The
-    scale is that of each text by itself. A word that the model did not read is struck out.
-    """
-    parts = "".join(map(_section, heat_maps))
-    key = (
-        '<p class="muted"><span class="w up" style="--a:0.4">raised</span> '
-        '<span class="w down" style="--a:0.4">lowered</span> '
-        "the score, against a text in which every word is blank.</p>"
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>{key}{parts}</body></html>\n"
-    )
+    """[`heat_page`] as HTML, without scripts or anything to be fetched."""
+    return render(heat_page(heat_maps, title))
 
 
 def save_html(heat_maps: Sequence[HeatMap], path: str | Path, title: str = "What moved the score") -> Path:
     """Write [`to_html`] into a file, whose folder is made if needed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(to_html(heat_maps, title), encoding="utf-8", errors="replace")
-    return target
+    return write_page(heat_page(heat_maps, title), path)
 
 
-def _section(heat: HeatMap) -> str:
-    strongest = max((abs(word.value or 0.0) for word in heat.words), default=0.0) or 1.0
-    pieces, position = [], 0
-    for word in heat.words:
-        pieces.append(html.escape(heat.text[position : word.start]))
-        pieces.append(_span(word, strongest))
-        position = word.end
-    pieces.append(html.escape(heat.text[position:]))
-    rows = "".join(
-        f'<tr><td dir="auto">{html.escape(word.word)}</td><td class="n">{word.value:+.3f}</td></tr>'
-        for word in heat.top()
-    )
+def _section(heat: HeatMap, number: int) -> Section:
+    rows = [[word.word, f"{word.value:+.3f}".replace("-", "\u2212")] for word in heat.top()]
+    pieces: list[Piece] = [heat_piece(heat)]
+    if rows:
+        pieces.append(Table("Words that moved it most", ["word", "score"], rows, (1,)))
     difference = heat.score - heat.baseline_score
-    return (
-        f"<h2>{html.escape(heat.name)}: {heat.score:.3f}</h2>"
-        f'<p class="text" dir="auto">{"".join(pieces)}</p>'
-        f'<p class="muted">Score {heat.score:.3f}, blank text {heat.baseline_score:.3f}: the words account for '
-        f"{difference:+.3f}, with an error of {heat.error:+.4f} after {heat.steps} steps.</p>"
-        f'<table><tr><th>word</th><th class="n">score</th></tr>{rows}</table>\n'
-    )
-
-
-def _span(word: WordAttribution, strongest: float) -> str:
-    shown = html.escape(word.word)
-    if word.value is None:
-        return f'<span class="unread" title="not read">{shown}</span>'
-    share = abs(word.value) / strongest
-    if share < FAINTEST:
-        return f'<span class="w" title="{word.value:+.3f}">{shown}</span>'
-    way = "up" if word.value > 0 else "down"
-    return f'<span class="w {way}" style="--a:{STRONGEST * share:.2f}" title="{word.value:+.3f}">{shown}</span>'
+    said = (
+        f"The words account for {difference:+.3f}, with an error of {heat.error:+.4f} after {heat.steps} steps."
+    ).replace("-", "\u2212")
+    return Section(f"text-{number}", f"{heat.name}: {heat.score:.3f}", pieces, said)

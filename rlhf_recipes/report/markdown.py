@@ -4,17 +4,70 @@ Names, values of a YAML and texts of models lose whatever Markdown, HTML or a fo
 are shortened to their last part, and secrets are left out.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from rlhf_recipes.arguments import SECRETS
 from rlhf_recipes.imports import optional
-from rlhf_recipes.report.words import visible
+from rlhf_recipes.report.words import number, visible
 
 SAMPLE_LIMIT = 400  # characters of a text in the cell of a table
+
+# ---- a card
+
+
+def save_card(path: Path, metadata: ModelCardData, template: str, **content: Any) -> Path:
+    """Write a README with metadata for the Hub; an earlier one is replaced.
+
+    Args:
+        path (`Path`): The file.
+        metadata (`ModelCardData`): What stands above the text.
+        template (`str`): Of `templates/`. Names and texts pass through the filters of this module there.
+        content: What the template shows.
+    """
+    text = card_environment().get_template(template).render(**content)
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n").save(path)
+    return path
+
+
+def card_environment() -> Environment:
+    """The templates of cards and of code, with the filters that make plain text of what comes from outside."""
+    environment = Environment(  # of Markdown: HTML's escapes are not its own
+        loader=PackageLoader("rlhf_recipes.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "line": plain_line,
+        "code": as_code,
+        "linked": linked,
+        "quoted": quoted,
+        "short": short_name,
+        "clean": clean_text,
+        "fenced": fenced,
+        "table": markdown_table,
+        "listed": listed,
+        "yaml": _yaml_text,
+        "python": lambda value: repr(dict(value) if isinstance(value, Mapping) else value),
+        "visible": lambda text: visible(text, None),
+    }
+    return environment
+
+
+def _yaml_text(value: str) -> str:
+    return value if not set(value) & set(" :#{}[],'\"&*!|>%@`") else '"' + value.replace('"', '\\"') + '"'
+
+
+def settings_text(config: Mapping[str, Any]) -> str:
+    """A configuration as YAML, cleaned; empty where there is none."""
+    if not config:
+        return ""
+    return visible(yaml.safe_dump(clean_config(config), sort_keys=False, allow_unicode=True, width=100), None)
+
 
 # ---- clean of what is nobody else's business
 
@@ -72,6 +125,18 @@ def plain_line(value: str) -> str:
     """Text inside a paragraph or a cell: one line of it, with nothing that a renderer would take for markup."""
     plain = " ".join(visible(str(value), None).translate(_BIDI).split())
     return _MARKUP.sub(lambda found: "".join(f"&#{ord(c)};" for c in found.group()), plain)
+
+
+def as_sentence(text: str) -> str:
+    """A sentence of ours, in which code stands in backticks and everything else is plain."""
+    parts = text.split("`")
+    return "".join(f"`{part}`" if place % 2 else _spaced_line(part) for place, part in enumerate(parts))
+
+
+def _spaced_line(text: str) -> str:
+    """[`plain_line`] that keeps the white space at both ends."""
+    before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+    return f"{before}{plain_line(text)}{after}" if text.strip() else text
 
 
 def cell(value: str) -> str:
@@ -154,14 +219,9 @@ def listed(names: Sequence[str]) -> str:
 
 
 def rounded(value: Any) -> str:
-    number = finite(value)
-    if number is None:
+    found = number(value)
+    if found is None:
         return "–"
-    whole = number == 0 or abs(number) >= 1000
-    shown = f"{number:,.0f}" if whole else f"{number:#.3g}".rstrip(".")
+    whole = found == 0 or abs(found) >= 1000
+    shown = f"{found:,.0f}" if whole else f"{found:#.3g}".rstrip(".")
     return shown.replace("-", "\u2212")
-
-
-def finite(value: Any) -> float | None:
-    """The value if it is a finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

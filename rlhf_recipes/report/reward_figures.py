@@ -1,131 +1,25 @@
-"""The pictures of a reward model's page, as inline SVG in the colours of the page; see `rlhf_recipes.figures`.
+"""Pictures of measurements of reward models: what a score leans on, and how unsure an ensemble is.
 
-The report of a bias measurement as pictures: dots with their intervals around a line at "no bias".
-
-The uncertainty of an ensemble as one picture: error, order and strange texts by disagreement.
+The report of a bias measurement is drawn as dots with their intervals around a line at "no bias"; the uncertainty of
+an ensemble as error, order and strange texts by disagreement. Each is drawn for a page, in the colours of its style
+sheet, and as PNG.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rlhf_recipes.figures import COLORS, INK, LARGE, MUTED, SERIES, STYLE, draw, draw_png, inline
-
-Bucket = Mapping[str, Any]
-
-
-def plot_margins(name: str, label: str, axis: str, series: Mapping[str, Sequence[Bucket]]) -> Markup:
-    """Draw accuracy over how clear the case is: a point with its interval for each bucket and each scorer.
-
-    Args:
-        axis (`str`): What the margin is.
-        series (`Mapping[str, Sequence[Mapping]]`):
-            For each scorer its buckets, with `accuracy`, `accuracy_ci95` and either `name` or `from` and `to`.
-    """
-    names = [bucket_name(bucket) for bucket in next(iter(series.values()))]
-
-    def paint(axes: Axes) -> None:
-        axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
-        for index, buckets in enumerate(series.values()):
-            color = SERIES[0] if index == 0 else MUTED
-            there = [(place, b) for place, b in enumerate(buckets) if b["accuracy"] is not None]
-            shift = 0.0 if index == 0 else 0.14 * index
-            for place, bucket in there:
-                low, high = bucket.get("accuracy_ci95") or (bucket["accuracy"],) * 2
-                axes.plot([place + shift] * 2, [low, high], color=color, linewidth=2.2)
-            xs, ys = [place + shift for place, _ in there], [bucket["accuracy"] for _, bucket in there]
-            axes.plot(xs, ys, "o" if index == 0 else "s", color=color, markersize=6)
-        axes.set_xticks(range(len(names)), names)
-        axes.set(xlim=(-0.5, len(names) - 0.3), ylim=(min(0.45, *_lows(series)), 1.02), xlabel=axis)
-        axes.set_ylabel("pairs in the right order")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        axes.grid(visible=False, axis="x")
-
-    return draw(name, label, LARGE, paint)
-
-
-def bucket_name(bucket: Bucket) -> str:
-    """How a bucket is called on an axis and in a table."""
-    if "name" in bucket:
-        return str(bucket["name"])
-    if bucket["to"] is None:
-        return f"{bucket['from']:.3g} and more"
-    return f"{bucket['from']:.3g} to {bucket['to']:.3g}"
-
-
-def _lows(series: Mapping[str, Sequence[Bucket]]) -> list[float]:
-    every = [bucket for buckets in series.values() for bucket in buckets if bucket["accuracy"] is not None]
-    return [(bucket.get("accuracy_ci95") or [bucket["accuracy"]])[0] - 0.03 for bucket in every] or [0.45]
-
-
-def plot_shares(name: str, label: str, bins: Sequence[Bucket], from_half: bool) -> Markup:
-    """Draw what came true over what was said, a dot for each bin, as large as it has rows.
-
-    Args:
-        bins (`Sequence[Mapping]`): With `probability`, `outcome` and `rows`.
-        from_half (`bool`): Whether probabilities begin at 0.5, as those of pairs do.
-    """
-
-    def paint(axes: Axes) -> None:
-        low = 0.5 if from_half else 0.0
-        axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
-        most = max(bucket["rows"] for bucket in bins)
-        sizes = [18 + 40 * bucket["rows"] / most for bucket in bins]
-        xs, ys = [b["probability"] for b in bins], [b["outcome"] for b in bins]
-        axes.plot(xs, ys, color=SERIES[0], linewidth=1, alpha=0.5)
-        axes.scatter(xs, ys, s=sizes, color=SERIES[0], linewidths=0)
-        axes.set(xlim=(low - 0.02, 1.02), ylim=(min(low, *ys) - 0.03, 1.03))
-        axes.set_xlabel("probability that the model states")
-        axes.set_ylabel("share that people confirm")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-
-    return draw(name, label, LARGE, paint)
-
-
-def plot_wins(name: str, label: str, curve: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw how often the best of n wins against a random text, with its interval, and people's own choice."""
-
-    def paint(axes: Axes) -> None:
-        ns = [point["n"] for point in curve]
-        axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
-        axes.plot(ns, [point["ceiling"] for point in curve], color=MUTED, linestyle=(0, (5, 1.5)))
-        if all(point["win_rate_ci95"] for point in curve):
-            lows, highs = zip(*(point["win_rate_ci95"] for point in curve), strict=True)
-            axes.fill_between(ns, lows, highs, color=SERIES[0], alpha=0.18, linewidth=0)
-        axes.plot(ns, [point["win_rate"] for point in curve], color=SERIES[0], marker="o", markersize=4)
-        axes.set_xlabel("n texts to choose from")
-        axes.set_ylabel("wins against a random text")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-
-    return draw(name, label, LARGE, paint)
-
-
-def as_svg(drawn: Any, name: str, label: str) -> Markup:
-    """A matplotlib figure, or a picture that is SVG already, as an element of the page."""
-    if not isinstance(drawn, Figure):
-        return Markup(str(drawn))
-    with matplotlib.rc_context():
-        settings: Any = STYLE | {"svg.hashsalt": name}
-        matplotlib.rcParams.update(settings)
-        buffer = io.StringIO()
-        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        drawn.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    return inline(buffer.getvalue(), name, label)
-
+from rlhf_recipes.figures import COLORS, INK, LARGE, MUTED, SERIES, draw, draw_png
 
 Bar = tuple[str, float | None, Sequence[float] | None]  # name, figure, ends of its interval
 Panel = tuple[str, str, Callable[[Axes, Mapping[str, str]], None], int]  # title, label, painter, lines
 WIDTH = 400  # points
 LINE = 26  # points for each name
+THEMED = {color: color for color in (INK, MUTED, *SERIES)}  # those that a page replaces by its own
 
 
 def draw_bias(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
@@ -139,7 +33,7 @@ def draw_bias(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     for number, (title, label, paint, lines) in enumerate(_panels(_several(report))):
 
         def figure(axes: Axes, paint: Any = paint) -> None:
-            paint(axes, _themed())
+            paint(axes, THEMED)
 
         drawn.append((title, draw(f"bias-{number}", label, (WIDTH, _height(lines)), figure)))
     return drawn
@@ -162,10 +56,6 @@ def save_pictures(report: Mapping[str, Any], folder: str | Path) -> list[Path]:
 
 def _several(report: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"": report} if "covariates" in report else report
-
-
-def _themed() -> Mapping[str, str]:
-    return {color: color for color in (INK, MUTED, *SERIES)}
 
 
 def _height(lines: int) -> int:
@@ -249,7 +139,7 @@ def _bar(name: str, figures: Mapping[str, Any], key: str) -> Bar:
     return name, figures.get(key), figures.get(f"{key}_ci95")
 
 
-EnsemblePanel = tuple[str, Any]
+EnsemblePanel = tuple[str, Callable[[Axes, Mapping[str, Any], Mapping[str, str]], None]]
 
 
 def draw_uncertainty(report: Mapping[str, Any], path: str | Path) -> Path | None:
@@ -259,6 +149,32 @@ def draw_uncertainty(report: Mapping[str, Any], path: str | Path) -> Path | None
         report (`dict`): As `ensemble_evaluation.measure_ensemble` gives it.
         path (`str` or `Path`): The file.
     """
+    panels = _ensemble_panels(report)
+    if not panels:
+        return None
+
+    def paint(canvas: Figure) -> None:
+        for place, (title, painter) in enumerate(panels, start=1):
+            axes = canvas.add_subplot(1, len(panels), place)
+            painter(axes, report, COLORS)
+            axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+
+    return draw_png(path, (4.0 * len(panels), 3.2), paint)
+
+
+def uncertainty_pictures(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """The same for a page: title and inline SVG of each panel."""
+    drawn = []
+    for number, (title, painter) in enumerate(_ensemble_panels(report)):
+
+        def paint(axes: Axes, painter: Any = painter) -> None:
+            painter(axes, report, THEMED)
+
+        drawn.append((title, draw(f"uncertainty-{number}", title, LARGE, paint)))
+    return drawn
+
+
+def _ensemble_panels(report: Mapping[str, Any]) -> list[EnsemblePanel]:
     panels: list[EnsemblePanel] = []
     if report.get("error"):
         panels.append(("Texts: error by disagreement", _paint_error))
@@ -266,36 +182,27 @@ def draw_uncertainty(report: Mapping[str, Any], path: str | Path) -> Path | None
         panels.append(("Pairs: right by disagreement", _paint_pairs))
     if len(report.get("elsewhere") or ()) > 1:
         panels.append(("Disagreement on other texts", _paint_elsewhere))
-    if not panels:
-        return None
-
-    def paint(canvas: Figure) -> None:
-        for place, (title, painter) in enumerate(panels, start=1):
-            axes = canvas.add_subplot(1, len(panels), place)
-            painter(axes, report)
-            axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-
-    return draw_png(path, (4.0 * len(panels), 3.2), paint)
+    return panels
 
 
-def _paint_error(axes: Axes, report: Mapping[str, Any]) -> None:
+def _paint_error(axes: Axes, report: Mapping[str, Any], colors: Mapping[str, str]) -> None:
     parts = report["error"]["parts"]
-    axes.plot([p["disagreement"] for p in parts], [p["error"] for p in parts], "o-", color=COLORS[SERIES[0]])
+    axes.plot([p["disagreement"] for p in parts], [p["error"] for p in parts], "o-", color=colors[SERIES[0]])
     low, high = report["error"]["spearman_ci95"] or (float("nan"), float("nan"))
     said = f"rank correlation {report['error']['spearman'] or 0:.2f} ({low:.2f} to {high:.2f})"
-    axes.text(0.03, 0.95, said, transform=axes.transAxes, va="top", fontsize=9, color=COLORS[MUTED])
+    axes.text(0.03, 0.95, said, transform=axes.transAxes, va="top", fontsize=9, color=colors[MUTED])
     axes.set(xlabel="standard deviation of the members", ylabel="mean distance from the rating", ylim=(0, None))
     axes.set_ylim(0, 1.25 * max(p["error"] for p in parts))
 
 
-def _paint_pairs(axes: Axes, report: Mapping[str, Any]) -> None:
+def _paint_pairs(axes: Axes, report: Mapping[str, Any], colors: Mapping[str, str]) -> None:
     parts = report["pairs"]["parts"]
     names = ["least", *[""] * (len(parts) - 2), "most"] if len(parts) != 3 else ["least", "middle", "most"]
     points = [*zip(names, parts, strict=True), *((kind, report["pairs"][kind]) for kind in ("unanimous", "divided"))]
     for place, (_, part) in enumerate(points):
         if part["accuracy"] is None:
             continue
-        color = COLORS[SERIES[0]] if place < len(parts) else COLORS[SERIES[1]]
+        color = colors[SERIES[0]] if place < len(parts) else colors[SERIES[1]]
         axes.plot(place, part["accuracy"], "o", color=color, markersize=6)
         if part["accuracy_ci95"] is not None:
             axes.plot([place, place], part["accuracy_ci95"], color=color, linewidth=2)
@@ -305,14 +212,14 @@ def _paint_pairs(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set(xlabel="thirds by deviation; by whether all agree", ylabel="pairs that the mean has right")
 
 
-def _paint_elsewhere(axes: Axes, report: Mapping[str, Any]) -> None:
+def _paint_elsewhere(axes: Axes, report: Mapping[str, Any], colors: Mapping[str, str]) -> None:
     tables = report["elsewhere"]
     for place, table in enumerate(tables):
-        color = COLORS[SERIES[0]] if place == 0 else COLORS[SERIES[1]]
+        color = colors[SERIES[0]] if place == 0 else colors[SERIES[1]]
         low, first, middle, third, high = table["quantiles"]
         axes.plot([low, high], [place, place], color=color, linewidth=1)
         axes.plot([first, third], [place, place], color=color, linewidth=6, solid_capstyle="butt")
-        axes.plot(middle, place, "o", color="white", markeredgecolor=color, markersize=6)
+        axes.plot(middle, place, "o", markerfacecolor="white", markeredgecolor=color, markersize=6)
         if "above_test" in table:
             axes.annotate(f"{table['above_test']:.2f}", (high, place), (5, -3), textcoords="offset points", fontsize=9)
     axes.set(yticks=range(len(tables)), yticklabels=[table["name"] for table in tables])

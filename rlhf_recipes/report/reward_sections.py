@@ -1,42 +1,26 @@
-"""From the figures of a reward model to what its page shows of them: sentences, tiles, tables and pictures."""
+"""From the figures of a reward model to what its page and its README say: sentences, tables, and worst cases."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
 
-from rlhf_recipes.figures import plot_accuracy, plot_calibration
 from rlhf_recipes.report import words
-from rlhf_recipes.report.html import Plot, Tile
-from rlhf_recipes.report.markdown import finite
-from rlhf_recipes.report.reward_figures import bucket_name, plot_margins, plot_shares, plot_wins
+from rlhf_recipes.report.markdown import shortened
+from rlhf_recipes.report.page import Case, Table
+from rlhf_recipes.report.reward_plots import share_text
+from rlhf_recipes.report.run_sections import FIGURES
+from rlhf_recipes.report.words import number
 
 Report = Mapping[str, Any]
 
-# For each key of metrics.json what a person calls it, and whether it is a share.
-FIGURES: dict[str, tuple[str, bool]] = {
-    "pairwise_accuracy": ("pairs in people's order", True),
-    "single_rater_accuracy": ("the same by one human rater", True),
-    "vader_accuracy": ("the same by VADER, a lexicon of feelings", True),
-    "length_accuracy": ("the same by length: the longer text wins", True),
-    "pairs": ("number of pairs", False),
-    "pearson": ("correlation with the mean rating (Pearson)", False),
-    "mae": ("mean distance from the rating, rating points", False),
-    "log_loss": ("log loss, nats", False),
-    "base_log_loss": ("log loss of saying the mean of every text", False),
-    "base_rate": ("mean label", False),
-    "ece": ("expected calibration error", False),
-    "kendall": ("rank correlation within a list (Kendall)", False),
-    "top1_accuracy": ("best text of a list found", True),
-    "top1_chance": ("the same by chance", True),
-    "worst_accuracy": ("worst text of a list found", True),
-    "step_accuracy": ("steps told right from wrong", True),
-    "step_base_accuracy": ("the same by the more frequent label", True),
-    "step_f1": ("F1 of the wrong steps", False),
-    "first_error_rate": ("first wrong step found", True),
-    "steps": ("number of steps", False),
-}
+# Those of metrics.json that a reward model has, in the order in which a reader wants them.
+OF_REWARD_MODELS = (
+    *("pairwise_accuracy", "single_rater_accuracy", "vader_accuracy", "length_accuracy", "pairs", "pearson", "mae"),
+    *("log_loss", "base_log_loss", "base_rate", "ece", "kendall", "top1_accuracy", "top1_chance", "worst_accuracy"),
+    *("step_accuracy", "step_base_accuracy", "step_f1", "first_error_rate", "steps"),
+)
+TEXT_LIMIT = 600  # characters of a text that is read aloud
 ERRORS = {
     "mae": "mean distance",
     "rmse": "root mean squared distance",
@@ -45,34 +29,17 @@ ERRORS = {
     "spearman": "Spearman",
     "kendall": "Kendall's tau",
 }
-BARS = {
-    "model": "Reward model",
-    "single_rater": "One human rater",
-    "vader": "VADER, a word list",
-    "length": "The longer text wins",
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells; `numbers` are the columns that stand on the right."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: Sequence[int] = ()
-    caption: str = ""
 
 
 def headline(evaluation: Report, metrics: Report) -> str:
     """The first figure and its interval, whether that is more than chance, and what costs nothing beside it."""
-    accuracy, steps = finite(metrics.get("pairwise_accuracy")), finite(metrics.get("step_accuracy"))
+    accuracy, steps = number(metrics.get("pairwise_accuracy")), number(metrics.get("step_accuracy"))
     if accuracy is not None:
         bounds = metrics.get("pairwise_accuracy_ci95")
         text = f"puts {accuracy:.1%} of {metrics['pairs']:,} held-out pairs in people's order{_bounds(bounds)}. "
         return _beside_chance(text, bounds, 0.5, "chance") + _beside_baselines(accuracy, metrics)
     if steps is not None:
-        bounds, usual = metrics.get("step_accuracy_ci95"), finite(metrics.get("step_base_accuracy"))
+        bounds, usual = metrics.get("step_accuracy_ci95"), number(metrics.get("step_base_accuracy"))
         text = f"tells {steps:.1%} of {metrics['steps']:,} held-out steps right from wrong{_bounds(bounds)}. "
         if usual is None:
             return f"T{text[1:].strip()}"
@@ -95,7 +62,7 @@ def _beside_chance(text: str, interval: Any, chance: float, named: str) -> str:
 def _beside_baselines(accuracy: float, metrics: Report) -> str:
     """What the length of a text and a lexicon do with the same pairs, and whether the model does more."""
     names = {"length_accuracy": "length", "vader_accuracy": "VADER"}
-    found = {named: value for key, named in names.items() if (value := finite(metrics.get(key))) is not None}
+    found = {named: value for key, named in names.items() if (value := number(metrics.get(key))) is not None}
     if not found:
         return ""
     said = " and ".join(f"{named} {value:.1%}" for named, value in found.items())
@@ -108,47 +75,17 @@ def _bounds(interval: Any) -> str:
     return "" if not interval else f" (95% interval {interval[0]:.1%} to {interval[1]:.1%})"
 
 
-def tiles(metrics: Report) -> list[Tile]:
-    """The four figures at the top."""
-    wanted = [
-        ("pairwise_accuracy", "Pairs in people's order", "interval"),
-        ("step_accuracy", "Steps told apart", "interval"),
-        ("single_rater_accuracy", "One human rater", "the same pairs"),
-        ("top1_accuracy", "Best of a list found", "top1_chance"),
-        ("first_error_rate", "First wrong step found", "of answers with one"),
-        ("vader_accuracy", "VADER", "a lexicon, the same pairs"),
-        ("length_accuracy", "Longer text wins", "the same pairs"),
-        ("kendall", "Order within a list", "Kendall's tau, 1 at best"),
-        ("pearson", "Correlation with ratings", "Pearson, 1 at best"),
-        ("log_loss", "Log loss", "nats, 0.69 for a coin"),
-    ]
-    found = []
-    for key, label, detail in wanted:
-        value = finite(metrics.get(key))
-        if value is None:
-            continue
-        if detail == "interval":
-            bounds = metrics.get(f"{key}_ci95")
-            detail = f"{bounds[0]:.1%} to {bounds[1]:.1%}" if bounds else "no interval"
-        elif detail in metrics:
-            detail = f"by chance {metrics[detail]:.1%}"
-        shown = words.percent(value) if FIGURES[key][1] else words.plain(value)
-        found.append(Tile(label, shown, detail))
-    return found[:4]
-
-
 def figure_rows(metrics: Report, evaluation: Report) -> list[tuple[str, Markup, str]]:
     """The flat figures: what it is, the value, its interval."""
     bounds = {**_nested_bounds(evaluation), **{k: v for k, v in metrics.items() if k.endswith("_ci95")}}
     rows = []
-    for key, (label, is_share) in FIGURES.items():
-        value = finite(metrics.get(key))
-        if value is None:
+    for key in OF_REWARD_MODELS:
+        if number(metrics.get(key)) is None:
             continue
-        shown = words.percent(value) if is_share else words.figure(metrics[key])
+        label, _, form = FIGURES[key]
         interval = bounds.get(f"{key}_ci95")
-        low_high = "" if not interval else " to ".join(_plain(bound, is_share) for bound in interval)
-        rows.append((label, shown, low_high))
+        low_high = "" if not interval else " to ".join(_plain(bound, form is words.percent) for bound in interval)
+        rows.append((label, form(metrics[key]), low_high))
     return rows
 
 
@@ -161,91 +98,6 @@ def _nested_bounds(evaluation: Report) -> dict[str, Any]:
     for part in ("errors", "calibration", "lists", "labels", "steps"):
         found |= {key: value for key, value in evaluation.get(part, {}).items() if key.endswith("_ci95")}
     return found
-
-
-# --- Pictures ----------------------------------------------------------------------------------------------
-
-
-def build_plots(evaluation: Report) -> list[Plot]:
-    """The pictures that the figures allow, the most important first."""
-    makers = (_plot_bars, _plot_margins, _plot_reliability, _plot_shares, _plot_wins)
-    return [plot for plot in (maker(evaluation) for maker in makers) if plot is not None]
-
-
-def _plot_bars(evaluation: Report) -> Plot | None:
-    accuracy = evaluation.get("accuracy") or {}
-    bars = [(label, accuracy[key]) for key, label in BARS.items() if finite(accuracy.get(key)) is not None]
-    if not bars:
-        return None
-    said = ", ".join(f"{label} {value:.1%}" for label, value in bars)
-    ceiling = evaluation.get("ceiling", {}).get("pairwise")
-    rest = f" A perfect model would reach about {ceiling:.1%}, because the ratings err too." if ceiling else ""
-    return Plot(
-        plot_accuracy("accuracy", f"Pairs in the right order: {said}.", bars),
-        "Which text is better?",
-        f"Share of {accuracy['pairs']:,} held-out pairs in people's order. The dashed line is chance.{rest}",
-    )
-
-
-def _plot_margins(evaluation: Report) -> Plot | None:
-    margins = evaluation.get("by_margin")
-    if not margins:
-        return None
-    series = {key: margins[key] for key in ("model", "vader") if key in margins}
-    said = ", ".join(f"{bucket_name(b)}: {_share(b['accuracy'])}" for b in series["model"])
-    legend = [("reward model", "s0"), ("VADER", "muted")][: len(series)]
-    return Plot(
-        plot_margins("margins", f"Accuracy by {margins['margin']}: {said}.", margins["margin"], series),
-        "Easy and hard cases",
-        "Accuracy by how clear the case is to people, with 95% intervals.",
-        tuple(legend),
-    )
-
-
-def _share(value: float | None) -> str:
-    return "no pair" if value is None else f"{value:.1%}"
-
-
-def _plot_reliability(evaluation: Report) -> Plot | None:
-    bins = evaluation.get("reliability")
-    if not bins:
-        return None
-    points = [(b["score"], b["rating"], b["error"] or 0.0) for b in bins]
-    return Plot(
-        plot_calibration("reliability", f"Mean human rating over score, {len(bins)} bins.", points),
-        "Does the score mean what it says?",
-        f"Mean rating over mean score in {len(bins)} bins of equally many texts, with twice the standard error each "
-        "way. On the dashed diagonal the two agree.",
-    )
-
-
-def _plot_shares(evaluation: Report) -> Plot | None:
-    found = evaluation.get("calibration")
-    if not found:
-        return None
-    pairs = found["of"] == "pairs"
-    what = {"pairs": "that the text is preferred", "labels": "of a good label", "steps": "that a step is right"}
-    text = (
-        f"Probability {what[found['of']]}, over the share that came true, in {len(found['bins'])} bins of equally "
-        f"many rows. On the diagonal the two agree; ECE {found['ece']:.3f}."
-    )
-    label = f"What came true over the stated probability, {len(found['bins'])} bins."
-    return Plot(plot_shares("shares", label, found["bins"], pairs), "How sure is it, and how right?", text)
-
-
-def _plot_wins(evaluation: Report) -> Plot | None:
-    curve = evaluation.get("win_rate")
-    if not curve or len(curve) < 2:
-        return None
-    last = curve[-1]
-    label = f"Win rate of the best of n: {last['win_rate']:.1%} at n = {last['n']}."
-    legend = (("chosen by the reward model, with 95% interval", "s0"), ("chosen by people", "muted d1"))
-    return Plot(
-        plot_wins("wins", label, curve),
-        "Best of n, on paper",
-        "How often the text with the highest score of n beats a random other one in people's eyes.",
-        legend,
-    )
 
 
 # --- Tables ------------------------------------------------------------------------------------------------
@@ -283,11 +135,11 @@ def _subsets(evaluation: Report) -> Table | None:
     if not found:
         return None
     rows = [
-        [str(name), _share(of["accuracy"]), _interval(of["accuracy_ci95"], True), f"{of.get('pairs', ''):}"]
+        [str(name), share_text(of["accuracy"]), _interval(of["accuracy_ci95"], True), f"{of.get('pairs', ''):}"]
         for name, of in [*found["subsets"].items(), *found.get("sections", {}).items()]
     ]
     if "score" in found:
-        rows.append(["all sections", _share(found["score"]), _interval(found["score_ci95"], True), ""])
+        rows.append(["all sections", share_text(found["score"]), _interval(found["score_ci95"], True), ""])
     return Table("By subset", ["subset", "accuracy", "95% interval", "pairs"], rows, (1, 2, 3))
 
 
@@ -295,11 +147,8 @@ def _objectives(evaluation: Report) -> Table | None:
     found = evaluation.get("objectives")
     if not found:
         return None
-    keys = [
-        key
-        for key in ("pairwise_accuracy", "pearson", "spearman", "mae", "r2")
-        if any(key in of for of in found.values())
-    ]
+    known = ("pairwise_accuracy", "pearson", "spearman", "mae", "r2")
+    keys = [key for key in known if any(key in of for of in found.values())]
     names = {"pairwise_accuracy": "pairs in order", "mae": "mean distance", "r2": "R²"}
     rows = [[name, *(_number(of.get(key)) for key in keys)] for name, of in found.items()]
     header = ["objective", *(names.get(key, key.capitalize()) for key in keys)]
@@ -335,9 +184,103 @@ def _ceiling(evaluation: Report) -> Table | None:
 
 
 def _number(value: Any) -> str:
-    number = finite(value)
-    return "–" if number is None else words.text(number, 3)
+    found = number(value)
+    return "–" if found is None else words.text(found, 3)
 
 
 def _interval(bounds: Any, is_share: bool = False) -> str:
     return "" if not bounds else " to ".join(_plain(bound, is_share) for bound in bounds)
+
+
+# --- The data, and what is wrong -----------------------------------------------------------------------------
+
+
+def data_tables(data: Report) -> list[Table]:
+    """What the model learned from: splits, cleaning, and how far the raters agree."""
+    tables = []
+    splits = data.get("splits") or {}
+    if splits:
+        rows = [
+            [name, str(of.get("format", "")), _count(of.get("rows")), _count(of.get("kept")), *_reasons(of)]
+            for name, of in splits.items()
+        ]
+        header = ["split", "recognized as", "rows", "used", "left out, and why", "noted"]
+        tables.append(Table("The splits", header, rows, numbers=(2, 3)))
+    cleaning = data.get("cleaning") or []
+    if cleaning:
+        rows = [[str(step.get("step", "")), _count(step.get("before")), _count(step.get("after")), _rest(step)]
+                for step in cleaning]  # fmt: skip
+        tables.append(Table("Cleaning, step by step", ["step", "before", "after", "what"], rows, numbers=(1, 2)))
+    agreement = {key: value for key, value in (data.get("agreement") or {}).items() if value is not None}
+    if agreement:
+        rows = [[AGREEMENT.get(key, key.replace("_", " ")), _said(value)] for key, value in agreement.items()]
+        tables.append(Table("How far raters agree", ["figure", "value"], rows, numbers=(1,)))
+    return tables
+
+
+def _count(value: Any) -> str:
+    found = number(value)
+    return "–" if found is None else f"{found:,.0f}"
+
+
+def _reasons(split: Mapping[str, Any]) -> list[str]:
+    """Why rows were left out, and what is odd about others."""
+    columns = [split.get("left_out") or {}, split.get("noted") or {}]
+    return ["; ".join(f"{_count(count)} {why}" for why, count in found.items()) or "–" for found in columns]
+
+
+def _rest(step: Mapping[str, Any]) -> str:
+    known = ("step", "before", "after", "notes")
+    found = {key: value for key, value in step.items() if key not in known} | dict(step.get("notes") or {})
+    return "; ".join(f"{key.replace('_', ' ')} {_said(value)}" for key, value in found.items() if value) or "–"
+
+
+def _said(value: Any) -> str:
+    found = number(value)
+    if found is not None:
+        return f"{found:,.0f}" if isinstance(value, int) else f"{found:.3g}"
+    if isinstance(value, list | tuple) and all(number(part) is not None for part in value):
+        return " to ".join(f"{part:.3g}" for part in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(part)}" for key, part in value.items())
+    return str(value)
+
+
+def cases(evaluation: Report, count: int = 8) -> list[Case]:
+    """What the model gets most wrong, with figures as a person would say them."""
+    found = []
+    human = {"unpaired": "label", "clicks": "clicked", "dwell": "label", "steps": "label"}
+    name = human.get(evaluation.get("kind", ""), "people")
+    for case in evaluation.get("worst", [])[:count]:
+        prompt = shortened(str(case.get("prompt") or ""), TEXT_LIMIT)
+        if "better" in case:
+            share = f"{case['share']:.0%} of votes, " if "share" in case else ""
+            rows = [
+                ("people prefer", case["better"], f"{share}score {words.text(case['better_score'])}"),
+                ("the model prefers", case["worse"], f"score {words.text(case['worse_score'])}"),
+            ]
+        else:
+            figures = f"{name} {words.text(case['human'])}, model {words.text(case['score'])}"
+            rows = [("text", case["text"], figures)]
+        found.append(Case(prompt, [(what, shortened(text, TEXT_LIMIT), said) for what, text, said in rows]))
+    return found
+
+
+AGREEMENT = {
+    "alpha_interval": "Krippendorff's alpha, with distances",
+    "alpha_ordinal": "Krippendorff's alpha, with ranks",
+    "alpha_nominal": "Krippendorff's alpha, same number or not",
+    "alpha_interval_ci95": "its 95% interval",
+    "votes_per_text_min": "fewest votes of a text",
+    "votes_per_text_mean": "votes of a text, mean",
+    "votes_per_text_max": "most votes of a text",
+    "split_half": "correlation of the means of two halves of the raters",
+    "split_half_reliability": "reliability of the mean of all raters that follows",
+    "raters_for_0.8": "raters for a reliability of 0.8",
+    "raters_for_0.9": "raters for a reliability of 0.9",
+    "icc_1": "reliability of one vote, ICC(1, 1)",
+    "icc_k": "reliability of a text's mean, ICC(1, k)",
+    "correlation_ceiling": "correlation that the truth itself would have with the mean rating",
+    "pairwise_ceiling": "pairs that the truth itself would order as the means do",
+    "single_rater_accuracy": "pairs that one rater orders as the others do",
+}

@@ -1,590 +1,379 @@
-"""What each part of the page shows: one function per part, from a run's values to names that the template knows.
+"""What the page of one run shows, whatever the recipe: curves, rewards, completions, figures, and how to repeat it.
 
-    headline and tiles -> 1 changes -> 2 training -> 3 reward model -> 4 scores -> 5 how to repeat it
-
-A section that lacks a file says which file, and which command makes it, in `missing`.
+A recipe is told by what its run has left: a section comes with its files, and is not there without them.
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from rlhf_recipes import figures as plots
 from rlhf_recipes.report import words
-from rlhf_recipes.report.html import Plot, Tile
-from rlhf_recipes.report.run import JUDGE, MAIN_REWARD, Completion, Run, number
-from rlhf_recipes.report.run_facts import is_mean_of_reward
+from rlhf_recipes.report.curves import HELD_OUT, draw_log, quantities
+from rlhf_recipes.report.markdown import clean_text, settings_text
+from rlhf_recipes.report.page import (
+    Answer,
+    Cell,
+    Commands,
+    Fold,
+    Grid,
+    Page,
+    Piece,
+    Section,
+    Table,
+    TextRow,
+    Texts,
+    Tile,
+)
+from rlhf_recipes.report.run import Completion, Run, is_mean_of_reward, rewards_of
+from rlhf_recipes.report.words import number
 
-# What each missing part would be made by; the folder of the run is the quickstart's.
-COMMANDS = {
-    "metrics.json": "make quickstart",
-    "reward": "accelerate launch recipes/reward.py --config recipes/configs/quickstart_reward.yaml",
-    "judge": "accelerate launch recipes/reward.py --config recipes/configs/quickstart_judge.yaml",
-    "ppo": "accelerate launch recipes/ppo.py --config recipes/configs/quickstart_ppo.yaml",
-    "before": "accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_before.yaml",
-    "after": "accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_after.yaml",
-    "environment.json": "make quickstart",
-}
-EXTREMES = 5  # best and worst changes shown
+EXTREMES = 5  # best and worst completions shown
 SAMPLE = 6
 ALL_ROWS = 300  # more would make the page heavy; the files have them all
-MAX_POINTS = 700  # in a scatter; more would hide each other
-TOLERANCE = 0.01  # beyond rounding: then two files of a run disagree
 
-
-@dataclass(frozen=True)
-class Change:
-    """One prompt with both completions."""
-
-    before: Completion
-    after: Completion
-    main: str | None  # name of the score by which changes are sorted
-
-    def gain(self, name: str | None) -> float | None:
-        """How much one score changed; `None` where either completion has no such score."""
-        old, new = (completion.scores.get(name or "") for completion in (self.before, self.after))
-        return None if old is None or new is None else new - old
-
-
-class Content(dict[str, Any]):
-    """What a section shows, by name; `None` for what it does not have, so that the template can ask."""
-
-    def __missing__(self, key: str) -> None:
-        return None
-
-
-@dataclass
-class Section:
-    """One section of the page, and the lines about what it lacks."""
-
-    content: Content = field(default_factory=Content)
-    missing: list[tuple[str, str]] = field(default_factory=list)  # what is missing, and the command that makes it
-
-    def lacks(self, what: str, part: str) -> None:
-        """Note that a file is not there."""
-        self.missing.append((what, COMMANDS[part]))
-
-
-def score_names(run: Run) -> list[str]:
-    """Return the names of all scores: the reward model's first, then the judge's, VADER's and the others'."""
-    found = dict.fromkeys(name for completion in (*run.before, *run.after) for name in completion.scores)
-    for metrics in (run.before_metrics or {}, run.after_metrics or {}):
-        found |= dict.fromkeys(key.removeprefix("reward/") for key in metrics if key.startswith("reward/"))
-    first = [name for name in (MAIN_REWARD, JUDGE, "vader") if name in found]
-    return first + [name for name in found if name not in first]
-
-
-def pair_completions(run: Run, names: Sequence[str]) -> list[Change]:
-    """Put each prompt's two completions together; empty where one of the two files is missing."""
-    main = names[0] if names else None
-    return [Change(old, new, main) for old, new in zip(run.before, run.after, strict=False)]
-
-
-def describe_outcome(run: Run) -> dict[str, Any] | None:
-    """Return what the headline says, or `None` where neither metrics.json nor both evaluations are there."""
-    ppo = run.section("ppo")
-    before, after = number(ppo.get("score_before")), number(ppo.get("score_after"))
-    if before is None or after is None:
-        key = f"reward/{MAIN_REWARD}"
-        before, after = (number((side or {}).get(key)) for side in (run.before_metrics, run.after_metrics))
-        ppo = {"kl": (run.after_metrics or {}).get("kl"), "prompts": (run.after_metrics or {}).get("prompts")}
-    if before is None or after is None:
-        return None
-    gain = number(ppo.get("gain"))
-    gain = after - before if gain is None else gain
-    return {
-        "verb": direction(gain, ("raised", "left", "lowered")),
-        "before": before,
-        "after": after,
-        "gain": gain,
-        "interval": ppo.get("gain_ci95"),
-        "unsure": includes_zero(ppo.get("gain_ci95")),
-        "kl": number(ppo.get("kl")),
-        "prompts": number(ppo.get("prompts")),
-        "judge": _describe_judge(ppo),
-    }
-
-
-def _describe_judge(ppo: dict[str, Any]) -> dict[str, Any] | None:
-    before, after, gain = (number(ppo.get(f"judge_{key}")) for key in ("before", "after", "gain"))
-    if before is None or after is None:
-        return None
-    gain = after - before if gain is None else gain
-    return {
-        "verb": direction(gain, ("rose", "stayed", "fell")),
-        "before": before,
-        "after": after,
-        "gain": gain,
-        "interval": ppo.get("judge_gain_ci95"),
-        "unsure": includes_zero(ppo.get("judge_gain_ci95")),
-    }
-
-
-def direction(gain: float, verbs: tuple[str, str, str]) -> str:
-    """Choose the verb for a change as it is printed: 0.004 is printed as 0.00, and must not be called a rise."""
-    shown = round(gain, 2)
-    return verbs[0] if shown > 0 else verbs[2] if shown < 0 else verbs[1]
-
-
-def includes_zero(bounds: Any) -> bool:
-    """Whether a change may be chance: its interval is known and holds 0."""
-    return isinstance(bounds, list) and None not in map(number, bounds) and bounds[0] <= 0 <= bounds[1]
-
-
-def build_tiles(run: Run) -> list[Tile]:
-    """Return the row of figures at the top; empty where there is no metrics.json."""
-    if run.metrics is None:
-        return []
-    ppo, reward = run.section("ppo"), run.section("reward_model")
-    ratio = _ratio(ppo.get("distinct2_after"), ppo.get("distinct2_before"))
-    peaks = [number(part.get("peak_memory_gb")) for part in (reward, ppo)]
-    peak = max((value for value in peaks if value is not None), default=None)
-    low = (ppo.get("gain_ci95") or [None])[0]
-    judge_low = (ppo.get("judge_gain_ci95") or [None])[0]
-    gain_met = _both(_at_least(ppo.get("gain"), 0.8), _above(low, 0.4))
-    minutes = run.metrics.get("total_seconds")
-    accuracy = reward.get("pairwise_accuracy")
-    text = Markup
-    return [
-        Tile("Score gain", words.signed(ppo.get("gain")), text("95% interval {}").format(
-            words.interval(ppo.get("gain_ci95"))), "+0.8 or more, interval above +0.4", gain_met),
-        Tile("Judge's gain", words.signed(ppo.get("judge_gain")), text("95% interval {}").format(
-            words.interval(ppo.get("judge_gain_ci95"))), "interval above 0", _above(judge_low, 0)),
-        Tile("VADER's gain", words.signed(ppo.get("vader_gain")), text("95% interval {}").format(
-            words.interval(ppo.get("vader_gain_ci95")))),
-        Tile("KL to the reference", words.plain(ppo.get("kl")), "nats per completion",
-             "at most 10", _at_most(ppo.get("kl"), 10)),
-        Tile("Distinct-2, after ÷ before", words.plain(ratio), text("{} before, {} after").format(
-            words.plain(ppo.get("distinct2_before")), words.plain(ppo.get("distinct2_after"))),
-            "0.8 or more", _at_least(ratio, 0.8)),
-        Tile("Reward model's accuracy", words.percent(accuracy), text("VADER {}, one human rater {}").format(
-            words.percent(reward.get("vader_accuracy")), words.percent(reward.get("single_rater_accuracy"))),
-            "80% or more", _at_least(accuracy, 0.8)),
-        Tile("Time in all", words.duration(minutes), text("reward model {}, PPO {}").format(
-            words.duration(reward.get("seconds")), words.duration(ppo.get("seconds"))),
-            "at most 15 min on 2 cores", _at_most(minutes, 900)),
-        Tile("Peak memory", words.memory(peak), text("reward model {}, PPO {}").format(
-            *map(words.memory, peaks)), "at most 4 GB", _at_most(peak, 4)),
-    ]  # fmt: skip
-
-
-def find_contradictions(run: Run) -> list[str]:
-    """Compare metrics.json with the completions: files of two different runs must not pass as one."""
-    notices = []
-    for side, completions in (("before", run.before), ("after", run.after)):
-        values = _values(completions, MAIN_REWARD)
-        stated = number(run.section("ppo").get(f"score_{side}"))
-        if values and stated is not None and abs(fmean(values) - stated) > TOLERANCE:
-            notices.append(
-                f"metrics.json says that the score {side} is {stated:.3f}, but {side}/completions.jsonl averages "
-                f"{fmean(values):.3f}: they come from different runs. Run “make quickstart” again."
-            )
-    stated, found = number(run.section("ppo").get("prompts")), len(run.after)
-    if stated is not None and found and stated != found:
-        notices.append(f"metrics.json speaks of {stated:g} prompts, but after/completions.jsonl holds {found}.")
-    return notices
-
-
-def show_changes(run: Run, changes: Sequence[Change]) -> Section:
-    """Section 1: the histogram, the figures before and after, and the completions side by side."""
-    section = Section()
-    for side, completions in (("before", run.before), ("after", run.after)):
-        if not completions:
-            section.lacks(f"{side}/completions.jsonl", side)
-    old, new = run.before_metrics, run.after_metrics
-    for side, metrics in (("before", old), ("after", new)):
-        if metrics is None:
-            section.lacks(f"{side}/metrics.json", side)
-    if old is not None and new is not None:
-        section.content["measures"] = [
-            (label, explanation, kind, old.get(key), new.get(key))
-            for key, label, explanation, kind in MEASURES
-            if number(old.get(key)) is not None or number(new.get(key)) is not None
-        ]
-    if not changes:
-        return section
-    seed = int(number((run.environment or {}).get("seed")) or 0)
-    ordered = sorted((c for c in changes if c.gain(c.main) is not None), key=lambda c: -(c.gain(c.main) or 0.0))
-    half = min(EXTREMES, len(ordered) // 2)  # a small run must not show one prompt as best and as worst
-    picked = random.Random(seed).sample(range(len(changes)), min(SAMPLE, len(changes)))
-    section.content |= {
-        "groups": [
-            ("Best changes", "The largest gains in score.", ordered[:half]),
-            ("Worst changes", "The smallest gains, or the largest losses.", ordered[::-1][:half]),
-            (
-                "Drawn at random",
-                f"{len(picked)} of all {len(changes)} prompts, drawn with seed {seed}, whatever their change.",
-                [changes[index] for index in sorted(picked)],
-            ),
-        ],
-        "all": changes[:ALL_ROWS],
-        "total": len(changes),
-        "plot": _plot_histogram(changes),
-    }
-    return section
-
-
-# Key of an evaluation's metrics.json, name on the page, what it is, and the filter that writes it.
-MEASURES = (
-    ("score", "Weighted score", "all rewards in the list times their weights, summed", "plain"),
-    ("kl", "KL to the reference", "nats per completion", "plain"),
-    ("distinct_1", "Distinct-1", "different words ÷ words, over all completions", "plain"),
-    ("distinct_2", "Distinct-2", "different word pairs ÷ word pairs: lower means more repetition", "plain"),
-    ("completion_length", "Completion length", "tokens, mean", "plain"),
-    ("finished", "Finished", "completions that ended before the length limit", "percent"),
+# What a person calls a figure, what it is, and how it is written; whatever else a run wrote has its own name.
+FIGURES: dict[str, tuple[str, str, Callable[[Any], Markup]]] = {
+    "score": ("Weighted score", "all rewards in the list times their weights, summed", words.plain),
+    "objective/scores": ("Score", "weighted sum of all rewards, mean over a rollout", words.plain),
+    "reward": ("Reward", "weighted sum of all rewards, mean over a batch", words.plain),
+    "objective/kl": ("KL to the reference", "nats per completion", words.plain),
+    "kl": ("KL to the reference", "nats", words.plain),
+    "pairwise_accuracy": ("Pairs in people's order", "held out; one half is chance", words.percent),
+    "single_rater_accuracy": ("One human rater", "the same pairs", words.percent),
+    "vader_accuracy": ("VADER", "a lexicon of feelings, the same pairs", words.percent),
+    "length_accuracy": ("The longer text wins", "the same pairs", words.percent),
+    "rewards/accuracies": ("Pairs in people's order", "the last batch of training", words.percent),
+    "pairs": ("Pairs", "", words.figure),
+    "pearson": ("Correlation with the rating", "Pearson, 1 at best", words.figure),
+    "spearman": ("Rank correlation with the rating", "Spearman, 1 at best", words.figure),
+    "mae": ("Mean distance from the rating", "rating points", words.figure),
+    "rmse": ("Root mean squared distance", "rating points", words.figure),
+    "r2": ("R²", "", words.figure),
+    "log_loss": ("Log loss", "nats, 0.69 for a coin", words.figure),
+    "base_log_loss": ("Log loss of saying the mean of every text", "nats", words.figure),
+    "base_rate": ("Mean label", "", words.figure),
+    "ece": ("Expected calibration error", "", words.figure),
+    "kendall": ("Order within a list", "Kendall's tau, 1 at best", words.figure),
+    "top1_accuracy": ("Best text of a list found", "", words.percent),
+    "top1_chance": ("The same by chance", "", words.percent),
+    "worst_accuracy": ("Worst text of a list found", "", words.percent),
+    "step_accuracy": ("Steps told right from wrong", "", words.percent),
+    "step_base_accuracy": ("The same by the more frequent label", "", words.percent),
+    "step_f1": ("F1 of the wrong steps", "", words.figure),
+    "first_error_rate": ("First wrong step found", "of answers with one", words.percent),
+    "steps": ("Steps", "", words.figure),
+    "eval_loss": ("Loss, held out", "", words.figure),
+    "loss": ("Loss", "of the last batch that was logged", words.figure),
+    "mean_token_accuracy": ("Tokens foretold", "tokens that the model holds for the most probable", words.percent),
+    "labelled": ("Rows labelled", "", words.figure),
+    "abstained": ("Rows without a label", "the model was not sure enough", words.figure),
+    "threshold": ("Threshold", "confidence from which on there is a label", words.figure),
+    "accuracy": ("Accuracy", "", words.percent),
+    "distinct_1": ("Distinct-1", "different words ÷ words, over all completions", words.plain),
+    "distinct_2": ("Distinct-2", "different word pairs ÷ word pairs: lower means more repetition", words.plain),
+    "completion_length": ("Completion length", "tokens, mean", words.plain),
+    "finished": ("Finished", "completions that ended before the length limit", words.percent),
+    "prompts": ("Prompts", "", words.figure),
+    "train_rows": ("Training rows", "", words.figure),
+    "train_seconds": ("Time of training", "", words.duration),
+    "seconds": ("Time", "", words.duration),
+    "peak_memory_gb": ("Peak memory", "", words.memory),
+    "peak_gpu_memory_gb": ("Peak memory of the GPU", "", words.memory),
+}
+TILES = (
+    *("objective/scores", "score", "reward", "rewards/accuracies", "pairwise_accuracy", "eval_loss", "loss"),
+    *("objective/kl", "kl", "labelled", "threshold", "accuracy", "mean_token_accuracy", "distinct_2", "finished"),
+    *("prompts", "seconds", "peak_memory_gb"),
 )
+Pair = tuple[Completion, Completion]
 
 
-def _plot_histogram(changes: Sequence[Change]) -> Plot | None:
-    pairs = [c for c in changes if c.gain(c.main) is not None]
-    if not pairs:
-        return None
-    main = pairs[0].main or ""
-    before, after = _values([c.before for c in pairs], main), _values([c.after for c in pairs], main)
-    label = (
-        f"Histogram of {main} over {len(pairs)} prompts: mean {fmean(before):.2f} before, {fmean(after):.2f} after."
-    )
-    return Plot(
-        plots.plot_score_histogram("scores", label, before, after),
-        f"Score of each completion, {main}",
-        f"{len(pairs)} held-out prompts, one completion each. The upright lines are the means, "
-        f"{words.text(fmean(before))} before (dashed) and {words.text(fmean(after))} after.",
-        (("before PPO", "band muted"), ("after PPO", "band s0")),
+def run_page(run: Run) -> Page:
+    """The page of one run."""
+    sections = [_changes(run), training(run), _rewards(run), _completions(run), points(run), figures(run), repeat(run)]
+    return Page(
+        title=run.name,
+        about=f"{run.recipe} run" if run.recipe else "run",
+        headline=_headline(run),
+        lead=_lead(run),
+        tiles=tiles(run),
+        sections=[section for section in sections if section is not None],
     )
 
 
-def show_training(run: Run) -> Section:
-    """Section 2: one small figure per quantity that PPO logs."""
-    section = Section()
-    if not run.log_history:
-        section.lacks("ppo/log_history.json", "ppo")
-        return section
-    figures = []
-    for name, title, unit, series, caption in CURVES:
-        points = {label: _points(run, key) for label, key in _expand(run, series)}
-        points = {label: values for label, values in points.items() if values}
-        if not points:
+def _headline(run: Run) -> Cell:
+    """The result in one sentence, as far as the run has one."""
+    method = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "dpo": "DPO", "sft": "Fine-tuning"}.get(run.recipe, "")
+    for key, what in (("objective/scores", "score"), ("reward", "reward"), ("loss", "loss")):
+        first, last = run.went(key)
+        if first is not None and last is not None:
+            began = f"{method}: the" if method else "The"
+            went = Markup("{} {} went from {} to {}").format(began, what, words.plain(first), words.plain(last))
+            kl = run.metrics.get("objective/kl")
+            return went + (Markup(" at a KL of {} nats.").format(words.plain(kl)) if number(kl) is not None else ".")
+    if run.curve and "n" in run.curve[-1]:
+        point = run.curve[-1]
+        sentence = Markup("The best of {} scores {}, {} beyond a single one.")
+        values = words.figure(point["n"]), words.plain(point.get("score")), words.signed(point.get("score_gain"))
+        return sentence.format(*values)
+    score, prompts = run.metrics.get("score"), run.metrics.get("prompts")
+    if number(score) is not None and number(prompts) is not None:
+        return Markup("A score of {} over {} prompts.").format(words.plain(score), words.figure(prompts))
+    if number(run.metrics.get("labelled")) is not None:
+        rows = (words.figure(run.metrics.get(key)) for key in ("labelled", "rows"))
+        return Markup("{} of {} rows have a label.").format(*rows)
+    return f"A run of the recipe {run.recipe}" if run.recipe else "A run"
+
+
+def _lead(run: Run) -> list[Cell]:
+    model, data = (run.settings.get(key) for key in ("model_name_or_path", "dataset_name"))
+    said = [f"model {model}" if model else "", f"data {data}" if data else ""]
+    places = {key: run.went(key)[1] for key in ("step", "episode")}
+    said.append(", ".join(f"{last:,.0f} {key}s" for key, last in places.items() if last))
+    lead: list[Cell] = [] if run.metrics else ["This run has no metrics.json: it is under way, or was interrupted."]
+    told = "; ".join(clean_text(part) for part in said if part)
+    return [*lead, f"{told[0].upper()}{told[1:]}."] if told else lead
+
+
+def tiles(run: Run, keys: Sequence[str] = TILES, most: int = 8) -> list[Tile]:
+    """The figures that matter most, with their interval or what they were at first."""
+    found: list[Tile] = []
+    for key in keys:
+        value = run.metrics.get(key)
+        if number(value) is None or FIGURES[key][0] in (tile.label for tile in found):
             continue
-        ends = "; ".join(f"{label} from {values[0][1]:.3g} to {values[-1][1]:.3g}" for label, values in points.items())
-        svg = plots.plot_curves(name, f"{title} over episodes, {unit}: {ends}.", unit, points, name in FROM_ZERO)
-        legend = tuple((label, f"line s{index % 6} d{index % 4}") for index, label in enumerate(points))
-        figures.append(Plot(svg, title, caption, legend if len(legend) > 1 else ()))
-    section.content |= {"figures": figures, "rollouts": len(run.log_history)}
-    return section
+        label, note, form = FIGURES[key]
+        first, _ = run.went(key)
+        bounds = run.metrics.get(f"{key}_ci95")
+        detail: Cell = note
+        if bounds:
+            detail = Markup("95% interval {} to {}").format(*map(form, bounds))
+        elif first is not None:
+            detail = Markup("{} at first").format(form(first))
+        found.append(Tile(label, form(value), detail))
+    return found[:most]
 
 
-# Name, title, unit, series as label and key of the log ("reward/*" stands for every reward), caption.
-CURVES: tuple[tuple[str, str, str, tuple[tuple[str, str], ...], str], ...] = (
-    (
-        "curve-score",
-        "Score",
-        "score",
-        (("weighted score", "objective/scores"), ("less KL penalty", "objective/rlhf_reward"), ("", "reward/*")),
-        "The weighted sum of all rewards, the same less the KL penalty (what PPO maximises), and each reward by "
-        "itself in its own unit; mean over the completions of a rollout.",
-    ),
-    (
-        "curve-kl",
-        "KL to the reference",
-        "nats per completion",
-        (("KL", "objective/kl"),),
-        "How far the policy has moved from the untrained model: log-probability ratio summed over the tokens that it "
-        "sampled. 0 at the start.",
-    ),
-    (
-        "curve-length",
-        "Completion length",
-        "tokens",
-        (("length", "rollout/completion_length"),),
-        "Mean number of tokens, the end token included. A drift shows a reward that pays for length.",
-    ),
-    (
-        "curve-policy-loss",
-        "Policy loss",
-        "loss",
-        (("policy loss", "loss/policy_avg"),),
-        "PPO's clipped surrogate, mean over real tokens; no unit. It hovers near 0: advantages are whitened, so its "
-        "level says little, its spikes do.",
-    ),
-    (
-        "curve-value-loss",
-        "Value loss",
-        "squared return",
-        (("value loss", "loss/value_avg"),),
-        "Clipped squared error of the critic against the returns, mean over real tokens. It falls as the critic "
-        "learns.",
-    ),
-    (
-        "curve-variance",
-        "Explained variance",
-        "share",
-        (("explained variance", "value/explained_variance"),),
-        "How much of the returns the critic foresees: 1 all of it, 0 no better than their mean, below 0 worse than "
-        "that.",
-    ),
-    (
-        "curve-entropy",
-        "Entropy",
-        "nats per token",
-        (("entropy", "policy/entropy_avg"),),
-        "Mean uncertainty of the next token. Near 0 the policy says one thing only.",
-    ),
-    (
-        "curve-clip",
-        "Clipped ratios",
-        "share of tokens",
-        (("clip fraction", "policy/clipfrac_avg"),),
-        "Tokens whose probability moved beyond the clip range within one rollout's updates. Much above 0.3: the steps "
-        "are too large.",
-    ),
-    (
-        "curve-finished",
-        "Finished",
-        "share of completions",
-        (("finished", "rollout/finished"),),
-        "Completions that ended by themselves before the length limit.",
-    ),
-)
-FROM_ZERO = ("curve-kl", "curve-value-loss", "curve-clip", "curve-finished")
+# --- Sections ----------------------------------------------------------------------------------------------
 
 
-def _expand(run: Run, series: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    logged = dict.fromkeys(key for row in run.log_history for key in row if is_mean_of_reward(key))
-    expanded: list[tuple[str, str]] = []
-    for label, key in series:
-        expanded += [(name.removeprefix("reward/"), name) for name in logged] if key == "reward/*" else [(label, key)]
-    return expanded
+def _changes(run: Run) -> Section | None:
+    """Every quantity that is drawn, at first and at last, in training and on what was held out."""
+    keys = quantities(run)
+    went = {key: (*run.went(key), *run.went(HELD_OUT + key)) for key in keys}
+    if all(first is held_out is None for first, _, held_out, _ in went.values()):
+        return None
+    evaluates = any(last is not None for *_, last in went.values())
+    header = ["figure", "first", "last", *(["held out, first", "held out, last"] if evaluates else [])]
+    rows = [[name, *map(words.figure, went[key])][: len(header)] for key, (name, _) in keys.items()]
+    table = Table("Before and after", header, rows, range(1, len(header)), notes=[unit for _, unit in keys.values()])
+    lead = "What was logged first and last: how the model was when training began, and how it was at the end."
+    return Section("changes", "What changed", [table], lead)
 
 
-def _points(run: Run, key: str) -> list[tuple[float, float]]:
-    pairs = ((number(row["episode"]), number(row.get(key))) for row in run.log_history)
-    return [(episode, value) for episode, value in pairs if episode is not None and value is not None]
+def training(run: Run) -> Section | None:
+    """One small figure for each quantity that was logged."""
+    if not (pictures := draw_log(run)):
+        return None
+    lead = "Pale lines are single values, strong lines their running mean."
+    return Section("training", "Training", [Grid(pictures, 3)], lead)
 
 
-def show_reward_model(run: Run) -> Section:
-    """Section 3: accuracy beside VADER and a human rater, calibration, and every figure of the training run."""
-    section = Section()
-    metrics = run.section("reward_model") | (run.reward_metrics or {})
-    if run.reward_metrics is None:
-        section.lacks("reward/metrics.json", "reward")
-    bars = [(label, metrics[key]) for key, label in ACCURACIES if number(metrics.get(key)) is not None]
-    if bars:
-        text = ", ".join(f"{label} {value:.1%}" for label, value in bars)
-        pairs = number(metrics.get("pairs"))
-        section.content["accuracy"] = Plot(
-            plots.plot_accuracy("accuracy", f"Pairs put in the right order: {text}.", bars),
-            "Which of two sentences did people rate higher?",
-            f"Share of held-out pairs{f' ({pairs:,.0f})' if pairs else ''} put in the order of their mean human "
-            "ratings. The dashed line is chance. One human rater, left out of the mean, is about the best one can "
-            "hope for.",
-        )
-    if run.reward_metrics is not None:
-        section.content["table"] = _label_figures(run.reward_metrics)
-    if run.predictions:
-        section.content["calibration"] = _plot_predictions(run)
-    else:
-        section.lacks("reward/predictions.jsonl", "reward")
-    if run.predictions and run.calibration is None:
-        section.lacks("calibration curve in reward/reward_config.json", "reward")
-    return section
-
-
-ACCURACIES = (
-    ("pairwise_accuracy", "Reward model"),
-    ("vader_accuracy", "VADER, a word list"),
-    ("length_accuracy", "The longer sentence wins"),
-    ("single_rater_accuracy", "One human rater"),
-)
-
-# Known figures first and under a readable name; whatever else a run wrote follows under its own.
-FIGURE_LABELS = {
-    "pairwise_accuracy": "Pairwise accuracy",
-    "single_rater_accuracy": "One human rater",
-    "vader_accuracy": "VADER",
-    "length_accuracy": "Longer one wins",
-    "pairs": "Test pairs",
-    "pearson": "Pearson correlation with the rating",
-    "spearman": "Spearman correlation with the rating",
-    "mae": "Mean absolute error, rating points",
-    "rmse": "Root mean squared error, rating points",
-    "r2": "R²",
-    "train_rows": "Training rows",
-    "validation_rows": "Validation rows",
-    "test_rows": "Test rows",
-    "seconds": "Time, seconds",
-    "peak_memory_gb": "Peak memory, GB",
-}
-
-
-def _label_figures(metrics: dict[str, Any]) -> list[tuple[str, float]]:
-    keys = [key for key in FIGURE_LABELS if key in metrics] + [key for key in metrics if key not in FIGURE_LABELS]
-    return [(FIGURE_LABELS.get(key, key), metrics[key]) for key in keys if number(metrics[key]) is not None]
-
-
-def _plot_predictions(run: Run) -> list[Plot]:
-    fitted = [p for p in run.predictions if p.split == "validation"] or run.predictions
-    held_out = [p for p in run.predictions if p.split == "test"] or run.predictions
-    figures = []
-    points = [(p.logit, p.rating) for p in fitted if p.logit is not None]
-    if points:
-        shown = random.Random(0).sample(points, min(MAX_POINTS, len(points)))
-        part = "" if len(shown) == len(points) else f" ({len(shown)} of them shown)"
-        curve = run.calibration
-        sentence = "The line is the logistic curve fitted to them, which turns a logit into a score. " if curve else ""
-        figures.append(
-            Plot(
-                plots.plot_fitted_curve(
-                    "fit",
-                    f"Human rating over logit for {len(points)} sentences, with the fitted curve.",
-                    shown,
-                    (lambda logit: float(curve(logit))) if curve else None,
-                ),  # fmt: skip
-                "From logit to score",
-                f"{len(points):,} {fitted[0].split} sentences{part}. {sentence}"
-                "The reward is the score, so that a gain of 1 means one point of human rating.",
-            )
-        )
-    bins = plots.bin_predictions([(p.score, p.rating) for p in held_out])
-    figures.append(
-        Plot(
-            plots.plot_calibration("calibration", f"Mean human rating over score, {len(bins)} bins.", bins),
-            "Does the score mean what it says?",
-            f"{len(held_out):,} {held_out[0].split} sentences in {len(bins)} bins of equal size by score: mean human "
-            "rating over mean score, with twice the standard error each way. On the dashed diagonal the two agree.",
-        )
-    )
-    return figures
-
-
-def show_scores(run: Run, changes: Sequence[Change], names: Sequence[str]) -> Section:
-    """Section 4: every score before and after, and whether the judge agrees prompt by prompt."""
-    section = Section()
-    if run.judge_metrics is None:
-        section.lacks("judge/metrics.json", "judge")
-    else:
-        section.content["judge"] = _label_figures(run.judge_metrics)
-    section.content["rows"] = [
-        {
-            "name": name,
-            "meaning": SCORE_MEANINGS.get(name, "a reward of this run, in its own unit"),
-            "before": _mean_score(run.before_metrics, run.before, name),
-            "after": _mean_score(run.after_metrics, run.after, name),
-            "interval": run.section("ppo").get(INTERVALS.get(name, "")),
-        }
-        for name in names
-    ]
-    if not names:
-        for side in ("before", "after"):
-            section.lacks(f"scores in {side}/completions.jsonl", side)
-    other = JUDGE if JUDGE in names else None
-    pairs = [(c.gain(c.main), c.gain(other)) for c in changes] if other and other != names[0] else []
-    gains = [(first, second) for first, second in pairs if first is not None and second is not None]
-    if gains and other:
-        section.content["plot"] = _plot_agreement(gains, (names[0], other))
-    return section
-
-
-SCORE_MEANINGS = {
-    MAIN_REWARD: "the trained reward, human rating −4 to 4",
-    JUDGE: "took no part in training, human rating −4 to 4",
-    "vader": "a list of words with scores, −1 to 1",
-}
-INTERVALS = {MAIN_REWARD: "gain_ci95", JUDGE: "judge_gain_ci95", "vader": "vader_gain_ci95"}
-
-
-def _plot_agreement(gains: Sequence[tuple[float, float]], names: tuple[str, str]) -> Plot:
-    both = sum(first > 0 and second > 0 for first, second in gains)
-    alone = sum(first > 0 >= second for first, second in gains)
-    columns = np.array(gains).T
-    related = ""
-    if len(gains) > 2 and columns.std(axis=1).min() > 0:
-        related = f" The two changes correlate at r = {words.text(np.corrcoef(columns)[0, 1])}."
-    return Plot(
-        plots.plot_gains(
-            "agreement", f"Change of {names[1]} over change of {names[0]}, {len(gains)} prompts.", gains, names
-        ),
-        "Does the judge see the same change?",
-        f"One dot per prompt. {both} of {len(gains)} rose with both models; {alone} rose with {names[0]} alone: on "
-        f"these the two disagree.{related}",
-    )
-
-
-def show_repeat(run: Run) -> Section:
-    """Section 5: commands, times, configuration, versions and seed."""
-    section = Section()
-    environment = run.environment or {}
-    if run.environment is None:
-        section.lacks("environment.json (versions, seed)", "environment.json")
-    commands = (run.metrics or {}).get("commands")
-    if not isinstance(commands, list) or not commands:
-        section.lacks("list of commands in metrics.json", "metrics.json")
-        commands = []
-    for part in ("reward", "judge", "ppo"):
-        if f"{part}/config.yaml" not in run.configs:
-            section.lacks(f"{part}/config.yaml", part)
-    versions = environment.get("versions")
-    stages = [(name, group.get("seconds"), group.get("peak_memory_gb")) for name, group in _stages(run)]
-    section.content |= {
-        "commands": [str(command) for command in commands],
-        "configs": run.configs,
-        "versions": versions if isinstance(versions, dict) else {},
-        "machine": {key: value for key, value in environment.items() if key not in ("versions", "seed")},
-        "seed": environment.get("seed"),
-        "stages": [stage for stage in stages if stage[1:] != (None, None)],
-        "total": (run.metrics or {}).get("total_seconds"),
+def _rewards(run: Run) -> Section | None:
+    """Each reward with its weight, mean, spread and share: from the log, or from the completions."""
+    weights = {reward.name: reward.weight for reward in rewards_of(run.settings)}
+    logged = [key for row in run.log_history for key in row]
+    means = {
+        key.removeprefix("reward/"): (key, f"{key}/std", f"{key}/share") for key in logged if is_mean_of_reward(key)
     }
-    return section
+    means |= {
+        key.removeprefix("rewards/").removesuffix("/mean"): (key, key.removesuffix("mean") + "std", "")
+        for key in logged
+        if key.startswith("rewards/") and key.endswith("/mean")
+    }
+    if means:
+        rows = [
+            [name, weights.get(name), *run.went(keys[0]), run.went(keys[1])[1], run.went(keys[2])[1]]
+            for name, keys in means.items()
+        ]
+        header = ["reward", "weight", "mean, first", "mean, last", "spread", "share"]
+    else:
+        shares = _shares(run, weights)
+        names = [name for name in run.score_names if run.scores(name) and name in (weights or run.score_names)]
+        rows = [
+            [name, weights.get(name), fmean(run.scores(name)), pstdev(run.scores(name)), shares.get(name)]
+            for name in names
+        ]
+        header = ["reward", "weight", "mean", "spread", "share"]
+    if not rows or run.recipe == "label":
+        return None
+    shown = [[words.breakable(str(row[0])), *map(words.figure, row[1:-1]), words.percent(row[-1])] for row in rows]
+    caption = (
+        "Spread is the standard deviation over completions. Share is how much of what tells one completion from "
+        "another the reward decides, weighted; shares add up to 100%."
+    )
+    table = Table("Rewards", header, shown, range(1, len(header)), caption)
+    return Section("rewards", "Rewards", [table], "The score of a completion is the weighted sum of these.")
 
 
-def _stages(run: Run) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        ("Reward model", run.section("reward_model") or run.reward_metrics or {}),
-        ("Judge", run.judge_metrics or {}),
-        ("Measured before", run.before_metrics or {}),
-        ("PPO", run.section("ppo")),
-        ("Measured after", run.after_metrics or {}),
+def _shares(run: Run, weights: Mapping[str, float]) -> dict[str, float]:
+    """Of each reward the covariance of its weighted value with the sum, over the variance of the sum."""
+    names = [name for name in weights if run.scores(name)]
+    values = np.array([[weights[name] * (c.scores.get(name) or 0.0) for c in run.completions] for name in names])
+    if not len(names) or not values.sum(axis=0).var():
+        return {}
+    centered = values - values.mean(axis=1, keepdims=True)
+    total = centered.sum(axis=0)
+    return {name: float(of @ total / (total @ total)) for name, of in zip(names, centered, strict=True)}
+
+
+def _completions(run: Run) -> Section | None:
+    """The best, the worst, some drawn at random, and all."""
+    if not run.completions:
+        return None
+    rows = [TextRow(row.prompt, [answer(row)]) for row in run.completions]
+    groups = (("The best", "Those with the highest score."), ("The worst", "Those with the lowest score."))
+    texts = chosen_texts(rows, _weighted(run), ("Completion",), groups, "completions", run.settings.get("seed"))
+    return Section("completions", "Completions", texts, "Texts as they were written, with what is known of each.")
+
+
+def chosen_texts(
+    rows: Sequence[TextRow],
+    values: Sequence[float | None],
+    names: Sequence[str],
+    groups: Sequence[tuple[str, str]],
+    what: str,
+    seed: Any = 0,
+) -> list[Texts]:
+    """The rows with the largest and with the smallest value, some drawn at random, and all of them, folded.
+
+    Args:
+        groups (`Sequence[tuple[str, str]]`): How the first two are called, and a sentence about each.
+        what (`str`): What the rows are, in a sentence.
+    """
+    seed = int(number(seed) or 0)
+    scored = {place: value for place, value in enumerate(values) if value is not None}
+    ordered = sorted(scored, key=lambda place: -scored[place])
+    half = min(EXTREMES, len(ordered) // 2)  # of a few, none must be shown as best and as worst
+    picked = sorted(random.Random(seed).sample(range(len(rows)), min(SAMPLE, len(rows))))
+    chosen = [(title, lead, places) for (title, lead), places in zip(groups, (ordered, ordered[::-1]), strict=True)]
+    texts = [
+        Texts(title, names, [rows[place] for place in places[:half]], lead) for title, lead, places in chosen if half
     ]
+    lead = f"{len(picked)} of all {len(rows)} {what}, drawn with seed {seed}, whatever became of them."
+    texts.append(Texts("Drawn at random", names, [rows[place] for place in picked], lead))
+    every = rows[:ALL_ROWS]
+    count = f"All {len(rows)}" if len(every) == len(rows) else f"The first {len(every)} of {len(rows)}"
+    return [*texts, Texts(f"All {what}", names, every, folded=f"{count} {what}, in the order of the file")]
 
 
-def _mean_score(metrics: dict[str, Any] | None, completions: Sequence[Completion], name: str) -> float | None:
-    stated = number((metrics or {}).get(f"reward/{name}"))
-    if stated is not None:
-        return stated
-    values = _values(completions, name)
-    return fmean(values) if values else None
+def _weighted(run: Run) -> list[float | None]:
+    """The score of each completion: its own, or the weighted sum of its rewards, or the first that it has."""
+    weights = {reward.name: reward.weight for reward in rewards_of(run.settings)}
+    first = next((name for name in ("model_score", "chosen_score", *run.score_names) if run.scores(name)), "")
+    found: list[float | None] = []
+    for row in run.completions:
+        parts = [weight * (row.scores[name] or 0.0) for name, weight in weights.items() if name in row.scores]
+        found.append(row.score if row.score is not None else sum(parts) if parts else row.scores.get(first))
+    return found
 
 
-def _values(completions: Iterable[Completion], name: str) -> list[float]:
-    scores = (completion.scores.get(name) for completion in completions)
-    return [score for score in scores if score is not None]
+def points(run: Run) -> Section | None:
+    """The curve of a recipe that measures at several sizes, as a table."""
+    curve = [_flat(point) for point in run.curve]
+    known = dict.fromkeys(key for point in curve for key in point)
+    keys = [key for key in known if all(number(point.get(key)) is not None for point in curve)]
+    if not keys:
+        return None
+    every = max(1, len(curve) // 24)
+    chosen = [point for place, point in enumerate(curve) if place % every == 0 or point is curve[-1]]
+    rows = [[words.figure(point[key]) for key in keys] for point in chosen]
+    table = Table("Point by point", [key.replace("_", " ") for key in keys], rows, range(1, len(keys)))
+    return Section("curve", "The curve", [table])
 
 
-def _ratio(numerator: Any, denominator: Any) -> float | None:
-    top, bottom = number(numerator), number(denominator)
-    return top / bottom if top is not None and bottom else None
+def _flat(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures within figures under one name."""
+    flat: dict[str, Any] = {}
+    for key, value in point.items():
+        inner = _flat(value) if isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {f"{key}, {name}": of for name, of in inner.items()}
+    return flat
 
 
-def _compare(holds: Callable[[float, float], bool], value: Any, bound: float) -> bool | None:
-    finite = number(value)
-    return None if finite is None else holds(finite, bound)
+def figures(run: Run) -> Section | None:
+    """Every figure of metrics.json."""
+    if not any(number(value) is not None for value in run.metrics.values()):
+        return None
+    return Section("figures", "Figures", [metrics_table(run.metrics, "Every figure of metrics.json")])
 
 
-def _at_least(value: Any, bound: float) -> bool | None:
-    return _compare(lambda a, b: a >= b, value, bound)
+def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
+    """Flat figures: the known ones first and under a readable name, whatever else a run wrote under its own."""
+    keys = [key for key in FIGURES if key in metrics] + [key for key in metrics if key not in FIGURES]
+    keys = [key for key in keys if number(metrics[key]) is not None]
+    rows = [[label_of(key), _with_interval(metrics, key)] for key in keys]
+    return Table(title, ["Figure", "Value"], rows, (1,), notes=[FIGURES.get(key, ("", ""))[1] for key in keys])
 
 
-def _at_most(value: Any, bound: float) -> bool | None:
-    return _compare(lambda a, b: a <= b, value, bound)
+def _with_interval(metrics: Mapping[str, Any], key: str) -> Cell:
+    form, bounds = FIGURES.get(key, ("", "", words.figure))[2], metrics.get(f"{key}_ci95")
+    value = form(metrics[key])
+    return Markup("{} ({} to {})").format(value, *map(form, bounds)) if bounds else value
 
 
-def _above(value: Any, bound: float) -> bool | None:
-    return _compare(lambda a, b: a > b, value, bound)
+def repeat(run: Run) -> Section | None:
+    """The command, the machine, the versions, and the settings."""
+    pieces: list[Piece] = []
+    if run.recipe and run.config:
+        processes = number(run.environment.get("processes")) or 1
+        program = f"accelerate launch --num_processes {processes:.0f}" if processes > 1 else "python"
+        config = shlex.quote(str(run.folder / "config.yaml"))
+        pieces.append(Commands([clean_text(f"{program} recipes/{run.recipe}.py --config {config}")]))
+    pieces += machine_tables({"This run": run.metrics}, run.environment)
+    if run.config:
+        pieces.append(Fold("The settings of the run", settings_text(run.settings)))
+    lead = "From the folder of the project; options on the command line override those of the file."
+    return Section("repeat", "How to repeat it", pieces, lead if run.config else "") if pieces else None
 
 
-def _both(first: bool | None, second: bool | None) -> bool | None:
-    return None if first is None or second is None else first and second
+def machine_tables(stages: Mapping[str, Mapping[str, Any]], environment: Mapping[str, Any]) -> list[Grid]:
+    """Time and memory of each stage, and machine and versions, side by side."""
+    spent = [(name, of.get("seconds"), of.get("peak_memory_gb")) for name, of in stages.items()]
+    rows = [[name, words.duration(s), words.memory(m)] for name, s, m in spent if (s, m) != (None, None)]
+    tables = [Table("Time and memory", ["Stage", "Time", "Peak memory"], rows, (1, 2))] if rows else []
+    versions = environment.get("versions")
+    known = {key: value for key, value in environment.items() if key != "versions" and value is not None}
+    known |= versions if isinstance(versions, dict) else {}
+    if known:
+        cells = [[name, str(value)] for name, value in known.items()]
+        tables.append(Table("Machine and versions", ["Name", "Value"], cells, (1,)))
+    return [Grid(tables)] if tables else []
+
+
+# --- Texts -------------------------------------------------------------------------------------------------
+
+
+def answer(completion: Completion) -> Answer:
+    """A completion with what is known of it."""
+    named = ([("score", completion.score)] if completion.score is not None else []) + [*completion.scores.items()]
+    facts = [f"{name} {'–' if value is None else words.text(value)}" for name, value in named]
+    if completion.tokens is not None:
+        end = "" if completion.finished is None else ", ended" if completion.finished else ", cut"
+        facts.append(f"{completion.tokens} tokens{end}")
+    return Answer(completion.text, facts)
+
+
+def paired(pair: Pair, name: str | None) -> float | None:
+    """How much one score changed; `None` where either completion has no such score."""
+    old, new = (completion.of(name) for completion in pair)
+    return None if old is None or new is None else new - old
+
+
+def label_of(key: str) -> Cell:
+    return FIGURES[key][0] if key in FIGURES else words.breakable(key)

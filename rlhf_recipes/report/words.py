@@ -3,14 +3,21 @@
 A figure is rounded for the eye, and its `<data>` element holds the value that stands in the run's file.
 """
 
+import math
 import unicodedata
+from typing import Any
 
 from markupsafe import Markup
 
-from rlhf_recipes.report.run import number
-
 NOTHING = Markup('<span class="none" title="not in the files of this run">–</span>')
 TEXT_LIMIT = 1500  # characters of one text; beyond, a row of the table would no longer be a row
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as it is, and `None` for anything else (missing, NaN, text, true or false)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
 
 
 def text(value: float, digits: int = 2) -> str:

@@ -8,6 +8,7 @@ import pytest
 from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import load_rows
 from tests.recipes.test_ppo import load_main, read, write_rows
+from tests.recipes.tiny_runs import check_page
 from tests.rewards.test_remote import Double, lengths
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
@@ -95,6 +96,7 @@ def test_a_policy_writes_a_reward_chooses_and_a_judge_watches(main, place, tmp_p
     assert (tmp_path / "best_of_n.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "config.yaml").is_file()
     assert "KL <=" in capsys.readouterr().out
+    check_page(tmp_path, "score", says=("The best of", "The curve", "All 5 completions"))
 
 
 def test_given_candidates_are_ranked_and_measured_by_gold(main, place, tmp_path):

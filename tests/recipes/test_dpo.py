@@ -14,6 +14,7 @@ from tests.recipes.tiny_runs import (
     adapters,
     check_adapters,
     check_full,
+    check_page,
     cut_back,
     equal,
     flags,
@@ -54,6 +55,7 @@ def check_figures(out):
 def test_the_whole_model_is_trained_against_itself_as_it_was(main, place, tmp_path):
     main(command(place, tmp_path / "out"))
     check_figures(tmp_path / "out")
+    check_page(tmp_path / "out", "loss", "rewards/margins", says=("DPO: the loss went from", "Margin"))
     check_full(place, tmp_path / "out")
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from rlhf_recipes.rewards import RewardError
 from tests.recipes.test_ppo import LORA, MY_REWARDS, flags, load_main, read, write_rows
+from tests.recipes.tiny_runs import check_page
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 KEYS = {
@@ -80,6 +81,7 @@ def test_every_completion_is_kept_with_every_score(main, place, tmp_path, capsys
     assert metrics["kl"] == 0
     assert "score" in capsys.readouterr().out
     assert (tmp_path / "out/config.yaml").exists()
+    check_page(tmp_path / "out", "score", "reward/judge", says=("over ", "All 7 completions", rows[3]["prompt"]))
 
 
 @pytest.mark.parametrize("trained", ["full", "lora"])

@@ -13,6 +13,7 @@ from tests.recipes.tiny_runs import (
     adapters,
     check_adapters,
     check_full,
+    check_page,
     cut_back,
     equal,
     flags,
@@ -69,6 +70,8 @@ def check_figures(out):
 def test_the_whole_model_is_trained_and_saved_as_any_other(main, place, tmp_path):
     main(command(place, tmp_path / "out"))
     steps = check_figures(tmp_path / "out")
+    says = ("GRPO: the reward went from", "rewards", "brevity", "recipes/grpo.py --config")
+    check_page(tmp_path / "out", "reward", "rewards/stars/mean", says=says)
     assert "kl" not in steps[0]  # TRL's default, beta 0, needs no reference
     check_full(place, tmp_path / "out")
 

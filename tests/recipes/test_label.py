@@ -8,6 +8,7 @@ import pytest
 from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import load_rows
 from tests.recipes.test_ppo import load_main, read, write_rows
+from tests.recipes.tiny_runs import check_page
 
 REWARDS = """
 def marks(completions, **kwargs):
@@ -67,6 +68,9 @@ def test_a_threshold_is_chosen_and_the_accuracy_told(main, place, tmp_path, caps
     assert read(tmp_path, "coverage.json")[-1]["rows"] > 400
     assert (tmp_path / "coverage.png").read_bytes().startswith(b"\x89PNG")
     assert "rows labelled" in capsys.readouterr().out
+    check_page(
+        tmp_path, "labelled", "threshold", "accuracy", says=("rows have a label", "The first 300 of 400", "The curve")
+    )
 
 
 def test_pairs_without_labels_in_parquet(main, place, tmp_path):

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
 from rlhf_recipes.rewards import RewardError
+from tests.recipes.tiny_runs import check_page
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -123,6 +124,9 @@ METRICS = {
 
 
 def check_outputs(out):
+    check_page(
+        out, "objective/scores", "reward/judge", says=("PPO: the score went from", "share", "All 8 completions")
+    )
     metrics, history = read(out, "metrics.json"), read(out, "log_history.json")
     assert set(metrics) >= METRICS
     assert metrics["episodes"] == 24

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertModel
 
 from rlhf_recipes.rewards.combine.shared_ensemble import SharedBaseEnsemble
 from rlhf_recipes.rewards.learned import LearnedReward
-from tests.recipes.tiny_runs import equal, load_main, read, write_rows
+from tests.recipes.tiny_runs import check_page, equal, load_main, read, write_rows
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 VALUES = {"good": 2, "great": 3, "fine": 1, "bad": -2, "dull": -1, "awful": -3, "film": 0, "plot": 0, "cast": 0}
@@ -96,6 +96,7 @@ def test_members_load_alone_and_together_with_the_scores_that_were_measured(main
     assert metrics["pairwise_accuracy"] == pytest.approx(report["scorers"]["mean"]["pairwise_accuracy"])
     assert [table["name"] for table in report["elsewhere"]] == ["test", "words shuffled", "elsewhere"]
     assert (out / "uncertainty.png").stat().st_size > 5000
+    check_page(out, "pairwise_accuracy", "member_accuracy", says=("Uncertainty", "Texts: error by disagreement"))
     # The average is a model of its own, calibrated to ratings.
     assert all(-4 <= score <= 4 for score in LearnedReward(out / "average")([""] * 20, texts))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_recipes.reward_modeling.linear.reward import LinearReward
+from tests.recipes.tiny_runs import check_page
 from tests.reward_modeling.linear.rated_words import COUNTS, VALUES, pairs, rated
 
 RECIPE = Path(__file__).parents[2] / "recipes/reward_linear.py"
@@ -47,6 +48,7 @@ def test_the_recipe_on_ratings(main, tmp_path, capsys):
     assert {"coefficients.json", "coefficients.png", "importance.json", "importance.png", "config.yaml"} <= {
         file.name for file in output.iterdir()
     }
+    check_page(output, "pairwise_accuracy", "r2", says=("What it is worth",))
     assert json.loads((output / "coefficients.json").read_text())[0]["low"] is not None
     good, bad = LinearReward(output)(["", ""], ["good great film", "bad awful film"])
     assert -9 < bad < -1 < 1 < good < 9

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 from rlhf_recipes.reward_modeling.personal.reward import PersonalReward
-from tests.recipes.tiny_runs import load_main
+from tests.recipes.tiny_runs import check_page, load_main
 from tests.tiny import save_tiny, tiny_classifier, tiny_tokenizer
 
 WORDS = ("good", "loud", "slow", "red", "funny")
@@ -68,7 +68,7 @@ def test_ratings_of_named_users(main, tmp_path, capsys):
     assert metrics["reload_difference"] < 1e-6
     assert "oracle_pairwise_accuracy" not in metrics
     assert (folder / "curve.png").is_file()
-    assert (folder / "config.yaml").is_file()
+    check_page(folder, "personal_pairwise_accuracy", "users", says=("The curve", "ratings per user"))
     said = PersonalReward(folder)([""] * 3, ["loud loud"] * 3, user=["ann", "bob", "nobody"])
     assert said[0] > said[2] > said[1]
     assert "20 ratings of each user: pairwise accuracy shared" in capsys.readouterr().out

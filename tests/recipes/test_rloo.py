@@ -13,6 +13,7 @@ from tests.recipes.tiny_runs import (
     adapters,
     check_adapters,
     check_full,
+    check_page,
     cut_back,
     equal,
     flags,
@@ -69,6 +70,8 @@ def test_the_whole_model_is_trained_and_saved_as_any_other(main, place, tmp_path
     steps = check_figures(tmp_path / "out")
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6)  # to the model as it was loaded
     assert abs(steps[-1]["kl"]) > 1e-4
+    says = ("RLOO: the reward went from", "brevity", "recipes/rloo.py --config")
+    check_page(tmp_path / "out", "reward", "kl", says=says)
     check_full(place, tmp_path / "out")
 
 

@@ -14,6 +14,7 @@ from tests.recipes.tiny_runs import (
     adapters,
     check_adapters,
     check_full,
+    check_page,
     cut_back,
     equal,
     flags,
@@ -52,6 +53,7 @@ def check_figures(out):
 def test_the_whole_model_is_trained_and_saved_as_any_other(main, place, tmp_path):
     main(command(place, tmp_path / "out"))
     check_figures(tmp_path / "out")
+    check_page(tmp_path / "out", "loss", "train_seconds", says=("Fine-tuning: the loss went from", "Training"))
     check_full(place, tmp_path / "out")
 
 

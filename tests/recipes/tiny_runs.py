@@ -123,6 +123,15 @@ def check_full(place, out):
     assert AutoTokenizer.from_pretrained(out).pad_token == "<pad>"
 
 
+def check_page(out, *figures, says=()):
+    """The page of the run has these figures of its metrics.json as they stand there, and says what is given."""
+    page, metrics = (Path(out) / "report.html").read_text(encoding="utf-8"), read(out, "metrics.json")
+    for name in figures:
+        assert f'<data value="{metrics[name]}">' in page, name
+    for words in ("How to repeat it", "Machine and versions", *says):
+        assert words in page, words
+
+
 def check_adapters(out):
     """The adapters lie there alone, without a second copy of them, and each has moved away from 0."""
     assert not (out / "model.safetensors").exists()

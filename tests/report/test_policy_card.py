@@ -20,7 +20,8 @@ from rlhf_recipes.modeling.saving import save_policy
 from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.ppo.metrics import GLOSSARY
 from rlhf_recipes.report.markdown import clean_config
-from rlhf_recipes.report.policy_card import Reward, RunFacts, Sample, config_of, facts_of_run, write_model_card
+from rlhf_recipes.report.policy_card import RunFacts, Sample, config_of, facts_of_run, write_model_card
+from rlhf_recipes.report.run import Reward
 from tests.hub_double import HubDouble
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -10,13 +9,12 @@ import pytest
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from matplotlib.figure import Figure
 
 from rlhf_recipes.modeling.calibration import LinearCalibration, LogisticCalibration, OrdinalCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.report import write_report
 from rlhf_recipes.report.heat import HeatMap, WordAttribution, heat_pieces
 from rlhf_recipes.report.reward_card import write_card, write_page
-from rlhf_recipes.report.reward_figures import as_svg
 from rlhf_recipes.report.reward_sections import headline
 from rlhf_recipes.report.reward_usage import plain_code
 from rlhf_recipes.reward_modeling.evaluation.measure import measure
@@ -213,28 +211,27 @@ def test_a_wide_table_says_in_each_cell_what_it_is(tmp_path):
         assert ("stack" in wide[0]) == (wide[1].count("<th") > 3)
 
 
-def test_bias_is_drawn_by_its_own_module(tmp_path, monkeypatch):
-    figure = Figure(figsize=(4, 3))
-    figure.add_subplot().plot([0, 1], [0, 1])
-    drawn = [("A figure", figure), ("A drawing", '<svg viewBox="0 0 1 1"><path d="M0 0"/></svg>')]
-    given = []
-    module = SimpleNamespace(draw_bias=lambda report: given.append(report) or drawn)
-    monkeypatch.setitem(sys.modules, "rlhf_recipes.report.reward_figures", module)
+def test_bias_is_drawn_where_it_was_measured(tmp_path):
     folder = reward_folder(tmp_path / "mine", "pairs")
     without = page_of(folder)
-    page = page_of(folder, bias={"length": 0.3})
-    assert given == [{"length": 0.3}]
-    assert "A figure" in page.text
+    covariates = {"length": {"partial": 0.3, "partial_ci95": [0.1, 0.5], "logistic": 0.2}}
+    page = page_of(folder, bias={"covariates": covariates, "changes": {}, "encodings": {}, "groups": None})
+    assert "Beyond people's ratings" in page.text
     assert page.tags.count("svg") == without.tags.count("svg") + 2
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_a_figure_becomes_a_picture_in_the_colours_of_the_page():
-    figure = Figure(figsize=(2, 1))
-    figure.add_subplot().set_title("a < b")
-    svg = as_svg(figure, "one", "two < three")
-    assert svg.startswith("<svg")
-    assert 'aria-label="two &lt; three"' in svg
+def test_the_page_can_be_made_again_from_the_folder_alone(tmp_path):
+    folder = reward_folder(tmp_path / "mine")
+    heat = HeatMap("a good", (WordAttribution("good", 2, 6, 2.0),), (), 1.0, 0.0, 0.0, 16, "mine")
+    data = {key: value for key, value in DATA.items() if key != "config"}
+    page = write_card(folder, data=data, heat=([heat], ""), string_path={"correlation": 0.98123}, title="Mine")
+    first = page.read_bytes()
+    page.unlink()
+    assert write_report(folder).read_bytes() == first
+    assert b"0.9812" in first
+    write_card(folder, data=DATA)
+    assert "hf_abcdefgh1234" not in "".join(file.read_text() for file in folder.glob("*.json"))
 
 
 def test_how_the_string_path_differs_is_told(tmp_path):

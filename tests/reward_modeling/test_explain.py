@@ -192,17 +192,17 @@ HEAT = HeatMap(
 def test_the_page_shows_the_text_as_it_is_and_runs_nothing():
     page = to_html([HEAT], title="1 < 2")
     assert "<script" not in page
-    assert "<title>1 &lt; 2</title>" in page
+    assert "<title>1 &lt; 2: heat maps, rlhf-recipes</title>" in page
     assert "&lt;judge&gt;: 1.250" in page
-    text = re.search(r'<p class="text" dir="auto">(.*?)</p>', page, re.DOTALL).group(1)
+    text = re.search(r'<p class="heat words" dir="auto">(.*?)</p>', page, re.DOTALL).group(1)
     assert html.unescape(re.sub(r"<[^>]*>", "", text)) == HEAT.text
 
 
 def test_strength_and_direction_can_be_seen():
     page = to_html([HEAT])
-    assert '<span class="w up" style="--a:0.60" title="+2.000">good</span>' in page
-    assert '<span class="w down" style="--a:0.30" title="-1.000">film</span>' in page
-    assert '<span class="w" title="+0.001">&lt;</span>' in page  # too faint to be coloured
+    assert '<span class="up" title="+2.000" style="--a:0.60">good</span>' in page
+    assert '<span class="down" title="\u22121.000" style="--a:0.30">film</span>' in page
+    assert '<span class="plain" title="+0.001" style="--a:0.00">&lt;</span>' in page  # too faint to be coloured
     assert '<span class="unread" title="not read">A</span>' in page
     assert "account for +1.000, with an error of +0.0010 after 32 steps" in page
     assert "prefers-color-scheme: dark" in page
@@ -213,7 +213,7 @@ def test_a_page_holds_several_texts_and_a_map_without_words(tmp_path):
     path = save_html([HEAT, empty], tmp_path / "new" / "heat.html")
     page = path.read_text(encoding="utf-8")
     assert page.count("<h2>") == 2
-    assert page.startswith("<!doctype html>")
+    assert page.startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rlhf_recipes.ppo.batches import BatchSizes
-from rlhf_recipes.report.run_facts import is_mean_of_reward
+from rlhf_recipes.report.run import is_mean_of_reward
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from rlhf_recipes.modeling.zero import is_divided, whole_state_dict
 from rlhf_recipes.ppo.metrics import GLOSSARY
 from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.run.checkpoint import save_state
-from rlhf_recipes.report.policy_card import Reward, Sample, config_of, facts_of_run, write_model_card
+from rlhf_recipes.report.policy_card import Sample, config_of, facts_of_run, write_model_card
+from rlhf_recipes.report.run import Reward
 from rlhf_recipes.texts import is_conversational
 
 logger = logging.getLogger(__name__)

@@ -4,25 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_recipes.report import ReportError, load_run
-from tests.report.synthetic import write_json, write_run
+from rlhf_recipes.report import ReportError
+from rlhf_recipes.report.quickstart.run import is_quickstart, load_quickstart
+from tests.report.quickstart.synthetic import write_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", prompts=6, predicted=20)
+    return write_run(tmp_path / "run", prompts=6)
 
 
 def test_reads_every_part(run: Path) -> None:
-    loaded = load_run(run)
-    assert len(loaded.before) == len(loaded.after) == 6
-    assert len(loaded.predictions) == 20
-    assert len(loaded.log_history) == 60  # the Trainer's closing row has no episode
-    assert set(loaded.configs) == {"reward/config.yaml", "judge/config.yaml", "ppo/config.yaml"}
-    assert loaded.settings["ppo/config.yaml"]["kl_coef"] == 0.05
-    assert loaded.calibration is not None
-    prediction = loaded.predictions[0]
-    assert float(loaded.calibration(prediction.logit or 0.0)) == pytest.approx(prediction.score)
+    assert is_quickstart(run)
+    assert not is_quickstart(run / "ppo")
+    loaded = load_quickstart(run)
+    assert len(loaded.before.completions) == len(loaded.after.completions) == len(loaded.pairs) == 6
+    assert loaded.evaluation["accuracy"]["pairs"] == 460123
+    assert len(loaded.ppo.log_history) == 61
+    assert loaded.ppo.settings["kl_coef"] == 0.05
+    assert loaded.names == ["reward_model", "judge", "vader", "plain_prose"]
 
 
 def test_malformed_jsonl_names_the_file_and_the_line(run: Path) -> None:
@@ -31,7 +31,7 @@ def test_malformed_jsonl_names_the_file_and_the_line(run: Path) -> None:
     lines[2] = lines[2][:40]
     path.write_text("\n".join(lines))
     with pytest.raises(ReportError, match=r"after/completions\.jsonl, line 3 is not valid JSON: column \d+"):
-        load_run(run)
+        load_quickstart(run)
 
 
 def test_a_line_separator_inside_a_text_is_no_new_row(run: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_line_separator_inside_a_text_is_no_new_row(run: Path) -> None:
         (run / side / "completions.jsonl").write_text(
             '{"prompt": "a", "completion": "b\u2028c"}\n\n', encoding="utf-8"
         )
-    assert [completion.text for completion in load_run(run).after] == ["b\u2028c"]
+    assert [completion.text for completion in load_quickstart(run).after.completions] == ["b\u2028c"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_line_separator_inside_a_text_is_no_new_row(run: Path) -> None:
 def test_rows_of_completions_are_checked(run: Path, row: str, message: str) -> None:
     (run / "before/completions.jsonl").write_text(row)
     with pytest.raises(ReportError, match=rf"before/completions\.jsonl.*{message}"):
-        load_run(run)
+        load_quickstart(run)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,12 @@ def test_rows_of_completions_are_checked(run: Path, row: str, message: str) -> N
         ("ppo/log_history.json", "{}", "log_history.json must hold a list of objects"),
         ("ppo/config.yaml", "a: [1", "config.yaml is not valid YAML"),
         ("ppo/config.yaml", "- 1", "config.yaml must hold settings"),
-        ("reward/predictions.jsonl", '{"rating": 1}', r"line 1: 'score' must be a finite number, found only 'rating'"),
-        ("reward/reward_config.json", '{"calibration": {"kind": "logistic"}}', "'scale' must be a finite number"),
     ],
 )
 def test_malformed_files_are_named(run: Path, name: str, content: str, message: str) -> None:
     (run / name).write_text(content)
     with pytest.raises(ReportError, match=message) as refused:
-        load_run(run)
+        load_quickstart(run)
     assert str(run / name) in str(refused.value)
     assert "run the step that writes it again" in str(refused.value)
 
@@ -84,12 +82,7 @@ def test_malformed_files_are_named(run: Path, name: str, content: str, message: 
 def test_bytes_that_are_no_text(run: Path) -> None:
     (run / "judge/metrics.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(ReportError, match=r"judge/metrics\.json is not UTF-8 text"):
-        load_run(run)
-
-
-def test_another_calibration_is_no_mistake(run: Path) -> None:
-    write_json(run / "reward/reward_config.json", {"calibration": {"kind": "isotonic"}})
-    assert load_run(run).calibration is None
+        load_quickstart(run)
 
 
 def test_different_prompts_are_refused(run: Path) -> None:
@@ -97,9 +90,9 @@ def test_different_prompts_are_refused(run: Path) -> None:
     rows = path.read_text().rstrip("\n").split("\n")
     path.write_text("\n".join([rows[0], rows[2], rows[1], *rows[3:]]))
     with pytest.raises(ReportError, match=r"Row 2 of .*before/completions\.jsonl has the prompt 'What I liked"):
-        load_run(run)
+        load_quickstart(run)
     path.write_text("\n".join(rows[:4]))
     with pytest.raises(
         ReportError, match=r"before/completions\.jsonl has 6 rows and .*after/completions\.jsonl has 4"
     ):
-        load_run(run)
+        load_quickstart(run)

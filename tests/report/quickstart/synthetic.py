@@ -1,6 +1,6 @@
 """A made-up run with every file that the report reads, and texts that try to break a page.
 
-python -m tests.report.synthetic FOLDER
+python -m tests.report.quickstart.synthetic FOLDER
 """
 
 import json
@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-SCALE, OFFSET, LOW, HIGH = 0.9, 0.15, -4.0, 4.0
 OPENINGS = """The director has made a film that
 What I liked about the story is
 For two hours the audience
@@ -49,10 +48,6 @@ NASTY = [
     "half a pair \ud83d and a noncharacter \ufffe",
     "$\\frac{1}{2}$ costs $5 at https://example.com/<x>?a=1&b=2",
 ]
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
 
 
 def completions(rng: random.Random, shift: float, count: int) -> list[dict[str, Any]]:
@@ -131,15 +126,13 @@ def log_history(rng: random.Random, rollouts: int) -> list[dict[str, Any]]:
     return [*rows, {"step": rollouts * 4, "train_runtime": 451.2}]
 
 
-def predictions(rng: random.Random, count: int) -> list[dict[str, Any]]:
-    rows = []
-    for index in range(count):
-        logit = rng.gauss(0, 1.4)
-        score = LOW + (HIGH - LOW) * sigmoid(SCALE * logit + OFFSET)
-        rating = max(-4.0, min(4.0, score + rng.gauss(0, 1.1)))
-        row = {"split": "validation" if index % 2 else "test", "text": f"Sentence {index}.", "rating": rating}
-        rows.append(row | {"logit": logit, "score": score})
-    return rows
+def evaluation(rng: random.Random) -> dict[str, Any]:
+    """What is drawn of the reward model, in a world of three kinds of pairs and ten bins of texts."""
+    buckets = [{"from": low, "to": low + 1, "accuracy": 0.6 + 0.1 * low, "pairs": 90} for low in range(3)]
+    bins = [{"score": x - 4.5, "rating": x - 4.5 + rng.gauss(0, 0.3), "error": 0.2} for x in range(10)]
+    accuracy = {"model": 0.8124, "single_rater": 0.8912, "vader": 0.6793, "length": 0.5127, "pairs": 460123}
+    margins = {"margin": "difference of the ratings", "model": buckets}
+    return {"kind": "ratings", "accuracy": accuracy, "by_margin": margins, "reliability": bins}
 
 
 REWARD_METRICS = {
@@ -201,15 +194,13 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_run(folder: Path, prompts: int = 128, shift: float = 1.0, predicted: int = 2000) -> Path:
+def write_run(folder: Path, prompts: int = 128, shift: float = 1.0) -> Path:
     """Write a whole run; a negative `shift` makes one that got worse."""
     before = completions(random.Random(1), 0.0, prompts)
     after = completions(random.Random(2), shift, prompts)
     write_json(folder / "metrics.json", summary(before, after))
     write_json(folder / "reward/metrics.json", REWARD_METRICS)
-    write_jsonl(folder / "reward/predictions.jsonl", predictions(random.Random(3), predicted))
-    curve = {"kind": "logistic", "scale": SCALE, "offset": OFFSET, "low": LOW, "high": HIGH}
-    write_json(folder / "reward/reward_config.json", {"calibration": curve})
+    write_json(folder / "reward/evaluation.json", evaluation(random.Random(3)))
     write_json(folder / "judge/metrics.json", {"pairwise_accuracy": 0.7716, "pairs": 460123, "seconds": 44.2})
     write_json(folder / "ppo/log_history.json", log_history(random.Random(4), 60))
     for side, rows, kl, distinct in (("before", before, 0.0, 0.883), ("after", after, 4.12, 0.851)):

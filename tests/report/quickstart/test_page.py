@@ -7,12 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from markupsafe import Markup
 
-from rlhf_recipes import figures as plots
 from rlhf_recipes.report import write_report
 from rlhf_recipes.report.__main__ import main
-from tests.report.synthetic import COMMANDS, write_json, write_jsonl, write_run
+from tests.report.quickstart.synthetic import COMMANDS, write_json, write_jsonl, write_run
 
 VOID = {"meta", "wbr", "br", "col", "img", "input", "link", "hr", "path", "use"}
 
@@ -25,12 +23,15 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.parts: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag not in ("data", "code", "span"):
+            self.parts.append(" ")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -41,9 +42,14 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] != "style":
             self.text += data
+            self.parts.append(data)
 
     def words(self) -> str:
         return " ".join(self.text.split())
+
+    def spaced(self) -> str:
+        """The words, with a space between the cells of a table and the like."""
+        return " ".join("".join(self.parts).split())
 
 
 def render(folder: Path) -> str:
@@ -62,13 +68,7 @@ def html(whole: Path) -> str:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", prompts=14, predicted=60)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the time that figures take where the test is about words."""
-    monkeypatch.setattr(plots, "draw", lambda *_: Markup("<svg></svg>"))
+    return write_run(tmp_path / "run", prompts=14)
 
 
 def edit(path: Path, *keys: str, value: object) -> None:
@@ -217,7 +217,7 @@ def test_colours_of_figures_come_from_the_style_sheet(html: str) -> None:
 
 
 def test_same_run_gives_the_same_bytes(whole: Path, html: str, tmp_path: Path) -> None:
-    assert write_report(whole, tmp_path / "again.html").read_bytes() == html.encode()
+    assert write_report(whole, output=tmp_path / "again.html").read_bytes() == html.encode()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -226,11 +226,7 @@ def test_same_run_gives_the_same_bytes(whole: Path, html: str, tmp_path: Path) -
     [
         ("metrics.json", "no metrics.json in this run, which has the figures at a glance"),
         ("reward/metrics.json", "because the run has none: reward/metrics.json. It is made by"),
-        ("reward/predictions.jsonl", "because the run has none: reward/predictions.jsonl. It is made by"),
-        (
-            "reward/reward_config.json",
-            "because the run has none: calibration curve in reward/reward_config.json. It is made by",
-        ),
+        ("reward/evaluation.json", "because the run has none: reward/evaluation.json. It is made by"),
         ("judge/metrics.json", "because the run has none: judge/metrics.json. It is made by"),
         ("ppo/log_history.json", "because the run has none: ppo/log_history.json. It is made by"),
         ("before/metrics.json", "because the run has none: before/metrics.json. It is made by"),
@@ -289,7 +285,7 @@ def test_unknown_and_null_values_do_not_crash(small: Path) -> None:
 
 
 def test_a_run_of_one_prompt(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "one", prompts=1, predicted=2)
+    run = write_run(tmp_path / "one", prompts=1)
     words = Page(render(run)).words()
     assert "Best changes" not in words  # it would be the worst as well
     assert "1 of all 1 prompts" in words

@@ -1,0 +1,1 @@
+"""The page of `make quickstart`, whose stages are runs in folders of their own below one."""
