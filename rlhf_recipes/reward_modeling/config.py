@@ -8,8 +8,8 @@ import torch
 import trl
 from transformers.utils import is_torch_bf16_gpu_available
 
+from rlhf_recipes.modeling.cost.threads import cpu_has_bfloat16
 from rlhf_recipes.modeling.loading import ModelArguments
-from rlhf_recipes.modeling.threads import cpu_has_bfloat16
 from rlhf_recipes.reward_modeling.debias import COVARIATES
 from rlhf_recipes.reward_modeling.examples import parse_share
 from rlhf_recipes.reward_modeling.losses import AUTO, LOSSES

@@ -21,8 +21,8 @@ from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.compat import CheckpointOfRoles
 from rlhf_recipes.errors import PushError
 from rlhf_recipes.hub import license_of, push_run
+from rlhf_recipes.modeling.cost.memory import memory_line
 from rlhf_recipes.modeling.generation import stable_key
-from rlhf_recipes.modeling.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision, whole_state_dict

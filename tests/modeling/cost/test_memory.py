@@ -8,14 +8,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
-from rlhf_recipes.modeling.memory import RoleMemory, Zero, memory_line, memory_of_roles, zero_of
+from rlhf_recipes.modeling.cost.memory import RoleMemory, Zero, memory_line, memory_of_roles, zero_of
 from rlhf_recipes.texts import readable_bytes
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 
 def arguments(optim="adamw_torch", optim_args=None, **more):
-    return SimpleNamespace(optim=optim, optim_args=optim_args, world_size=1, deepspeed_plugin=None, **more)
+    betas = {"learning_rate": 1e-3, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    return SimpleNamespace(
+        optim=OptimizerNames(optim), optim_args=optim_args, world_size=1, deepspeed_plugin=None, **betas, **more
+    )
 
 
 def with_zero(stage, world=4, bf16=False, optim="adamw_torch", **zero):
