@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.modeling.tokenizers.padding import embedding_rows
 from rlhf_recipes.modeling.zero import is_divided
 
 WORKS = "Give a decoder, as AutoModelForCausalLM loads it (Llama, Qwen, Gemma, GPT-2, ...)."
@@ -70,12 +71,6 @@ def check_decoder(model: Any) -> None:
             f"it, which are not written yet. {WORKS} A BERT, RoBERTa or ELECTRA that was trained as a decoder needs "
             "is_decoder=True in its configuration."
         )
-
-
-def embedding_rows(model: Any) -> int:
-    """How many token ids a model has an embedding for."""
-    embedding = model.get_input_embeddings()
-    return getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0]
 
 
 def check_ids(rows: Sequence[Sequence[int]], model: Any, tokenizer: PreTrainedTokenizerBase, what: str) -> None:

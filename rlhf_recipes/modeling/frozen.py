@@ -22,7 +22,7 @@ from rlhf_recipes.modeling.loading import (
     readable_tokens,
 )
 from rlhf_recipes.modeling.reading import part_to_read
-from rlhf_recipes.modeling.tokenizers import fit_model
+from rlhf_recipes.modeling.tokenizers.padding import fit_model
 
 logger = logging.getLogger(__name__)
 

@@ -5,14 +5,12 @@ Three things go wrong in silence when models are loaded by hand, and are settled
 1. A pad token that is also the end-of-sequence token: the end is masked out, so it is never learned and never scored.
 2. A precision that the machine does not have (bfloat16 on an old CPU) or that nobody chose.
 3. Dropout left on, so that a policy and its reference disagree before a single update.
-
-Leaving the lower part of a model as it is.
 """
 
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +27,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from rlhf_recipes.modeling.decoders import check_decoder_name
-from rlhf_recipes.modeling.tokenizers import (
-    add_pad_token,
+from rlhf_recipes.modeling.tokenizers.padding import (
     embedding_rows,
+    ensure_pad_token,
     fit_model,
     leave_open,
     name_end,
     require_end,
     saved_ends,
-    spare_token,
 )
 
 logger = logging.getLogger(__name__)
@@ -49,13 +46,7 @@ NOT_IN_4_BIT = ("score", "classifier", "pre_classifier", "classification_head", 
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """TRL's [`~trl.ModelConfig`] and one more choice, which layers get adapters.
-
-    Args:
-        lora_num_layers (`int`, *optional*):
-            Put LoRA adapters on the last `lora_num_layers` layers alone. The layers below stay as they were, and no
-            gradient is computed for them. `None` means every layer.
-    """
+    """TRL's [`~trl.ModelConfig`] and one more choice, which layers get adapters."""
 
     help_title = "Model"
 
@@ -63,30 +54,6 @@ class ModelArguments(ModelConfig):
         default=None,
         metadata={"help": "Adapt only the last N layers; those below need no backward pass. Default: all layers."},
     )
-
-
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> PreTrainedTokenizerBase:
-    """Give the tokenizer a pad token that does not end a text.
-
-    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see
-    [`~rlhf_recipes.modeling.tokenizers.spare_token`]), or one is added; a model may then need another row in its
-    embedding ([`~rlhf_recipes.modeling.tokenizers.fit_model`]). The choice is logged.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): It is changed, and returned.
-        ends (`Collection[int]`): Ids that end a text besides the tokenizer's own, as a model's configuration has them.
-    """
-    before = tokenizer.pad_token
-    if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
-        return tokenizer
-    spare = spare_token(tokenizer, ends)
-    if spare is None:
-        chosen, where = add_pad_token(tokenizer), "added to its vocabulary"
-    else:
-        tokenizer.pad_token, chosen, where = spare, spare, "spare in its vocabulary"
-    why = "has no pad token" if before is None else f"pads with {before!r}, which ends texts too"
-    logger.info("The tokenizer of %s %s: %r pads now, %s.", tokenizer.name_or_path, why, chosen, where)
-    return tokenizer
 
 
 def check_model_path(name_or_path: str) -> str:
@@ -228,7 +195,7 @@ def fit_reference(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     if reference is None:
         return
     reference = trainer.accelerator.unwrap_model(reference)
-    if (embedding_rows(reference) or 0) <= (tokenizer.pad_token_id or 0) and (
+    if embedding_rows(reference) <= (tokenizer.pad_token_id or 0) and (
         trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     ):
         raise ValueError(

@@ -47,7 +47,7 @@ from rlhf_recipes.modeling.generation import (
     write,
 )
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.modeling.tokenizers import fit_model
+from rlhf_recipes.modeling.tokenizers.padding import fit_model
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit

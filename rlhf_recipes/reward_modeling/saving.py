@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, Trainer
 from rlhf_recipes.hub import OF_REWARD_MODEL, push_run
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
-from rlhf_recipes.modeling.text_ends import adds_eos, ending_tokenizer
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ending_tokenizer
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.losses.base import Objective

@@ -35,8 +35,8 @@ from rlhf_recipes.modeling.reading import (
     part_to_read,
     say_plain_reading,
 )
-from rlhf_recipes.modeling.text_ends import adds_eos, ended
-from rlhf_recipes.modeling.tokenizers import fit_model
+from rlhf_recipes.modeling.tokenizers.padding import fit_model
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ended
 from rlhf_recipes.texts import Text
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
+from rlhf_recipes.modeling.checks.randomness import switch_off_randomness
 from rlhf_recipes.modeling.critics import ValueModel
 from rlhf_recipes.modeling.loading import disable_dropout
-from rlhf_recipes.modeling.randomness import switch_off_randomness
 from rlhf_recipes.modeling.roles import ActorCritic
 from tests.architectures import tiny_model
 from tests.modeling.test_shortcuts import BATCH, REAL

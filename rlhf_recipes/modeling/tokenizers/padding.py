@@ -42,6 +42,31 @@ ADDED = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>")
 RARE = "\u0378\ue000 \u16a0\u4e2d\U0001f40b"
 
 
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> PreTrainedTokenizerBase:
+    """Give the tokenizer a pad token that does not end a text.
+
+    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see [`spare_token`]),
+    or one is added; a model may then need another row in its embedding ([`fit_model`]). The choice is logged.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): It is changed, and returned.
+        ends (`Collection[int]`): Ids that end a text besides the tokenizer's own, as a model's configuration has them.
+    """
+    before = tokenizer.pad_token
+    if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
+        return tokenizer
+    spare = spare_token(tokenizer, ends)
+    if spare is None:
+        vocabulary = tokenizer.get_vocab()
+        chosen, where = next(name for name in ADDED if name not in vocabulary), "added to its vocabulary"
+        tokenizer.add_special_tokens({"pad_token": chosen})
+    else:
+        tokenizer.pad_token, chosen, where = spare, spare, "spare in its vocabulary"
+    why = "has no pad token" if before is None else f"pads with {before!r}, which ends texts too"
+    logger.info("The tokenizer of %s %s: %r pads now, %s.", tokenizer.name_or_path, why, chosen, where)
+    return tokenizer
+
+
 def spare_token(tokenizer: PreTrainedTokenizerBase, taken: Collection[int] = ()) -> str | None:
     """A token of the vocabulary that says pad, or that stands for nothing and never occurs in a text.
 
@@ -52,8 +77,7 @@ def spare_token(tokenizer: PreTrainedTokenizerBase, taken: Collection[int] = ())
     Returns:
         `str`: The token, or `None` where there is none.
     """
-    roles = {name: id for name, id in _roles(tokenizer).items() if name not in ("pad_token", "unk_token")}
-    used = {*taken, *roles.values()}
+    used = {*taken, *(getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "cls", "sep", "mask"))}
     vocabulary = tokenizer.get_vocab()
     free = sorted((id, token) for token, id in vocabulary.items() if id not in used and token[:1] in "<[")
     for pattern in SPARE:
@@ -64,20 +88,6 @@ def spare_token(tokenizer: PreTrainedTokenizerBase, taken: Collection[int] = ())
     if unknown is None or vocabulary.get(unknown) in used:
         return None
     return None if vocabulary[unknown] in tokenizer(RARE).input_ids else unknown
-
-
-def add_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Add a token that pads to the vocabulary, and return it."""
-    vocabulary = tokenizer.get_vocab()
-    added = next(name for name in ADDED if name not in vocabulary)
-    tokenizer.add_special_tokens({"pad_token": added})
-    return added
-
-
-def _roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    names = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
-    ids = {f"{name}_token": getattr(tokenizer, f"{name}_token_id") for name in names}
-    return {name: id for name, id in ids.items() if id is not None}
 
 
 def ends_of(*configs: Any) -> set[int]:
@@ -174,9 +184,9 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = T
     pad, config = tokenizer.pad_token_id, cast(Any, getattr(base, "config", None))
     if pad is None or not hasattr(config, "get_text_config"):
         return
-    rows = embedding_rows(base) if isinstance(base, PreTrainedModel) else None
+    rows = embedding_rows(base) if isinstance(base, PreTrainedModel) else 0
     others = (id for id in tokenizer.get_vocab().values() if id != pad)
-    if may_grow and rows is not None and pad >= rows and max(others) < rows:
+    if may_grow and 0 < rows <= pad and max(others) < rows:
         _add_row(base, int(pad) + 1)
         logger.info(
             "The embedding of %s has %d rows and now %d, for the pad token %r.",
@@ -187,13 +197,14 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = T
             kept.pad_token_id = pad
 
 
-def embedding_rows(model: "PreTrainedModel") -> int | None:
-    """Rows of the embedding. ZeRO-3 divides weights, and their shape is then no longer told by the weight."""
-    embedding: Any = model.get_input_embeddings()
-    weight = getattr(embedding, "weight", None)
-    if weight is None:
-        return None
-    return int(getattr(weight, "ds_shape", weight.shape)[0])
+def embedding_rows(model: Any) -> int:
+    """How many token ids a model has an embedding for; 0 where it has no such table.
+
+    ZeRO-3 divides weights, and their shape is then no longer told by the weight.
+    """
+    embedding = model.get_input_embeddings()
+    weight = getattr(embedding, "weight", torch.empty(0))
+    return int(getattr(embedding, "num_embeddings", None) or getattr(weight, "ds_shape", weight.shape)[0])
 
 
 @torch.no_grad()
