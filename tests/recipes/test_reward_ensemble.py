@@ -49,12 +49,12 @@ def draw_pair(generator):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Bases without a head: an encoder and a decoder; ratings, pairs, and ratings from elsewhere."""
+    """Bases without a head: an encoder and a decoder; ratings and pairs."""
     folder, generator = tmp_path_factory.mktemp("ensemble"), random.Random(0)
     bert, llama = tiny_tokenizer("bert"), tiny_tokenizer("llama", chat_template=True)
     save_tiny(folder / "bert", tiny_classifier(bert).bert, bert)
     save_tiny(folder / "llama", tiny_causal_lm(llama), llama)
-    for name, draw in (("ratings", draw_rating), ("pairs", draw_pair), ("elsewhere", draw_rating)):
+    for name, draw in (("ratings", draw_rating), ("pairs", draw_pair)):
         for split, count in (("train", 96), ("validation", 20), ("test", 20)):
             write_rows(folder / name / f"{split}.jsonl", [draw(generator) for _ in range(count)])
     return folder
@@ -68,7 +68,7 @@ def command(place, out, data="ratings", base="bert", members=2):
 @pytest.mark.parametrize("base", ["bert", "llama"])
 def test_members_load_alone_and_together_with_the_scores_that_were_measured(main, place, base, tmp_path):
     out = tmp_path / "out"
-    main([*command(place, out, base=base), "--other_datasets", str(place / "elsewhere")])
+    main(command(place, out, base=base))
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 20
 
@@ -94,7 +94,6 @@ def test_members_load_alone_and_together_with_the_scores_that_were_measured(main
     accuracies = [report["scorers"][f"adapter_{index}"]["pairwise_accuracy"] for index in range(2)]
     assert metrics["member_accuracy"] == pytest.approx(np.mean(accuracies))
     assert metrics["pairwise_accuracy"] == pytest.approx(report["scorers"]["mean"]["pairwise_accuracy"])
-    assert [table["name"] for table in report["elsewhere"]] == ["test", "words shuffled", "elsewhere"]
     assert (out / "uncertainty.png").stat().st_size > 5000
     # The average is a model of its own, calibrated to ratings.
     assert all(-4 <= score <= 4 for score in LearnedReward(out / "average")([""] * 20, texts))

@@ -4,7 +4,6 @@ Everything here takes scores of K members for U texts, `(K, U)`, and pairs of th
 better. Intervals are 95% intervals over texts, or over rows where texts come in pairs or lists.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,11 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from rlhf_recipes.data.feedback.formats import Kind
-from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.reward_modeling.evaluation.comparisons import best_worst_quality
 from rlhf_recipes.reward_modeling.evaluation.figures import calibration, pair_probabilities, rating_errors
 from rlhf_recipes.reward_modeling.evaluation.metrics import log_loss
 from rlhf_recipes.reward_modeling.scored import Scored, score_rows
-from rlhf_recipes.statistics import Units, mean_with_interval
+from rlhf_recipes.statistics import Units
 from rlhf_recipes.texts import Text, as_text
 
 Floats = NDArray[np.float64]
@@ -274,31 +272,3 @@ def error_by_disagreement(spread: Floats, error: Floats, parts: int = 10) -> Met
             for rows in order
         ]
     }
-
-
-def shuffled_words(text: str, seed: int = 0) -> str:
-    """The words of a text in another order: what it says is gone, and its words and length are not."""
-    words = text.split()
-    random.Random(f"{seed}:{text}").shuffle(words)
-    return " ".join(words)
-
-
-def spread_table(name: str, spread: Floats, at_home: Floats | None = None) -> Metrics:
-    """Mean disagreement, and how often it is above that of a test text: 0.5 where the two are alike."""
-    mean, ends = mean_with_interval(spread)
-    table: Metrics = {
-        "name": name,
-        "texts": len(spread),
-        "disagreement": mean,
-        "disagreement_ci95": ends,
-        "quantiles": np.quantile(spread, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist(),
-    }
-    if at_home is not None:
-        table["above_test"], table["above_test_ci95"] = area_above(spread, at_home)
-    return table
-
-
-def area_above(high: Floats, low: Floats) -> tuple[float, list[float] | None]:
-    """Area under the ROC curve: how often one of `high` is above one of `low`, with its interval over both."""
-    found = compare_all(np.concatenate([high, low]), [1.0] * len(high) + [0.0] * len(low), 1.0)
-    return found.share, found.interval()

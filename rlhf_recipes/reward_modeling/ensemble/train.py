@@ -61,35 +61,22 @@ OF_MODEL = (
 class EnsembleArguments:
     """How many members, and in what they differ.
 
-    Args:
-        num_members (`int`, *optional*, defaults to 4):
-            K. Member k has the seed `seed + k`: another LoRA initialization, head, and order of the rows.
-        member_rows (`str`, *optional*, defaults to `"all"`):
-            `"all"`, or `"bootstrap"`: each member draws as many rows as there are, with replacement (Breiman 1996).
-        member_share (`float`, *optional*, defaults to 1.0):
-            Each member draws this share of the rows, without replacement; under `"bootstrap"`, with it.
-        shared_head (`bool`, *optional*, defaults to `False`):
-            Whether a new head starts the same in all members. Members differ less then, and their weights average
-            better.
-        other_datasets (`list[str]`, *optional*):
-            Datasets on whose test split the disagreement is measured too, to hold it against that at home.
-
     Raises:
         `ValueError`: if one of these is out of range.
     """
 
     help_title = "Ensemble"
 
-    num_members: int = field(default=4, metadata={"help": "How many reward models, each an adapter on the one base."})
+    num_members: int = field(
+        default=4,
+        metadata={"help": "How many reward models, each an adapter on the one base; seeds count up from the run's."},
+    )
     member_rows: Literal["all", "bootstrap"] = field(
         default="all", metadata={"help": "Rows of each member: all, or as many drawn with replacement."}
     )
     member_share: float = field(default=1.0, metadata={"help": "Share of the rows that each member draws."})
     shared_head: bool = field(
         default=False, metadata={"help": "Start all members from one head: less different, and better to average."}
-    )
-    other_datasets: list[str] | None = field(
-        default=None, metadata={"help": "Other datasets on which to see whether the members disagree more."}
     )
 
     def __post_init__(self) -> None:

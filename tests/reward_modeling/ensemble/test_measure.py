@@ -2,18 +2,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 from rlhf_recipes.reward_modeling.ensemble.measure import (
     Comparisons,
-    area_above,
     by_disagreement,
     comparisons,
     error_by_disagreement,
     pair_calibration,
     read_rows,
-    shuffled_words,
-    spread_table,
 )
 
 
@@ -155,24 +151,3 @@ def test_disagreement_that_foretells_error_is_seen():
     assert found["parts"][3]["error"] == pytest.approx((spread[30:] ** 2).mean())
     noise = np.random.default_rng(1).random(40)
     assert error_by_disagreement(spread, noise)["spearman"] == pytest.approx(spearmanr(spread, noise).statistic)
-
-
-def test_how_often_disagreement_is_above_that_at_home():
-    generator = np.random.default_rng(0)
-    home, away = generator.random(60).round(1), generator.random(50).round(1) + 0.2
-    expected = roc_auc_score([1] * 50 + [0] * 60, [*away, *home])
-    area, (low, high) = area_above(away, home)
-    assert area == pytest.approx(expected)
-    assert low < area < high
-    table = spread_table("away", away, home)
-    assert (table["above_test"], table["texts"]) == (area, 50)
-    assert table["disagreement"] == pytest.approx(away.mean())
-    assert "above_test" not in spread_table("home", home)
-
-
-def test_shuffled_words_are_the_same_words():
-    text = "the film is a quiet and moving story about two brothers"
-    shuffled = shuffled_words(text)
-    assert sorted(shuffled.split()) == sorted(text.split())
-    assert shuffled != text
-    assert shuffled == shuffled_words(text)
