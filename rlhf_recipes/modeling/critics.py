@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from rlhf_recipes.compat import loaded_whole
-from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, keep_gradients_of_4bit
+from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, is_adapter, keep_gradients_of_4bit
 from rlhf_recipes.modeling.zero import copy_whole, whole_state_dict
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def _trainable_copy(model: Any) -> Any:
 @loaded_whole()  # a head that is not saved is set to 0 below
 def _load_critic(name: str, policy: Any) -> Any:
     """A model with a scalar head by its folder or id. A head that is not saved there starts at 0."""
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         return AutoPeftModelForSequenceClassification.from_pretrained(
             name, is_trainable=True, num_labels=1, dtype=policy.dtype
         )

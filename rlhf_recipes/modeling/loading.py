@@ -75,6 +75,11 @@ def check_model_path(name_or_path: str) -> str:
     return name_or_path
 
 
+def is_adapter(folder: str | Path) -> bool:
+    """Whether adapters lie in a folder, in the form of peft."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
 def find_file(source: str, filename: str) -> Path | None:
     """A file of a model's folder or of a model id of the Hub; `None` where it has none of that name."""
     if Path(source).is_dir():
@@ -170,7 +175,7 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     kwargs = _loading_arguments(args)
-    if _is_adapter(name):
+    if is_adapter(name):
         check_decoder_name(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
         model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=is_trainable, **kwargs)
     else:
@@ -178,7 +183,7 @@ def load_policy(
         model = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, **kwargs)
     if tokenizer is not None:
         fit_model(model, tokenizer)
-    if args.use_peft and is_trainable and not _is_adapter(name):
+    if args.use_peft and is_trainable and not is_adapter(name):
         model = add_adapters(model, args)
     disable_dropout(model)
     keep_gradients_of_4bit(model)
@@ -333,10 +338,6 @@ def _required(name: str | None) -> str:
     if not name:
         raise ValueError("No model was named: give --model_name_or_path, a folder or a model id of the Hub.")
     return name
-
-
-def _is_adapter(name: str) -> bool:
-    return (Path(name) / "adapter_config.json").is_file()
 
 
 def _loading_arguments(args: ModelArguments) -> dict[str, Any]:

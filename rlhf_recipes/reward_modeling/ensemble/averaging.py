@@ -41,7 +41,8 @@ def average_models(
     weights: Sequence[float] | None = None,
     processing_class: str | Path | PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """Average reward models, and save one that loads like any other. Two models are in memory at most.
+    """Average reward models, save one that loads like any other, and return its folder. Two models are in memory at
+    most.
 
     Args:
         folders (`Sequence` of `str` or `Path`):
@@ -54,9 +55,6 @@ def average_models(
             What each counts; they are divided by their sum. Default: all alike.
         processing_class (*optional*):
             The tokenizer, or where it lies. Default: that of the first model.
-
-    Returns:
-        `Path`: the folder.
 
     Raises:
         `FileNotFoundError`: if there is no model where a path points.
@@ -96,12 +94,7 @@ def concatenate_adapters(
     than one of them until it is merged.
 
     Args:
-        folders (`Sequence` of `str` or `Path`): Two or more adapter folders.
-        output_dir (`str` or `Path`): Gets the adapter, and `reward_config.json` without a calibration.
-        weights (`Sequence[float]`, *optional*): As in [`average_models`].
-
-    Returns:
-        `Path`: the folder.
+        folders, output_dir, weights: As in [`average_models`], with folders of adapters, and the result an adapter.
 
     Raises:
         `ValueError`: if there are fewer than two, they are no LoRA, have different bases or parameters, adapt by more
@@ -130,7 +123,9 @@ def concatenate_adapters(
         elif any(part in name.split(".") for part in SECOND):
             merged[name] = torch.cat(parts, dim=1)
         else:
-            _check_shapes(name, parts, folders)
+            for folder, part in zip(folders, parts, strict=True):
+                shapes = (tuple(parts[0].shape), tuple(part.shape))
+                _check_shape(name, *shapes, folders[0], folder, "the models have different outputs")
             merged[name] = sum(share * x for share, x in zip(shares, parts, strict=True))  # type: ignore[assignment]
     rank = sum(config.r for config in configs)
     target = Path(output_dir)
@@ -177,11 +172,13 @@ def _check_fit(one: Any, other: Any, first: str | Path, second: str | Path) -> N
             )
     shapes, others = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (one, other))
     for name in sorted(shapes.keys() | others.keys()):
-        if shapes.get(name) != others.get(name):
-            raise ValueError(
-                f"The weights {name} have the shape {shapes.get(name, 'none')} in {first} and "
-                f"{others.get(name, 'none')} in {second}: weights of different models do not average."
-            )
+        both = (shapes.get(name, "none"), others.get(name, "none"))
+        _check_shape(name, *both, first, second, "weights of different models do not average")
+
+
+def _check_shape(name: str, one: Any, other: Any, first: str | Path, second: str | Path, why: str) -> None:
+    if one != other:
+        raise ValueError(f"The weights {name} have the shape {one} in {first} and {other} in {second}: {why}.")
 
 
 def _check_vocabulary(
@@ -198,15 +195,6 @@ def _check_finite(table: Mapping[str, Tensor], folder: str | Path) -> None:
     for name, tensor in table.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"The weights {name} of {folder} hold NaN or infinity. Train it anew, or leave it out.")
-
-
-def _check_shapes(name: str, parts: Sequence[Tensor], folders: Sequence[str | Path]) -> None:
-    for folder, part in zip(folders, parts, strict=True):
-        if part.shape != parts[0].shape:
-            raise ValueError(
-                f"The weights {name} have the shape {tuple(parts[0].shape)} in {folders[0]} and "
-                f"{tuple(part.shape)} in {folder}: the models have different outputs."
-            )
 
 
 @torch.no_grad()

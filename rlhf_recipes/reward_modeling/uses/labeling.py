@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, Value
 
-from rlhf_recipes.data.columns import is_blank, require_columns
+from rlhf_recipes.data.columns import is_blank, prompts_of, require_columns
 from rlhf_recipes.data.feedback.convert import convert
 from rlhf_recipes.data.feedback.formats import FeedbackSettings
 from rlhf_recipes.data.feedback.recognize import normalize, recognize
@@ -34,7 +34,7 @@ from rlhf_recipes.reward_modeling.uses.confidence import Evidence, Known, Method
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.table import Sample
 from rlhf_recipes.statistics import Floats, linked, ratio_interval
-from rlhf_recipes.texts import Text, as_text, is_conversational
+from rlhf_recipes.texts import Text, as_text
 
 logger = logging.getLogger(__name__)
 LabelAs = Literal["unpaired", "ratings", "pairs"]
@@ -80,14 +80,9 @@ def sides_of(dataset: Dataset) -> tuple[str, ...]:
 
 
 def evidence_of(rewards: WeightedSum, dataset: Dataset, ensemble: bool = False, chunk_size: int = 256) -> Evidence:
-    """Score the texts of a dataset.
+    """Score the texts or pairs of a dataset, about `chunk_size` rows at a time.
 
-    Args:
-        rewards ([`~rlhf_recipes.rewards.WeightedSum`]): From `load_rewards`.
-        dataset ([`~datasets.Dataset`]): Texts or pairs, with a column `prompt` or none.
-        ensemble (`bool`, *optional*, defaults to `False`):
-            Whether the rewards are members that measure the same on the same scale: then their weighted mean counts.
-        chunk_size (`int`, *optional*, defaults to 256): About how many rows a reward is given at a time.
+    Of an `ensemble`, whose members measure the same on the same scale, the weighted mean counts instead of the sum.
 
     Raises:
         `ValueError`: if a weight of an ensemble is not above 0, or a member says nothing of a row.
@@ -112,10 +107,9 @@ def evidence_of(rewards: WeightedSum, dataset: Dataset, ensemble: bool = False, 
         members.append(parts)
     if np.isnan(members[0][:, there]).any() and ensemble:
         raise ValueError("A member of the ensemble says nothing of some rows; each must apply to every row.")
-    pairs = len(sides) == 2
-    return Evidence(
-        scores[0] - scores[1] if pairs else scores[0], members[0] - members[1] if pairs else members[0], scores
-    )
+    if len(sides) == 1:
+        return Evidence(scores[0], members[0], scores)
+    return Evidence(scores[0] - scores[1], members[0] - members[1], scores)
 
 
 def warn_of_ratings(rewards: WeightedSum, method: Method) -> None:
@@ -136,12 +130,10 @@ def _scored(
     rewards: WeightedSum, dataset: Dataset, texts: Sequence[Text], there: Sequence[int], chunk_size: int
 ) -> tuple[Floats, Floats]:
     """Weighted sum `(N,)` and each reward `(K, N)`; NaN where there is no text, or a reward does not apply."""
-
-    nothing: Text = [] if is_conversational(texts[there[0]]) else ""
-    prompts: list[Any] = list(dataset["prompt"]) if "prompt" in dataset.column_names else [None] * len(dataset)
+    prompts = prompts_of(dataset, [texts[there[0]]])
     used = {"prompt", *(name for side in SIDES for name in side)}
     sample = Sample(
-        [nothing if prompts[row] is None else prompts[row] for row in there],
+        [prompts[row] for row in there],
         [texts[row] for row in there],
         {name: [values[row] for row in there] for name in dataset.column_names if name not in used
          for values in [list(dataset[name])]},

@@ -97,11 +97,7 @@ class EnsembleReward:
         def finish() -> Series:
             scores = list(zip(*rewards.values().values(), strict=True))  # (B, members)
             judged = [row for row in scores if None not in row]
-            if judged and columns.get("log_metric") is not None:
-                columns["log_metric"](
-                    f"{self.__name__}/disagreement",
-                    math.fsum(math.sqrt(variance(row)) for row in judged) / len(judged),
-                )
+            log_disagreement(self.__name__, judged, columns.get("log_metric"))
             return [None if None in row else reduced(row, self.reduce, self.std_coef) for row in scores]
 
         return finish
@@ -135,6 +131,12 @@ def reduced(scores: Sequence[float], reduce: Reduction, coefficient: float) -> f
         return mean
     spread = variance(scores)
     return mean - coefficient * (spread if reduce == "mean_minus_variance" else math.sqrt(spread))
+
+
+def log_disagreement(name: str, rows: Sequence[Sequence[float]], log_metric: Callable[..., Any] | None) -> None:
+    """Log the mean over the rows of the members' standard deviation."""
+    if rows and log_metric is not None:
+        log_metric(f"{name}/disagreement", math.fsum(math.sqrt(variance(row)) for row in rows) / len(rows))
 
 
 def variance(scores: Sequence[float]) -> float:

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from rlhf_recipes.modeling.calibration import Calibration
+from rlhf_recipes.modeling.calibration import Calibration, LinearCalibration
 from rlhf_recipes.modeling.frozen import labels_of_adapter, warn_of_truncation
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.reading import check_finite
-from rlhf_recipes.rewards.combine.ensemble import Reduction, check_reduction, reduced, variance
+from rlhf_recipes.outputs import write_json
+from rlhf_recipes.rewards.combine.ensemble import Reduction, check_reduction, log_disagreement, reduced, variance
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.texts import Text
 
@@ -36,20 +37,14 @@ class EnsembleSettings:
     """What an ensemble is besides its adapters, as `ensemble.json` in its folder. Written last: without it, the
     training was not finished.
 
-    Args:
-        members (`int`): K, the number of adapters.
-        means (`tuple[float, ...]` of length K), stds (`tuple[float, ...]` of length K):
-            Mean and standard deviation of each member's scores over the texts of the validation rows.
-        texts (`int`): How many texts these were.
-
     Raises:
         `ValueError`: if there are fewer than two members, or a number does not fit.
     """
 
-    members: int
-    means: tuple[float, ...]
-    stds: tuple[float, ...]
-    texts: int
+    members: int  # K, the number of adapters
+    means: tuple[float, ...]  # (K,)  of each member's scores over the texts of the validation rows
+    stds: tuple[float, ...]  # (K,)
+    texts: int  # how many these were
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "means", tuple(self.means))  # a list, out of a JSON file
@@ -79,10 +74,7 @@ class EnsembleSettings:
 
     def save(self, folder: str | Path) -> Path:
         """Write them into the folder, at once, and return the file's path."""
-        path = Path(folder) / ENSEMBLE_FILE
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        return draft.replace(path)
+        return write_json(Path(folder) / ENSEMBLE_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "EnsembleSettings":
@@ -130,13 +122,9 @@ class SharedBaseEnsemble:
     - `"rating"`: each through its own calibration to the rating scale, where there were ratings to fit it to.
     - `"none"`: as they are; for losses that learn the level of ratings.
 
-    Then `reduce` makes one number of them, as in [`EnsembleReward`], `penalty` being its `std_coef`: the mean, the
-    minimum (worst-case optimization of Coste et al., arXiv 2310.02743), the mean less `penalty` times the variance
-    (uncertainty-weighted optimization of the same paper), or less `penalty` times the standard deviation, both with
-    `1/K`.
-
-    What a text is to the model, and what becomes of long and of empty ones, is as in [`LearnedReward`]. Where the
-    trainer has `log_metric`, the mean over the rows of the standard deviation is logged as `<name>/disagreement`.
+    Then `reduce` makes one number of them as in [`EnsembleReward`], `penalty` being its `std_coef`, and
+    `<name>/disagreement` is logged as there. What a text is to the model, and what becomes of long and of empty ones,
+    is as in [`LearnedReward`].
 
     Args:
         folder (`str` or `Path`):
@@ -146,12 +134,10 @@ class SharedBaseEnsemble:
         penalty (`float`, *optional*, defaults to 1.0):
             What disagreement costs; 0 or more. Not read by `"mean"` and `"min"`.
         scale (`str`, *optional*, defaults to `"standard"`):
-            `"standard"`, `"rating"` or `"none"`.
-        batch_size (`int`, *optional*, defaults to 32), max_length (`int`, *optional*), device (*optional*),
-        dtype (*optional*), load_in_4bit (`bool`, *optional*, defaults to `False`):
-            As in [`LearnedReward`].
+            One of the three above.
         name (`str`, *optional*):
             What logs show. Default: the last part of the folder.
+        batch_size, max_length, device, dtype, load_in_4bit: as in [`LearnedReward`].
 
     Raises:
         `FileNotFoundError`: if the folder holds no ensemble, or an adapter is missing.
@@ -188,15 +174,8 @@ class SharedBaseEnsemble:
         _check_scale(scale)
         self.settings = EnsembleSettings.load(folder)
         self.reduce, self.penalty, self.scale = reduce, penalty, scale
-        self.reader = load_members(
-            folder,
-            self.settings.members,
-            batch_size=batch_size,
-            max_length=max_length,
-            device=device,
-            dtype=dtype,
-            load_in_4bit=load_in_4bit,
-        )
+        options = {"max_length": max_length, "device": device, "dtype": dtype, "load_in_4bit": load_in_4bit}
+        self.reader = load_members(folder, self.settings.members, batch_size=batch_size, **options)
         self.calibrations = [_calibration_of(member_folder(folder, k)) for k in range(self.settings.members)]
         if scale == "rating":
             self._check_calibrations()
@@ -215,19 +194,13 @@ class SharedBaseEnsemble:
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
         rows = self.members(prompts, completions).T.tolist()  # (B, K)
-        if rows and kwargs.get("log_metric") is not None:
-            spread = math.fsum(math.sqrt(variance(row)) for row in rows) / len(rows)
-            kwargs["log_metric"](f"{self.__name__}/disagreement", spread)
+        log_disagreement(self.__name__, rows, kwargs.get("log_metric"))
         return [reduced(row, self.reduce, self.penalty) for row in rows]
 
     def members(
         self, prompts: Sequence[Text], completions: Sequence[Text], scale: Scale | None = None
     ) -> NDArray[np.float64]:
-        """What each member says, on one scale and before it is reduced. `(K, B)`
-
-        Args:
-            scale (`str`, *optional*): Instead of the ensemble's.
-        """
+        """What each member says, on one scale (instead of the ensemble's) and before it is reduced. `(K, B)`"""
         wanted = scale or self.scale
         _check_scale(wanted)
         if wanted == "rating":
@@ -266,14 +239,7 @@ class SharedBaseEnsemble:
 
 
 def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward:
-    """The first member as a reward, whose model holds all `count` adapters, `adapter_0` and so on.
-
-    Args:
-        kwargs: For [`LearnedReward`].
-
-    Raises:
-        `FileNotFoundError`, `ValueError`: as [`SharedBaseEnsemble`].
-    """
+    """The first member as a reward, whose model holds all `count` adapters; `kwargs` are for [`LearnedReward`]."""
     places = [member_folder(folder, index) for index in range(count)]
     check_members(places)
     # Without a tokenizer of its own the folder has that of the base.
@@ -319,10 +285,10 @@ def check_members(places: Sequence[Path]) -> None:
             f"The ensemble in {places[0].parent} has {len(places)} members, but {', '.join(missing)} is not there, or "
             f"holds no adapter. {GO_ON}"
         )
+    from peft import PeftConfig
+
     first: dict[str, Any] = {}
     for place in places:
-        from peft import PeftConfig
-
         config = PeftConfig.from_pretrained(str(place))
         settings = RewardModelSettings.load(place)
         found = {
@@ -346,12 +312,8 @@ def _check_scale(scale: str) -> None:
         raise ValueError(f"SharedBaseEnsemble has the scales {', '.join(get_args(Scale))}, not {scale!r}.")
 
 
-class _AsItIs:
-    def __call__(self, values: Any) -> NDArray[np.float64]:
-        return np.asarray(values, dtype=np.float64)
-
-
-def _calibration_of(place: Path) -> Calibration | _AsItIs | None:
+def _calibration_of(place: Path) -> Calibration | None:
     settings = RewardModelSettings.load(place)
     # The expected level of a classifier of levels is a rating already.
-    return _AsItIs() if settings.calibration is None and settings.probabilities else settings.calibration
+    as_it_is = LinearCalibration(1.0, 0.0) if settings.probabilities else None
+    return settings.calibration or as_it_is
