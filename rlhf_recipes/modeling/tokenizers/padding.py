@@ -14,9 +14,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.modeling.tokenizers.text_ends import frame_of, set_frame
 from rlhf_recipes.modeling.zero import gathered
 
 if TYPE_CHECKING:
@@ -141,28 +141,13 @@ def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     if getattr(tokenizer, "add_eos_token", False):
         tokenizer.add_eos_token = False
-    if tokenizer("a").input_ids[-1] == end and tokenizer.is_fast:
-        backend: Any = tokenizer.backend_tokenizer
-        processor = _without(json.loads(backend.to_str())["post_processor"], str(tokenizer.eos_token))
-        shell = json.loads(Tokenizer(models.BPE()).to_str()) | {"post_processor": processor}
-        backend.post_processor = Tokenizer.from_str(json.dumps(shell)).post_processor
+    frame = frame_of(tokenizer)
+    if tokenizer.is_fast and frame is not None and end in frame[1]:
+        set_frame(tokenizer, frame[0], [token for token in frame[1] if token != end])
     logger.info(
         "The tokenizer of %s closes each text with %r. Prompts are left open: here, and where it is saved.",
         tokenizer.name_or_path, tokenizer.eos_token,
     )  # fmt: skip
-
-
-def _without(processor: dict[str, Any], end: str) -> dict[str, Any]:
-    """A post-processor of `tokenizers` that sets no end; one of another kind than a template stays as it is."""
-    if processor["type"] == "Sequence":
-        return processor | {"processors": [_without(part, end) for part in processor["processors"]]}
-    if processor["type"] != "TemplateProcessing":
-        return processor
-    kept = {
-        name: [part for part in processor[name] if part.get("SpecialToken", {}).get("id") != end]
-        for name in ("single", "pair")
-    }
-    return processor | kept
 
 
 def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = True) -> None:

@@ -98,7 +98,7 @@ def ending_tokenizer(
     elif append_eos:
         after = [*after, cast(int, own.eos_token_id)]
     for taught in (copy.deepcopy(own), _of_plain_class(own)):
-        _set_frame(taught, before, after)
+        set_frame(taught, before, after)
         if _lasts(taught, own, config, before, after):
             return taught
     return own
@@ -114,7 +114,7 @@ def _of_plain_class(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     return plain
 
 
-def _set_frame(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> None:
+def set_frame(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> None:
     """Make the tokenizer put these ids around a text, and around both texts of a pair."""
     tokens = {token: tokenizer.convert_ids_to_tokens(token) for token in (*before, *after)}
     first, last = ([{"SpecialToken": {"id": tokens[token], "type_id": 0}} for token in ids] for ids in (before, after))

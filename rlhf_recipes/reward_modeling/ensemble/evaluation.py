@@ -172,19 +172,16 @@ def _orders(test: Read, scores: dict[str, Floats], asked: Comparisons) -> Metric
     """The accuracy of each scorer, and how much better it is than a member alone (mean over them), pair by pair."""
     right = {name: asked.right(own) for name, own in scores.items()}
     alone = np.mean([own for name, own in right.items() if name.startswith("adapter_")], axis=0)
-    gains = {f"gain {name}": own - alone for name, own in right.items() if not name.startswith("adapter_")}
-    found = asked.means(right) | asked.means(gains, low=-1.0)
-    scorers: Metrics = {
-        name: {"pairwise_accuracy": found[name][0], "pairwise_accuracy_ci95": found[name][1], "pairs": len(alone)}
-        for name in scores
-    }
-    if test.scored.kind == "ratings":
-        for name, own in scores.items():
+    scorers: Metrics = {}
+    gain: Metrics = {"member_accuracy": float(alone.mean())}
+    for name, own in scores.items():
+        accuracy, ends = asked.mean(right[name])
+        scorers[name] = {"pairwise_accuracy": accuracy, "pairwise_accuracy_ci95": ends, "pairs": len(alone)}
+        if test.scored.kind == "ratings":
             errors = rating_errors(test.by_row(own), list(test.scored.dataset["score"]))
             scorers[name] |= {key: errors[key] for key in ("pearson", "pearson_ci95")}
-    gain: Metrics = {"member_accuracy": float(alone.mean())}
-    for name in gains:
-        gain[name.removeprefix("gain ")], gain[f"{name.removeprefix('gain ')}_ci95"] = found[name]
+        if not name.startswith("adapter_"):
+            gain[name], gain[f"{name}_ci95"] = asked.mean(right[name] - alone, low=-1.0)
     return {"scorers": scorers, "gain": gain}
 
 

@@ -4,7 +4,7 @@ Everything here takes scores of K members for U texts, `(K, U)`, and pairs of th
 better. Intervals are 95% intervals over texts, or over rows where texts come in pairs or lists.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,24 +98,11 @@ class Comparisons:
         """1 where the better text has the higher score, 0.5 where both have the same. `(U,) -> (P,)`"""
         return 0.5 + 0.5 * np.sign(scores[self.better] - scores[self.worse])
 
-    def means(
-        self, columns: Mapping[str, Floats], groups: Mapping[str, NDArray[np.bool_]] | None = None, low: float = 0.0
-    ) -> Metrics:
-        """Mean over the pairs of each column `(P,)`, or of one column over each group of pairs, with its interval.
-
-        Values lie between `low` and 1.
-
-        Returns:
-            `dict[str, tuple]`: for each name the mean and its interval; `None` of a group without pairs.
-        """
-        single = next(iter(columns.values()))
-        if groups is None:
-            return {name: self._mean(values, low) for name, values in columns.items()}
-        return {name: self._mean(single[group], low, group) for name, group in groups.items()}
-
-    def _mean(
-        self, values: Floats, low: float, rows: NDArray[np.bool_] | None = None
+    def mean(
+        self, values: Floats, low: float = 0.0, rows: NDArray[np.bool_] | None = None
     ) -> tuple[float | None, list[float] | None]:
+        """Mean of values of pairs, or of those `rows` of the pairs, from `low` to 1, with its interval; `None` without
+        a pair."""
         if not len(values):
             return None, None
         sides = np.stack([self.units[self.better], self.units[self.worse]])
@@ -200,11 +187,11 @@ def by_disagreement(asked: Comparisons, z: Floats, parts: int = 3) -> Metrics:
     closest[order[: int((~agree).sum())]] = True
     groups = {str(index): part == index for index in range(parts)}
     groups |= {"unanimous": agree, "divided": ~agree, "closest": closest}
-    found = asked.means({"mean": asked.right(mean)}, groups)
-    tables = {
-        name: {"accuracy": found[name][0], "accuracy_ci95": found[name][1], "pairs": int(group.sum())}
-        for name, group in groups.items()
-    }
+    right = asked.right(mean)
+    tables = {}
+    for name, group in groups.items():
+        accuracy, ends = asked.mean(right[group], rows=group)
+        tables[name] = {"accuracy": accuracy, "accuracy_ci95": ends, "pairs": int(group.sum())}
     return {
         "parts": [
             {"from": float(edges[index]), "to": float(edges[index + 1]), **tables[str(index)]}

@@ -122,14 +122,6 @@ def train_members(
     their levels) it learns from all of them, so that the members have one unit. A member that was cut short starts
     anew: checkpoints are those of one member, and are deleted when it is finished.
 
-    Args:
-        folder (`str` or `Path`): Where the adapters go.
-        splits ([`~rlhf_recipes.reward_modeling.splits.Splits`]): The data.
-        loss (`str`): Of `rlhf_recipes.reward_modeling.losses.LOSSES`.
-        training_args ([`RewardConfig`]): `seed` is that of the first member.
-        model_args ([`~rlhf_recipes.modeling.loading.ModelArguments`]): The base, and how it is adapted.
-        args ([`EnsembleArguments`]): The ensemble.
-
     Returns:
         `list[dict]`: what `member.json` of each says: its seed, rows, seconds and what it was made from.
 

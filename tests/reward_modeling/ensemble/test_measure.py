@@ -115,7 +115,7 @@ def test_pairs_with_a_text_in_common_say_less_than_pairs_of_their_own():
     own = Comparisons(np.arange(0, 40, 2), np.arange(1, 40, 2), np.arange(40))
     star = Comparisons(np.zeros(20, dtype=int), np.arange(1, 21), np.array([0] * 11 + [*range(1, 11)]))
     right = np.array([1.0] * 10 + [0.0] * 10)
-    widths = [np.ptp(asked.means({"x": right})["x"][1]) for asked in (own, star)]
+    widths = [np.ptp(asked.mean(right)[1]) for asked in (own, star)]
     assert widths[1] > 1.5 * widths[0]
 
 
@@ -123,7 +123,7 @@ def test_the_interval_of_a_mean_holds_it():
     generator = np.random.default_rng(0)
     asked = Comparisons(np.arange(0, 400, 2), np.arange(1, 400, 2), np.repeat(np.arange(200), 2))
     right = (generator.random(200) < 0.8).astype(float)
-    mean, (low, high) = asked.means({"x": right})["x"]
+    mean, (low, high) = asked.mean(right)
     assert mean == right.mean()
     half = 1.96 * np.sqrt(mean * (1 - mean) / 200)
     assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.35)
