@@ -46,7 +46,7 @@ class FrozenModel:
         model (`str`, `Path` or `torch.nn.Module`):
             A folder, that of a LoRA adapter too, or a model id of the Hub, or a model that is loaded already.
         processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
-            The model's tokenizer, or where it lies. Default: that of `model`. It is copied, never changed.
+            The tokenizer, which is copied and never changed, or where it lies. Default: that of `model`.
         max_length (`int`, *optional*): Tokens of a text that the model reads. Default: all that it can.
         device (`str` or `torch.device`, *optional*):
             Where to put the model. Default: a model that is given stays; one that is loaded goes to this process's
@@ -54,11 +54,9 @@ class FrozenModel:
         dtype (`str` or `torch.dtype`, *optional*):
             Precision to load in, and with `load_in_4bit` to compute in. Default: that of the files on a GPU, float32
             on a CPU.
-        load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Whether to hold the weights of the linear layers, all but the head's, in 4 bit (NF4, arXiv 2305.14314) with
-            bitsandbytes.
-        needs_offsets (`bool`, *optional*, defaults to `False`):
-            Whether the tokenizer must tell which characters a token stands for.
+        load_in_4bit (`bool`): Whether to hold the weights of the linear layers, all but the head's, in 4 bit (NF4,
+            arXiv 2305.14314) with bitsandbytes.
+        needs_offsets (`bool`): Whether the tokenizer must tell which characters a token stands for.
 
     Attributes:
         source (`str` or `None`): where the model was loaded from.

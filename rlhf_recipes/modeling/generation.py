@@ -129,10 +129,7 @@ class StopAtString(StoppingCriteria):
 class LocalGenerator:
     """Completions from a model in this process, by its own `generate`, with keyed noise (see [`Generator`]).
 
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): the policy.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): needed where the sampling stops at strings.
-        kwargs: passed to `generate`, such as `synced_gpus`.
+    The tokenizer is needed where the sampling stops at strings; `kwargs` are for `generate`, such as `synced_gpus`.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
@@ -205,10 +202,8 @@ def sampling_config(
 ) -> GenerationConfig:
     """Sample from the policy's own distribution, whatever defaults the model brings along, unless `options` change it.
 
-    Args:
-        stop_token (`str`, *optional*): `"none"` takes away the end-of-sequence tokens of tokenizer and model.
-        stop_token_id (`Sequence[int]`, *optional*): further tokens that end a completion.
-        options: any other option of `GenerationConfig`; `None` leaves it at what does nothing.
+    `stop_token="none"` takes away the end-of-sequence tokens of tokenizer and model; `stop_token_id` are further ones
+    that end a completion. An option of `GenerationConfig` that is `None` stays at what does nothing.
 
     Raises:
         `ValueError`: for an option that the trainer decides or that does not exist, with what to give instead.

@@ -62,9 +62,6 @@ def memory_of_roles(
             such as the reference that is the policy with its adapters off.
         args (`TrainingArguments`): What tells the optimizer, `world_size` and the DeepSpeed configuration are read.
         notes (`Mapping[str, str]`, *optional*): What to say of a role in brackets, in place of what is found out.
-
-    Returns:
-        `list[RoleMemory]`: one for each role, in the same order, in bytes.
     """
     zero = zero_of(args)
     seen: set[Any] = set()

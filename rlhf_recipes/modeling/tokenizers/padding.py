@@ -48,9 +48,8 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] =
     A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see [`spare_token`]),
     or one is added; a model may then need another row in its embedding ([`fit_model`]). The choice is logged.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): It is changed, and returned.
-        ends (`Collection[int]`): Ids that end a text besides the tokenizer's own, as a model's configuration has them.
+    The tokenizer is changed, and returned. `ends` are ids that end a text besides the tokenizer's own, as a model's
+    configuration has them.
     """
     before = tokenizer.pad_token
     if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
@@ -68,14 +67,9 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] =
 
 
 def spare_token(tokenizer: PreTrainedTokenizerBase, taken: Collection[int] = ()) -> str | None:
-    """A token of the vocabulary that says pad, or that stands for nothing and never occurs in a text.
+    """A token of the vocabulary that says pad, or that stands for nothing and never occurs in a text; else `None`.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Whose vocabulary.
-        taken (`Collection[int]`): Ids that end a text, besides those that have a role in the tokenizer.
-
-    Returns:
-        `str`: The token, or `None` where there is none.
+    `taken` are ids that end a text, besides those that have a role in the tokenizer.
     """
     used = {*taken, *(getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "cls", "sep", "mask"))}
     vocabulary = tokenizer.get_vocab()
@@ -156,11 +150,7 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = T
     Vocabularies are often padded beyond what the tokenizer knows, so that a token that was added has its row already.
     Where there is none, one row is added, the mean of all others: so a policy gives the pad token at most 1 / V of
     the probability, V tokens being known (by Jensen's inequality), where a row of zeros could get nearly all of it.
-
-    Args:
-        model, tokenizer: What is told, and of which token.
-        may_grow (`bool`): Whether it may get the row. Adapters that are there already would no longer load on their
-        base.
+    Without `may_grow` it gets none: adapters that are there already would no longer load on their base.
     """
     from peft import PeftModel
     from transformers import PreTrainedModel

@@ -60,10 +60,7 @@ def finish_ensemble(folder: str | Path, count: int, splits: Splits, args: Reward
     """Standardize the members on the validation rows, calibrate them where there are ratings, and write
     `ensemble.json`.
 
-    Without validation rows the training rows are used, 2,000 at most.
-
-    Returns:
-        [`~rlhf_recipes.reward_modeling.ensemble.measure.Read`]: those rows, as the members have read them.
+    Without validation rows the training rows are used, 2,000 at most. What the members said of them is returned.
 
     Raises:
         `ValueError`: if a member gives all texts the same score.

@@ -29,18 +29,12 @@ BLOCK = 100_000  # pairs
 
 @dataclass(frozen=True)
 class Read:
-    """The texts of one split, each once, and what the members say of them.
+    """The texts of one split, each once, and what the members say of them."""
 
-    Args:
-        scored ([`~rlhf_recipes.reward_modeling.scored.Scored`]): The rows, with places of texts instead of scores.
-        prompts (`list` of length U), completions (`list` of length U): The texts.
-        raw (`(K, U)`): Scores as the models give them.
-    """
-
-    scored: Scored
-    prompts: list[Text]
-    completions: list[Text]
-    raw: Floats
+    scored: Scored  # the rows, with places of texts instead of scores
+    prompts: list[Text]  # (U,)
+    completions: list[Text]  # (U,)
+    raw: Floats  # (K, U)  scores as the models give them
 
     @property
     def places(self) -> list[list[int]]:
@@ -63,13 +57,7 @@ class Read:
 
 
 def read_rows(members: Any, rows: Dataset, kind: Kind) -> Read:
-    """Score every text of some rows once.
-
-    Args:
-        members (callable): From prompts and completions to `(K, U)`.
-        rows ([`~datasets.Dataset`]): Any feedback but steps.
-        kind (`str`): Its format.
-    """
+    """Score every text of feedback (not steps) once; `members` go from prompts and completions to `(K, U)`."""
     asked: list[tuple[list[Text], list[Text]]] = []
 
     def places(prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
@@ -83,16 +71,11 @@ def read_rows(members: Any, rows: Dataset, kind: Kind) -> Read:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """P pairs of texts of which people say which is better.
+    """P pairs of texts of which people say which is better."""
 
-    Args:
-        better (`(P,)`), worse (`(P,)`): Places of the texts.
-        units (`(U,)`): What intervals are over: the text itself, or the row that it is in.
-    """
-
-    better: NDArray[np.int64]
-    worse: NDArray[np.int64]
-    units: NDArray[np.int64]
+    better: NDArray[np.int64]  # (P,)  places of the texts
+    worse: NDArray[np.int64]  # (P,)
+    units: NDArray[np.int64]  # (U,)  what intervals are over: the text itself, or the row that it is in
 
     def right(self, scores: Floats) -> Floats:
         """1 where the better text has the higher score, 0.5 where both have the same. `(U,) -> (P,)`"""
@@ -157,13 +140,8 @@ def comparisons(read: Read, min_gap: float = 0.5) -> Comparisons | None:
 def by_disagreement(asked: Comparisons, z: Floats, parts: int = 3) -> Metrics:
     """Accuracy of the mean over pairs, from those on which the members agree most to those where least.
 
-    The disagreement over a pair is the standard deviation, over the members, of the difference of its two scores. The
-    level of a member cancels out.
-
-    Args:
-        asked ([`Comparisons`]): The pairs.
-        z (`(K, U)`): Standardized scores.
-        parts (`int`, *optional*, defaults to 3): How many parts of equally many pairs.
+    The disagreement over a pair is the standard deviation, over the members, of the difference of its two standardized
+    scores `z` `(K, U)`. The level of a member cancels out. There are `parts` of equally many pairs.
 
     Returns:
         `dict`: `parts`, a list of `from`, `to` (disagreement), `accuracy`, `accuracy_ci95`, `pairs`; `unanimous` and
@@ -207,10 +185,7 @@ def pair_calibration(asked: Comparisons, raw: Floats, most: int = PAIRS_FOR_ECE,
     """How far P(better) is from what happens: `sigma(r_k - r_k')` of each member (Bradley and Terry 1952), and for the
     ensemble the mean of these probabilities, on the same pairs.
 
-    Args:
-        asked ([`Comparisons`]): The pairs; of more than `most`, that many are drawn.
-        raw (`(K, U)`): Scores as the models give them, as logits.
-        most (`int`, *optional*, defaults to 5000), seed (`int`, *optional*, defaults to 0): Of the draw.
+    Of more than `most` pairs, that many are drawn. `raw` `(K, U)` are scores as the models give them, as logits.
 
     Returns:
         `dict`: for `adapter_0`, ... and `ensemble` `ece`, `ece_ci95`, `brier`, `log_loss`; for `mean_of_members` the
@@ -242,14 +217,10 @@ def pair_calibration(asked: Comparisons, raw: Floats, most: int = PAIRS_FOR_ECE,
 def error_by_disagreement(spread: Floats, error: Floats, parts: int = 10) -> Metrics:
     """Whether texts on which members disagree are those that the ensemble gets wrong.
 
-    Args:
-        spread (`(N,)`): Standard deviation of the members.
-        error (`(N,)`): Distance of the ensemble from the truth.
-        parts (`int`, *optional*, defaults to 10): Parts of equally many texts, from little to much disagreement.
-
     Returns:
-        `dict`: `spearman` and `pearson` of the two, with intervals, and `parts`, a list of `disagreement`, `error` and
-        `texts`, means of each part.
+        `dict`: `spearman` and `pearson` of the standard deviation of the members and the distance of the ensemble from
+        the truth `(N,)`, with intervals, and of `parts` of equally many texts, from little to much disagreement, the
+        means `disagreement` and `error`, and `texts`.
     """
     found = rating_errors(spread, error)
     order = np.array_split(np.argsort(spread, kind="stable"), min(parts, len(spread)))
