@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig
 
@@ -218,6 +218,7 @@ def load_reward_model(
     is_trainable: bool = True,
     labels: Sequence[str] = ("reward",),
     token_level: bool = False,
+    adapter_seed: int | None = None,
 ) -> "PreTrainedModel | PeftModel":
     """Load an encoder or a decoder with a head; a new head where the model has none, or one of another size.
 
@@ -229,6 +230,7 @@ def load_reward_model(
         is_trainable (`bool`): Whether to put adapters on it, where `use_peft` asks for them.
         labels (`Sequence[str]`): Names of the outputs; one for a scalar score.
         token_level (`bool`): Whether the head reads each token, for a process reward model.
+        adapter_seed (`int`, *optional*): Of the adapters, where a new head is not to depend on it.
     """
     name = check_model_path(_required(args.model_name_or_path))
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -255,6 +257,8 @@ def load_reward_model(
         task = "TOKEN_CLS" if token_level else "SEQ_CLS"
         # PEFT itself trains and saves score and classifier, and would leave a pooler that is new as it was drawn.
         whole = [*(args.lora_modules_to_save or []), *_modules_of(new)]
+        if adapter_seed is not None:
+            set_seed(adapter_seed)
         model = add_adapters(model, dataclasses.replace(args, lora_task_type=task, lora_modules_to_save=whole))
     disable_dropout(model)
     keep_gradients_of_4bit(model)

@@ -30,9 +30,7 @@ def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
     already. Adapters on a quantized base are merged into the base as it is on disk, in `model_args.dtype`: its scores
     differ a little from those of the quantized model, and what is measured afterwards is the merged one.
     """
-    model: Any = trainer.model
-    if hasattr(model, "objective"):  # thresholds that were trained beside it; the settings say what they became
-        del model.objective
+    without_objective(trainer.model)
     folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
     stale = not isinstance(trainer.model, PeftModel) and (folder / "adapter_config.json").is_file()
     if stale and trainer.args.should_save:
@@ -45,6 +43,12 @@ def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
         trainer.accelerator.wait_for_everyone()
         trainer.model = _merged(trainer.model, folder, model_args, trainer.processing_class)
     trainer.save_model()
+
+
+def without_objective(model: Any) -> None:
+    """Take away thresholds that were trained beside the model; its settings say what they became."""
+    if hasattr(model, "objective"):
+        del model.objective
 
 
 def _merged(model: PeftModel, adapter: Path, model_args: ModelArguments, tokenizer: Any) -> PreTrainedModel:
