@@ -29,6 +29,8 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 
+from rlhf_recipes.modeling.tokenizers.padding import ends_of
+
 logger = logging.getLogger(__name__)
 
 # Options that cut off a part of the distribution, with the value at which they do nothing. `generate` applies them
@@ -217,9 +219,7 @@ def sampling_config(
         raise ValueError(f"GenerationConfig has no option {strangers[0]!r}, which generation_kwargs gives.")
     ends: set[int] = set(stop_token_id or ())
     if stop_token != "none":
-        own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        ends |= set([own] if isinstance(own, int) else own or ())
-        ends |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+        ends |= ends_of(getattr(model, "generation_config", None), tokenizer)
     if tokenizer.pad_token_id in ends:
         raise ValueError(
             f"Token {tokenizer.pad_token_id} ({tokenizer.pad_token!r}) pads and ends completions, so an end could not "

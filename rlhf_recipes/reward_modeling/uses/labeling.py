@@ -31,9 +31,10 @@ from rlhf_recipes.outputs import write_jsonl
 from rlhf_recipes.reward_modeling.examples import in_share
 from rlhf_recipes.reward_modeling.uses.candidates import score_in_chunks
 from rlhf_recipes.reward_modeling.uses.confidence import Evidence, Known, Method, Verdicts, is_right
+from rlhf_recipes.reward_modeling.uses.thresholds import coverage_curve
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.table import Sample
-from rlhf_recipes.statistics import Floats, linked, ratio_interval
+from rlhf_recipes.statistics import Floats, linked
 from rlhf_recipes.texts import Text, as_text
 
 logger = logging.getLogger(__name__)
@@ -130,15 +131,11 @@ def _scored(
     rewards: WeightedSum, dataset: Dataset, texts: Sequence[Text], there: Sequence[int], chunk_size: int
 ) -> tuple[Floats, Floats]:
     """Weighted sum `(N,)` and each reward `(K, N)`; NaN where there is no text, or a reward does not apply."""
-    prompts = prompts_of(dataset, [texts[there[0]]])
+    rows = dataset.select(there)
     used = {"prompt", *(name for side in SIDES for name in side)}
-    sample = Sample(
-        [prompts[row] for row in there],
-        [texts[row] for row in there],
-        {name: [values[row] for row in there] for name in dataset.column_names if name not in used
-         for values in [list(dataset[name])]},
-        list(there),
-    )  # fmt: skip
+    columns = {name: list(rows[name]) for name in rows.column_names if name not in used}
+    asked = [texts[row] for row in there]
+    sample = Sample(prompts_of(rows, asked), asked, columns, list(there))
     # Which rows are in one call says nothing here, so that a reward that compares completions has none to compare.
     parts = score_in_chunks(rewards, sample, [[row] for row in range(len(there))], chunk_size)
     totals, by_reward = np.full(len(texts), np.nan), np.full((len(rewards.names), len(texts)), np.nan)
@@ -232,14 +229,12 @@ def accuracy_of(
     rows = sorted(labels)
     right, places = is_right(found.probability[rows], [labels[row] for row in rows])
     spoken = [why[rows[place]] is None for place in places]
-    labelled = right[spoken]
-    groups = groups_of(dataset)[0]
+    labelled, groups = right[spoken], groups_of(dataset)[0]
     figures: dict[str, Any] = {"accuracy_rows": len(labelled), "accuracy": None, "accuracy_ci95": None}
     if len(labelled):
-        of_group = np.unique([groups[rows[place]] for place, said in zip(places, spoken, strict=True) if said],
-                             return_inverse=True)[1]  # fmt: skip
-        interval = ratio_interval(np.bincount(of_group, labelled), np.bincount(of_group)) or [0.0, 1.0]
-        figures |= {"accuracy": float(labelled.mean()), "accuracy_ci95": interval}
+        of_labelled = [groups[rows[place]] for place, said in zip(places, spoken, strict=True) if said]
+        (point,) = coverage_curve(np.ones(len(labelled)), labelled, groups=of_labelled)
+        figures |= {"accuracy": point.accuracy, "accuracy_ci95": point.interval}
     return figures | {"accuracy_of_all": float(right.mean()) if len(right) else None}
 
 
