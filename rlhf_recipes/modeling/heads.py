@@ -119,6 +119,11 @@ class RewardModelSettings:
     step_token: str | None = None  # of a process reward model: the mark behind each step
     chat_template_kwargs: Mapping[str, Any] | None = None  # as in training; a column of that name wins
 
+    @property
+    def to_ratings(self) -> Calibration | None:
+        """From scores to ratings. Those of a model of levels, which expects one, are ratings as they are."""
+        return self.calibration or (LinearCalibration(1.0, 0.0) if self.probabilities else None)
+
     def save(self, folder: str | Path) -> Path:
         """Write the settings into a model's folder, which is made if needed, and return the file's path."""
         data = asdict(self)

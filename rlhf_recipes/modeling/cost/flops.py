@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, device, nn
-
 # Every one of these is held against an operation count of the model itself in the tests.
 KNOWN = (
     "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2",
@@ -16,30 +14,22 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The attention of one layer.
+    """The attention of one layer."""
 
-    Args:
-        width (`int`): Query heads times the numbers in each.
-        window (`int`, *optional*): Tokens that attention looks back on, itself included. `None` is all.
-    """
-
-    width: int
-    window: int | None = None
+    width: int  # query heads times the numbers in each
+    window: int | None = None  # tokens that attention looks back on, itself included; None is all
 
 
 @dataclass(frozen=True)
 class DecoderShape:
     """A decoder, as far as its matrix products go.
 
-    Args:
-        active_weights (`int`): Weights that every token is multiplied with, the head left out: projections, MLPs,
-            routers, of experts those that a token goes through; no biases, no norms.
-        head_weights (`int`): Weights of the language-model head, also where they are those of the embeddings.
-        layers (`tuple[LayerShape, ...]`): From the first to the last.
+    `active_weights` are those that every token is multiplied with, the head left out: projections, MLPs, routers, of
+    experts those that a token goes through; no biases, no norms.
     """
 
     active_weights: int
-    head_weights: int
+    head_weights: int  # of the language-model head, also where they are those of the embeddings
     layers: tuple[LayerShape, ...]
 
 
@@ -66,9 +56,11 @@ def decoder_shape(model: Any) -> DecoderShape:
         raise ValueError(
             "The config says of single layers what differs in them (per_layer_config): give a DecoderShape."
         )
+    from torch import nn
+
     layers = tuple(_layer_shape(config, index) for index in range(config.num_hidden_layers))
     network = _without_memory(config, "")
-    head: Tensor = network.get_output_embeddings().weight
+    head = network.get_output_embeddings().weight
     looked_up = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     products = [p for p in network.parameters() if p.dim() > 1 and p is not head and id(p) not in looked_up]
     return DecoderShape(sum(p.numel() - _idle(p, config) for p in products), head.numel(), layers)
@@ -145,7 +137,7 @@ def parameters_active(model: Any) -> int:
     return total - sum(_idle(parameter, text) for parameter in _without_memory(text, "").parameters())
 
 
-def _idle(parameter: Tensor, config: Any) -> int:
+def _idle(parameter: Any, config: Any) -> int:
     """Of the weights of all experts `(experts, ..., ...)`, those that a token does not go to."""
     if parameter.dim() < 3:
         return 0
@@ -197,8 +189,9 @@ def _text_config(config: Any) -> Any:
 
 def _without_memory(config: Any, named: str) -> Any:
     """A model of the class that is named, else a language model, on no device."""
+    import torch
     import transformers
 
     kind = getattr(transformers, named, None)
-    with device("meta"):
+    with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config) if kind is None else kind(config)

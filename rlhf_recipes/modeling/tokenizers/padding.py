@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.modeling.tokenizers.text_ends import frame_of, set_frame
 from rlhf_recipes.modeling.zero import gathered
 
 if TYPE_CHECKING:
@@ -45,11 +44,10 @@ RARE = "\u0378\ue000 \u16a0\u4e2d\U0001f40b"
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> PreTrainedTokenizerBase:
     """Give the tokenizer a pad token that does not end a text.
 
-    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see [`spare_token`]),
-    or one is added; a model may then need another row in its embedding ([`fit_model`]). The choice is logged.
-
-    The tokenizer is changed, and returned. `ends` are ids that end a text besides the tokenizer's own, as a model's
-    configuration has them.
+    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see [`spare_token`]), or one is
+    added; a model may then need another row in its embedding ([`fit_model`]). The choice is logged. The tokenizer is
+    changed, and returned. `ends` are ids that end a text besides the tokenizer's own, as a model's configuration has
+    them.
     """
     before = tokenizer.pad_token
     if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
@@ -135,6 +133,8 @@ def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     if getattr(tokenizer, "add_eos_token", False):
         tokenizer.add_eos_token = False
+    from rlhf_recipes.modeling.tokenizers.text_ends import frame_of, set_frame  # takes seconds
+
     frame = frame_of(tokenizer)
     if tokenizer.is_fast and frame is not None and end in frame[1]:
         set_frame(tokenizer, frame[0], [token for token in frame[1] if token != end])

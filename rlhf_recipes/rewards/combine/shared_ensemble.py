@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from rlhf_recipes.modeling.calibration import Calibration, LinearCalibration
 from rlhf_recipes.modeling.frozen import labels_of_adapter, warn_of_truncation
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.reading import check_finite
@@ -176,7 +175,8 @@ class SharedBaseEnsemble:
         self.reduce, self.penalty, self.scale = reduce, penalty, scale
         options = {"max_length": max_length, "device": device, "dtype": dtype, "load_in_4bit": load_in_4bit}
         self.reader = load_members(folder, self.settings.members, batch_size=batch_size, **options)
-        self.calibrations = [_calibration_of(member_folder(folder, k)) for k in range(self.settings.members)]
+        places = [member_folder(folder, k) for k in range(self.settings.members)]
+        self.calibrations = [RewardModelSettings.load(place).to_ratings for place in places]
         if scale == "rating":
             self._check_calibrations()
         self.__name__ = name or Path(folder).resolve().name
@@ -310,10 +310,3 @@ def check_members(places: Sequence[Path]) -> None:
 def _check_scale(scale: str) -> None:
     if scale not in get_args(Scale):
         raise ValueError(f"SharedBaseEnsemble has the scales {', '.join(get_args(Scale))}, not {scale!r}.")
-
-
-def _calibration_of(place: Path) -> Calibration | None:
-    settings = RewardModelSettings.load(place)
-    # The expected level of a classifier of levels is a rating already.
-    as_it_is = LinearCalibration(1.0, 0.0) if settings.probabilities else None
-    return settings.calibration or as_it_is
