@@ -45,9 +45,7 @@ class Zero:
         return -(-size // self.world) if self.stage >= from_stage else size
 
 
-def memory_of_roles(
-    roles: Mapping[str, nn.Module | None], args: Any, notes: Mapping[str, str] | None = None
-) -> list[RoleMemory]:
+def memory_of_roles(roles: Mapping[str, nn.Module | None], args: Any) -> list[RoleMemory]:
     """Count what each role takes on one process.
 
     A tensor that several roles hold is counted with the first of them, so name the policy first.
@@ -61,30 +59,22 @@ def memory_of_roles(
         roles (`Mapping[str, nn.Module]`): The models by name. `None` stands for one that takes nothing of its own,
             such as the reference that is the policy with its adapters off.
         args (`TrainingArguments`): What tells the optimizer, `world_size` and the DeepSpeed configuration are read.
-        notes (`Mapping[str, str]`, *optional*): What to say of a role in brackets, in place of what is found out.
     """
     zero = zero_of(args)
     seen: set[Any] = set()
-    return [_role(role, module, args, zero, seen, (notes or {}).get(role)) for role, module in roles.items()]
+    return [_role(role, module, args, zero, seen) for role, module in roles.items()]
 
 
-def memory_line(
-    roles: Mapping[str, nn.Module | None],
-    args: Any,
-    logits_tokens: int | None = None,
-    vocabulary: int | None = None,
-    notes: Mapping[str, str] | None = None,
-) -> str:
+def memory_line(roles: Mapping[str, nn.Module | None], args: Any, logits_tokens: int | None = None) -> str:
     """The figures of [`memory_of_roles`] in one line, and the largest tensor of logits.
 
     Args:
         logits_tokens (`int`, *optional*): Tokens whose logits exist at one time, in float32.
-        vocabulary (`int`, *optional*): Size of the vocabulary; that of the first role with a `config` by default.
 
     Raises:
-        `ValueError`: if `logits_tokens` is given and no role says how large the vocabulary is.
+        `ValueError`: if `logits_tokens` is given and no role has a `config` that says how large the vocabulary is.
     """
-    counted = memory_of_roles(roles, args, notes)
+    counted = memory_of_roles(roles, args)
     total = readable_bytes(sum(part.total for part in counted))
     unknown = any(part.optimizer is None for part in counted)
     line = "Memory before activations: " + ", ".join(_words(part) for part in counted)
@@ -92,7 +82,7 @@ def memory_line(
     line += _words_of_zero(zero_of(args))
     if logits_tokens is None:
         return line
-    size = vocabulary or _vocabulary(roles.values())
+    size = _vocabulary(roles.values())
     largest = readable_bytes(logits_tokens * size * 4)
     return f"{line} Largest logits: {logits_tokens} tokens x {size} words x 4 bytes = {largest}."
 
@@ -116,15 +106,14 @@ def zero_of(args: Any) -> Zero:
 # ---- counting
 
 
-def _role(role: str, module: nn.Module | None, args: Any, zero: Zero, seen: set[Any], note: str | None) -> RoleMemory:
+def _role(role: str, module: nn.Module | None, args: Any, zero: Zero, seen: set[Any]) -> RoleMemory:
     """Count what is not in `seen`, and add it there."""
     if module is None:
-        return RoleMemory(role, 0, 0, 0, note or ("adapters off" if role == "reference" else ""))
+        return RoleMemory(role, 0, 0, 0, "adapters off" if role == "reference" else "")
     tensors = {_key(tensor): tensor for tensor in _tensors(module)}
     new = [tensor for key, tensor in tensors.items() if key not in seen]
-    if note is None:
-        note = "the rest is shared" if len(new) < len(tensors) else ""
-        note = "head on the policy" if getattr(module, "reads_policy", False) else note
+    note = "the rest is shared" if len(new) < len(tensors) else ""
+    note = "head on the policy" if getattr(module, "reads_policy", False) else note
     seen.update(tensors)
     trained = [tensor for tensor in new if tensor.requires_grad]
     engine = zero if any(parameter.requires_grad for parameter in module.parameters()) else Zero()
@@ -231,7 +220,7 @@ def _vocabulary(modules: Iterable[Any]) -> int:
         if hasattr(module, "config"):
             return int(module.config.get_text_config().vocab_size)
     raise ValueError(
-        "No role has a config that says how large the vocabulary is. Give vocabulary, or no logits_tokens."
+        "No role has a config that says how large the vocabulary is. Give one that has, or no logits_tokens."
     )
 
 

@@ -23,7 +23,6 @@ from datasets import Dataset, Value
 
 from rlhf_recipes.data.columns import is_blank, prompts_of, require_columns
 from rlhf_recipes.data.feedback.convert import convert
-from rlhf_recipes.data.feedback.formats import FeedbackSettings
 from rlhf_recipes.data.feedback.recognize import normalize, recognize
 from rlhf_recipes.data.loading import load_rows, sample_rows
 from rlhf_recipes.data.preprocessing import normalize_text
@@ -148,9 +147,7 @@ def _scored(
 # --- labels that there are -------------------------------------------------------------------------------
 
 
-def known_labels(
-    dataset: Dataset, decision_threshold: float, settings: FeedbackSettings | None = None
-) -> dict[int, float]:
+def known_labels(dataset: Dataset, decision_threshold: float) -> dict[int, float]:
     """What people say of rows that are labelled, from 0 to 1, by the number of the row.
 
     Texts: `label`; or whether `score` is at least the threshold; or clicks and dwell times, as `data.feedback`
@@ -160,19 +157,18 @@ def known_labels(
     Raises:
         `ValueError`: if the rows hold no such labels.
     """
-    settings = settings or FeedbackSettings()
     numbered = dataset.with_format(None).add_column(ROW, list(range(len(dataset))))
-    kind = recognize(numbered, settings.format).kind
+    kind = recognize(numbered).kind
     if kind in ("pairs", "votes"):
-        clean = normalize(numbered, settings)[0]
+        clean = normalize(numbered)[0]
         if kind == "votes":
             sides = zip(clean["chosen_votes"], clean["rejected_votes"], strict=True)
             labels = [chosen / (chosen + rejected) for chosen, rejected in sides]
         else:
             labels = list(clean["target"]) if "target" in clean.column_names else [1.0] * len(clean)
     else:
-        options = {"threshold": decision_threshold} if kind == "ratings" else {}
-        clean = convert(numbered, "unpaired", settings, **options)[0]
+        options: dict[str, Any] = {"threshold": decision_threshold} if kind == "ratings" else {}
+        clean = convert(numbered, "unpaired", **options)[0]
         labels = list(clean["label"])
     return {int(row): float(label) for row, label in zip(clean[ROW], labels, strict=True)}
 
