@@ -89,7 +89,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if line.curve:
         write_json(output_dir / "coverage.json", [point.figures() for point in selective.thinned(line.curve)])
         selective.draw_coverage({"labelled rows": line.curve}, output_dir / "coverage.png", line.choice)
-        print(f"\nOn labelled rows:\n{selective.coverage_table(line.curve)}")
     metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
     end_run(output_dir, metrics)
     print(f"\n{line}\n{labeling.summary(metrics)}\nSaved in {file}")

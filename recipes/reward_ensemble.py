@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Measure what was saved.
     of_average = measure(average, splits.train, splits.validation, splits.test, training_args, splits.kind)
     write_json(average / "metrics.json", of_average)
-    others = ensemble_args.other_datasets or ()
-    figures, report = measure_ensemble(output_dir, splits, training_args, others, held_out)
+    figures, report = measure_ensemble(output_dir, splits, training_args, held_out)
     draw_uncertainty(report, output_dir / "uncertainty.png")
     metrics = figures | {
         "loss": loss,

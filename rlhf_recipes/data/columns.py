@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from datasets import Dataset
 
 from rlhf_recipes.data.loading import VISIBLE, logger
-from rlhf_recipes.texts import is_conversational
+from rlhf_recipes.texts import Text, is_conversational
 
 Format = Literal["pairs", "ratings", "prompts"]
 FORMAT_COLUMNS: Mapping[Format, tuple[str, ...]] = {
@@ -176,3 +176,10 @@ def _says_nothing(content: Any) -> bool:
     if isinstance(content, list):
         return all(part.get("type", "text") == "text" and _says_nothing(part.get("text")) for part in content)
     return not VISIBLE.search(content or "")
+
+
+def prompts_of(dataset: Dataset, completions: Sequence[Text], column: str = "prompt") -> list[Text]:
+    """The prompt of each row; where it has none nothing, as text or as messages, whichever the completions are."""
+    nothing: Text = [] if completions and is_conversational(completions[0]) else ""
+    given = dataset[column] if column in dataset.column_names else [None] * len(dataset)
+    return [nothing if prompt is None else prompt for prompt in given]

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from rlhf_recipes.compat import loaded_whole
-from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, keep_gradients_of_4bit
+from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, is_adapter, keep_gradients_of_4bit
 from rlhf_recipes.modeling.zero import copy_whole, whole_state_dict
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,7 @@ class ValueHead(nn.Linear):
 class ValueModel(nn.Module):
     """A model of its own whose scalar head is read at every token.
 
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): a decoder with one label, as loaded by
-            `AutoModelForSequenceClassification`.
+    It is a decoder with one label, as loaded by `AutoModelForSequenceClassification`.
 
     Raises:
         `ValueError`: if it has no scalar head that can be read at every token, or is an encoder, which would see the
@@ -129,10 +127,9 @@ def build_critic(kind: Any, policy: Any, reward_model: Any = None, peft_config: 
 
     Args:
         kind (`nn.Module` or `str`):
-            A model, or `"head"`, `"none"`, `"policy"`, `"reward_model"`, or the folder or id of a model. A folder
-            `critic/` of an earlier run is one too.
+            A model, or `"head"`, `"none"`, `"policy"`, `"reward_model"` (which is copied), or the folder or id of a
+            model. A folder `critic/` of an earlier run is one too.
         policy (`PreTrainedModel` or `PeftModel`): the policy, dropout off.
-        reward_model (`PreTrainedModel`, *optional*): what `"reward_model"` copies.
         peft_config (`PeftConfig`, *optional*):
             Adapters for a critic of its own. Where the policy has adapters it gets the same without this.
 
@@ -187,7 +184,7 @@ def _trainable_copy(model: Any) -> Any:
 @loaded_whole()  # a head that is not saved is set to 0 below
 def _load_critic(name: str, policy: Any) -> Any:
     """A model with a scalar head by its folder or id. A head that is not saved there starts at 0."""
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         return AutoPeftModelForSequenceClassification.from_pretrained(
             name, is_trainable=True, num_labels=1, dtype=policy.dtype
         )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.modeling.tokenizers.padding import embedding_rows
 from rlhf_recipes.modeling.zero import is_divided
 
 WORKS = "Give a decoder, as AutoModelForCausalLM loads it (Llama, Qwen, Gemma, GPT-2, ...)."
@@ -72,18 +73,8 @@ def check_decoder(model: Any) -> None:
         )
 
 
-def embedding_rows(model: Any) -> int:
-    """How many token ids a model has an embedding for."""
-    embedding = model.get_input_embeddings()
-    return getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0]
-
-
 def check_ids(rows: Sequence[Sequence[int]], model: Any, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
-    """Raise `ValueError` where a row has a token that the model has no embedding for.
-
-    Args:
-        what (`str`): What the rows are, for the message.
-    """
+    """Raise `ValueError` where a row has a token that the model has no embedding for; `what` names the rows."""
     known = embedding_rows(model)
     for number, ids in enumerate(rows):
         beyond = sorted({token for token in ids if not 0 <= token < known})
@@ -98,12 +89,7 @@ def check_ids(rows: Sequence[Sequence[int]], model: Any, tokenizer: PreTrainedTo
 
 
 def check_ends(ends: Any, given: Sequence[int] | None, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `ValueError` where a token that should end completions could never be sampled.
-
-    Args:
-        ends (`list[int]`, *optional*): All that end a completion.
-        given (`Sequence[int]`, *optional*): Those of them that the user has named.
-    """
+    """Raise `ValueError` where one of `given`, which a user named, or all of `ends` could never be sampled."""
     known = embedding_rows(model)
     beyond = [token for token in given or () if token >= known]
     if beyond or (ends and min(ends) >= known):
@@ -118,8 +104,7 @@ def check_ends(ends: Any, given: Sequence[int] | None, model: Any, tokenizer: Pr
 def check_same_vocabulary(readers: Mapping[str, Any], policy: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` where a model that reads the policy's token ids has no embedding for some of them.
 
-    Args:
-        readers (`Mapping`): Models by the name that a user gives them; what has no embeddings is passed over.
+    Readers come by the name that a user gives them; what has no embeddings is passed over.
     """
     pad = tokenizer.pad_token_id  # nobody reads it
     highest = max(number for number in tokenizer.get_vocab().values() if number != pad)

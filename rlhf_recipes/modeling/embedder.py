@@ -28,15 +28,13 @@ class Embedder:
     Args:
         model (`str`, `Path` or `torch.nn.Module`):
             A folder or a model id of the Hub, or an encoder that is loaded already.
-        processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
-            The model's tokenizer, or where it lies. Default: that of `model`.
         batch_size (`int`, *optional*, defaults to 32):
             Texts in one forward pass.
         max_length (`int`, *optional*):
             Tokens of a text that are read. Default: what the folder says, else all that the model can.
         pooling (`"mean"` or `"cls"`, *optional*):
             How one vector is made of those of the tokens. Default: what the folder says, else `"mean"`.
-        device, dtype, load_in_4bit: as in [`LearnedReward`].
+        processing_class, device, dtype, load_in_4bit: as in [`FrozenModel`].
 
     Raises:
         `ValueError`: if the folder asks for another pooling than these two, or a setting is out of its range.

@@ -17,12 +17,13 @@ from rlhf_recipes.modeling.loading import (
     NOT_IN_4_BIT,
     check_model_path,
     ensure_pad_token,
+    is_adapter,
     keep_gradients_of_4bit,
     load_tokenizer,
     readable_tokens,
 )
 from rlhf_recipes.modeling.reading import part_to_read
-from rlhf_recipes.modeling.tokenizers import fit_model
+from rlhf_recipes.modeling.tokenizers.padding import fit_model
 
 logger = logging.getLogger(__name__)
 
@@ -41,26 +42,21 @@ class FrozenModel:
     """A model that stays as it is, and its tokenizer, which nobody else holds.
 
     Args:
-        kind (`type`):
-            `AutoModel`, or one of its relatives: what is read out of the model.
+        kind (`type`): `AutoModel`, or one of its relatives: what is read out of the model.
         model (`str`, `Path` or `torch.nn.Module`):
-            A folder or a model id of the Hub, or a model that is loaded already. The folder may be that of a LoRA
-            adapter.
+            A folder, that of a LoRA adapter too, or a model id of the Hub, or a model that is loaded already.
         processing_class (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
-            The model's tokenizer, or where it lies. Default: that of `model`. It is copied, never changed.
-        max_length (`int`, *optional*):
-            Tokens of a text that the model reads. Default: all that it can.
+            The tokenizer, which is copied and never changed, or where it lies. Default: that of `model`.
+        max_length (`int`, *optional*): Tokens of a text that the model reads. Default: all that it can.
         device (`str` or `torch.device`, *optional*):
             Where to put the model. Default: a model that is given stays; one that is loaded goes to this process's
             GPU, or to the CPU where there is none.
         dtype (`str` or `torch.dtype`, *optional*):
             Precision to load in, and with `load_in_4bit` to compute in. Default: that of the files on a GPU, float32
             on a CPU.
-        load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Whether to hold the weights of the linear layers, all but the head's, in 4 bit (NF4, arXiv 2305.14314) with
-            bitsandbytes.
-        needs_offsets (`bool`, *optional*, defaults to `False`):
-            Whether the tokenizer must tell which characters a token stands for.
+        load_in_4bit (`bool`): Whether to hold the weights of the linear layers, all but the head's, in 4 bit (NF4,
+            arXiv 2305.14314) with bitsandbytes.
+        needs_offsets (`bool`): Whether the tokenizer must tell which characters a token stands for.
 
     Attributes:
         source (`str` or `None`): where the model was loaded from.
@@ -85,11 +81,8 @@ class FrozenModel:
     ) -> None:
         self.source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
         self.tokenizer: Any = own_tokenizer(processing_class, self.source)
-        if needs_offsets and not self.tokenizer.is_fast:
-            raise ValueError(
-                f"The tokenizer {self.tokenizer.name_or_path!r} does not tell which characters a token stands for; "
-                "only fast tokenizers do. Give the model's fast tokenizer as processing_class."
-            )
+        if needs_offsets:
+            require_offsets(self.tokenizer)
         self.model = place_model(kind, model, device, dtype, load_in_4bit)
         fit_model(self.model, self.tokenizer)
         check_vocabulary(self.model, self.tokenizer)
@@ -103,16 +96,11 @@ class FrozenModel:
         """
         part = part_to_read(text, self.tokenizer, self.max_length, self.tokenizer.truncation_side)
         text, start = text[part], part.start
-        said = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
+        options = {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
+        said = self.tokenizer(text, verbose=False, **options)
         if self.max_length is not None and len(said.input_ids) > self.max_length:
             self.truncated += 1
-            said = self.tokenizer(
-                text,
-                add_special_tokens=add_special_tokens,
-                return_offsets_mapping=True,
-                truncation=True,
-                max_length=self.max_length,
-            )
+            said = self.tokenizer(text, truncation=True, max_length=self.max_length, **options)
         special = said.sequence_ids()  # None for those that were added
         return list(said.input_ids), [
             (0, 0) if owner is None else (begin + start, end + start)
@@ -128,6 +116,15 @@ class FrozenModel:
         if before == 0 and self.truncated:
             warn_of_truncation(name, self.truncated, len(texts), self.max_length)
         return encoded
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` where a tokenizer does not tell which characters a token stands for."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} does not tell which characters a token stands for; only fast "
+            "tokenizers do. Give the model's fast tokenizer as processing_class."
+        )
 
 
 def warn_of_truncation(name: str, count: int, total: int, max_length: int | None) -> None:
@@ -172,8 +169,7 @@ def own_tokenizer(
         tokenizer = ensure_pad_token(copy.deepcopy(processing_class))
     else:
         folder = str(processing_class or source)
-        adapter = Path(folder) / "adapter_config.json"
-        if adapter.is_file() and not (adapter.parent / "tokenizer_config.json").is_file():
+        if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
             from peft import PeftConfig
 
             folder = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
@@ -254,7 +250,7 @@ def _load_whole(kind: Any, source: str, kwargs: dict[str, Any]) -> Any:
     if head is not None:
         logger.info("%s is a reward model of %s, and is read with its head.", source, head.project)
         return load_with_head(source, head, kwargs)
-    if (Path(source) / "adapter_config.json").is_file():
+    if is_adapter(source):
         import peft
 
         if kind.__name__ in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):

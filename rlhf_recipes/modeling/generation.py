@@ -29,6 +29,8 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 
+from rlhf_recipes.modeling.tokenizers.padding import ends_of
+
 logger = logging.getLogger(__name__)
 
 # Options that cut off a part of the distribution, with the value at which they do nothing. `generate` applies them
@@ -129,10 +131,7 @@ class StopAtString(StoppingCriteria):
 class LocalGenerator:
     """Completions from a model in this process, by its own `generate`, with keyed noise (see [`Generator`]).
 
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): the policy.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): needed where the sampling stops at strings.
-        kwargs: passed to `generate`, such as `synced_gpus`.
+    The tokenizer is needed where the sampling stops at strings; `kwargs` are for `generate`, such as `synced_gpus`.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
@@ -205,10 +204,8 @@ def sampling_config(
 ) -> GenerationConfig:
     """Sample from the policy's own distribution, whatever defaults the model brings along, unless `options` change it.
 
-    Args:
-        stop_token (`str`, *optional*): `"none"` takes away the end-of-sequence tokens of tokenizer and model.
-        stop_token_id (`Sequence[int]`, *optional*): further tokens that end a completion.
-        options: any other option of `GenerationConfig`; `None` leaves it at what does nothing.
+    `stop_token="none"` takes away the end-of-sequence tokens of tokenizer and model; `stop_token_id` are further ones
+    that end a completion. An option of `GenerationConfig` that is `None` stays at what does nothing.
 
     Raises:
         `ValueError`: for an option that the trainer decides or that does not exist, with what to give instead.
@@ -222,9 +219,7 @@ def sampling_config(
         raise ValueError(f"GenerationConfig has no option {strangers[0]!r}, which generation_kwargs gives.")
     ends: set[int] = set(stop_token_id or ())
     if stop_token != "none":
-        own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        ends |= set([own] if isinstance(own, int) else own or ())
-        ends |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+        ends |= ends_of(getattr(model, "generation_config", None), tokenizer)
     if tokenizer.pad_token_id in ends:
         raise ValueError(
             f"Token {tokenizer.pad_token_id} ({tokenizer.pad_token!r}) pads and ends completions, so an end could not "

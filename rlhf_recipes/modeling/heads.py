@@ -1,7 +1,4 @@
-"""From a classifier's logits to one number.
-
-From a reward model's logits, whose unit is nobody's, to the scale on which people rated.
-"""
+"""From a classifier's logits, whose unit is nobody's, to one number, and to the scale on which people rated."""
 
 import json
 from collections.abc import Mapping
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from rlhf_recipes.modeling.calibration import Calibration, LinearCalibration, LogisticCalibration, OrdinalCalibration
 from rlhf_recipes.modeling.loading import find_file
+from rlhf_recipes.outputs import write_json
 from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import sentence
 
@@ -108,32 +106,23 @@ SETTINGS_FILE = "reward_config.json"
 class RewardModelSettings:
     """What a reward model needs besides its weights and tokenizer, as `reward_config.json` in its folder.
 
-    Args:
-        calibration ([`LogisticCalibration`], [`LinearCalibration`] or [`OrdinalCalibration`], *optional*):
-            The map from logits to ratings. `None` leaves logits as they are.
-        append_eos (`bool`, *optional*, defaults to `False`):
-            Whether the tokenizer's end-of-sequence token is written behind each plain text, as TRL's `RewardTrainer`
-            does. `False` where the tokenizer puts it there by itself, as that beside our models does. (A chat
-            template ends its turns itself.)
-        max_length (`int`, *optional*):
-            Tokens the model was trained to read. `None` means as many as it can.
-        labels (`dict`, *optional*):
-            What each output counts in the score, of a model that has several.
-        probabilities (`bool`, *optional*, defaults to `False`):
-            Whether outputs become probabilities before they are weighed.
-        step_token (`str`, *optional*):
-            Of a process reward model: the mark behind each step.
-        chat_template_kwargs (`dict`, *optional*):
-            What the chat template is given besides the messages, as in training. A column of that name wins.
+    `append_eos` says whether the tokenizer's end-of-sequence token is written behind each plain text, as TRL's
+    `RewardTrainer` does; `False` where the tokenizer puts it there by itself, as that beside our models does. (A chat
+    template ends its turns itself.)
     """
 
-    calibration: Calibration | None = None
+    calibration: Calibration | None = None  # the map from logits to ratings; None leaves logits as they are
     append_eos: bool = False
-    max_length: int | None = None
-    labels: Mapping[int | str, float] | None = None
-    probabilities: bool = False
-    step_token: str | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    max_length: int | None = None  # tokens the model was trained to read; None means as many as it can
+    labels: Mapping[int | str, float] | None = None  # what each output counts in the score, where there are several
+    probabilities: bool = False  # whether outputs become probabilities before they are weighed
+    step_token: str | None = None  # of a process reward model: the mark behind each step
+    chat_template_kwargs: Mapping[str, Any] | None = None  # as in training; a column of that name wins
+
+    @property
+    def to_ratings(self) -> Calibration | None:
+        """From scores to ratings. Those of a model of levels, which expects one, are ratings as they are."""
+        return self.calibration or (LinearCalibration(1.0, 0.0) if self.probabilities else None)
 
     def save(self, folder: str | Path) -> Path:
         """Write the settings into a model's folder, which is made if needed, and return the file's path."""
@@ -141,18 +130,11 @@ class RewardModelSettings:
         if self.calibration is not None:
             kind = next(name for name, of_kind in CALIBRATIONS.items() if isinstance(self.calibration, of_kind))
             data["calibration"] = {"kind": kind, **data["calibration"]}
-        if self.labels is None:  # of most models: there is one output, and it is the score
-            del data["labels"]
-        if self.step_token is None:
-            del data["step_token"]
-        if self.labels is None and self.step_token is None:
-            del data["probabilities"]
-        if self.chat_template_kwargs is None:
-            del data["chat_template_kwargs"]
-        path = Path(folder) / SETTINGS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        return path
+        # Of most models there is one output, and it is the score.
+        unsaid = {name for name in ("labels", "step_token", "chat_template_kwargs") if data[name] is None}
+        if {"labels", "step_token"} <= unsaid:
+            unsaid.add("probabilities")
+        return write_json(Path(folder) / SETTINGS_FILE, {k: value for k, value in data.items() if k not in unsaid})
 
     @classmethod
     def load(cls, folder: str | Path) -> "RewardModelSettings":

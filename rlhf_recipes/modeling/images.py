@@ -45,13 +45,10 @@ class ImageTextEncoder:
     """Turn texts with images into the tensors that a vision-language model takes.
 
     Args:
-        processor ([`~transformers.ProcessorMixin`]):
-            The model's own, with a tokenizer and an image processor. It is copied, never changed.
-        max_length (`int`, *optional*):
-            Tokens of a text, those of its images included. A longer one is an error: cutting off its beginning would
-            cut off images.
-        append_eos (`bool`, *optional*, defaults to `False`):
-            Whether plain text ends with the end-of-sequence token, as a decoder's head wants it.
+        processor ([`~transformers.ProcessorMixin`]): The model's own, with a tokenizer and an image processor. It is
+            copied, never changed.
+        max_length (`int`, *optional*): Tokens of a text, those of its images included. A longer one is an error.
+        append_eos (`bool`): Whether plain text ends with the end-of-sequence token, as a decoder's head wants it.
 
     Raises:
         `ValueError`: if the processor has no tokenizer, no image processor, no mark for an image, or no pad token of
@@ -191,7 +188,7 @@ class ImageRows(torch.utils.data.Dataset):
     Their lengths are not known beforehand, so that `train_sampling_strategy` cannot be `group_by_length`.
 
     Args:
-        dataset ([`~datasets.Dataset`]): Feedback that the objective reads, with columns of images.
+        dataset ([`~datasets.Dataset`]): Feedback with columns of images.
         objective ([`~rlhf_recipes.reward_modeling.losses.base.Objective`]): The loss, fitted to these rows.
     """
 
@@ -245,14 +242,11 @@ def images_of(row: Mapping[str, Any], column: str) -> list[Any]:
 def read_image(image: Any, row: int = 0) -> Image.Image:
     """An image as RGB, turned as its camera says.
 
-    Args:
-        image (`PIL.Image.Image`, `str`, `Path`, `bytes`, `dict` or `numpy.ndarray`):
-            An image, where it lies, what is in its file, or `{"bytes", "path"}` as datasets store it. Nothing is
-            fetched from the web.
-        row (`int`, *optional*): For the error.
+    It is a PIL image, an array, a file's path, the bytes of one, or `{"bytes", "path"}` as datasets store it. Nothing
+    is fetched from the web.
 
     Raises:
-        `ValueError`: if it is none of these, or cannot be read.
+        `ValueError`: if it is none of these, or cannot be read; it names the row.
     """
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")

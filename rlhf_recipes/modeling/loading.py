@@ -5,14 +5,12 @@ Three things go wrong in silence when models are loaded by hand, and are settled
 1. A pad token that is also the end-of-sequence token: the end is masked out, so it is never learned and never scored.
 2. A precision that the machine does not have (bfloat16 on an old CPU) or that nobody chose.
 3. Dropout left on, so that a policy and its reference disagree before a single update.
-
-Leaving the lower part of a model as it is.
 """
 
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig
 
@@ -29,15 +27,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 from rlhf_recipes.modeling.decoders import check_decoder_name
-from rlhf_recipes.modeling.tokenizers import (
-    add_pad_token,
+from rlhf_recipes.modeling.tokenizers.padding import (
     embedding_rows,
+    ensure_pad_token,
     fit_model,
     leave_open,
     name_end,
     require_end,
     saved_ends,
-    spare_token,
 )
 
 logger = logging.getLogger(__name__)
@@ -49,13 +46,7 @@ NOT_IN_4_BIT = ("score", "classifier", "pre_classifier", "classification_head", 
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """TRL's [`~trl.ModelConfig`] and one more choice, which layers get adapters.
-
-    Args:
-        lora_num_layers (`int`, *optional*):
-            Put LoRA adapters on the last `lora_num_layers` layers alone. The layers below stay as they were, and no
-            gradient is computed for them. `None` means every layer.
-    """
+    """TRL's [`~trl.ModelConfig`] and one more choice, which layers get adapters."""
 
     help_title = "Model"
 
@@ -63,30 +54,6 @@ class ModelArguments(ModelConfig):
         default=None,
         metadata={"help": "Adapt only the last N layers; those below need no backward pass. Default: all layers."},
     )
-
-
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> PreTrainedTokenizerBase:
-    """Give the tokenizer a pad token that does not end a text.
-
-    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see
-    [`~rlhf_recipes.modeling.tokenizers.spare_token`]), or one is added; a model may then need another row in its
-    embedding ([`~rlhf_recipes.modeling.tokenizers.fit_model`]). The choice is logged.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): It is changed, and returned.
-        ends (`Collection[int]`): Ids that end a text besides the tokenizer's own, as a model's configuration has them.
-    """
-    before = tokenizer.pad_token
-    if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
-        return tokenizer
-    spare = spare_token(tokenizer, ends)
-    if spare is None:
-        chosen, where = add_pad_token(tokenizer), "added to its vocabulary"
-    else:
-        tokenizer.pad_token, chosen, where = spare, spare, "spare in its vocabulary"
-    why = "has no pad token" if before is None else f"pads with {before!r}, which ends texts too"
-    logger.info("The tokenizer of %s %s: %r pads now, %s.", tokenizer.name_or_path, why, chosen, where)
-    return tokenizer
 
 
 def check_model_path(name_or_path: str) -> str:
@@ -106,6 +73,11 @@ def check_model_path(name_or_path: str) -> str:
             "id of the Hugging Face Hub. The folders under starter/ are made by `python -m rlhf_recipes.data.starter`."
         )
     return name_or_path
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether adapters lie in a folder, in the form of peft."""
+    return (Path(folder) / "adapter_config.json").is_file()
 
 
 def find_file(source: str, filename: str) -> Path | None:
@@ -203,7 +175,7 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     kwargs = _loading_arguments(args)
-    if _is_adapter(name):
+    if is_adapter(name):
         check_decoder_name(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
         model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=is_trainable, **kwargs)
     else:
@@ -211,7 +183,7 @@ def load_policy(
         model = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, **kwargs)
     if tokenizer is not None:
         fit_model(model, tokenizer)
-    if args.use_peft and is_trainable and not _is_adapter(name):
+    if args.use_peft and is_trainable and not is_adapter(name):
         model = add_adapters(model, args)
     disable_dropout(model)
     keep_gradients_of_4bit(model)
@@ -228,7 +200,7 @@ def fit_reference(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     if reference is None:
         return
     reference = trainer.accelerator.unwrap_model(reference)
-    if (embedding_rows(reference) or 0) <= (tokenizer.pad_token_id or 0) and (
+    if embedding_rows(reference) <= (tokenizer.pad_token_id or 0) and (
         trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     ):
         raise ValueError(
@@ -246,6 +218,7 @@ def load_reward_model(
     is_trainable: bool = True,
     labels: Sequence[str] = ("reward",),
     token_level: bool = False,
+    adapter_seed: int | None = None,
 ) -> "PreTrainedModel | PeftModel":
     """Load an encoder or a decoder with a head; a new head where the model has none, or one of another size.
 
@@ -257,6 +230,7 @@ def load_reward_model(
         is_trainable (`bool`): Whether to put adapters on it, where `use_peft` asks for them.
         labels (`Sequence[str]`): Names of the outputs; one for a scalar score.
         token_level (`bool`): Whether the head reads each token, for a process reward model.
+        adapter_seed (`int`, *optional*): Of the adapters, where a new head is not to depend on it.
     """
     name = check_model_path(_required(args.model_name_or_path))
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -283,6 +257,8 @@ def load_reward_model(
         task = "TOKEN_CLS" if token_level else "SEQ_CLS"
         # PEFT itself trains and saves score and classifier, and would leave a pooler that is new as it was drawn.
         whole = [*(args.lora_modules_to_save or []), *_modules_of(new)]
+        if adapter_seed is not None:
+            set_seed(adapter_seed)
         model = add_adapters(model, dataclasses.replace(args, lora_task_type=task, lora_modules_to_save=whole))
     disable_dropout(model)
     keep_gradients_of_4bit(model)
@@ -366,10 +342,6 @@ def _required(name: str | None) -> str:
     if not name:
         raise ValueError("No model was named: give --model_name_or_path, a folder or a model id of the Hub.")
     return name
-
-
-def _is_adapter(name: str) -> bool:
-    return (Path(name) / "adapter_config.json").is_file()
 
 
 def _loading_arguments(args: ModelArguments) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def completion_logprobs(
     """Log-probabilities and entropies `(B, T)` of completion tokens, and the hidden states `(B, T, H)` below them.
 
     Without `chunk` and `keep` this is the plain forward of the model. Both save memory by what most architectures have
-    in common, and [`~rlhf_recipes.modeling.shortcuts.unfit_shortcuts`] finds those that differ.
+    in common, and [`~rlhf_recipes.modeling.checks.shortcuts.unfit_shortcuts`] finds those that differ.
 
     Args:
         chunk (`int`, *optional*): Of the completions, tokens whose logits exist at a time. Default: all.

@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import read_kwargs, render, starts_itself
+from rlhf_recipes.data.collators import padded
 from rlhf_recipes.errors import RewardValueError
 from rlhf_recipes.texts import Messages, Text, as_text, prompt_and_completion, short
 
@@ -53,12 +54,9 @@ def model_outputs(
 def forward(model: Any, token_ids: Sequence[Sequence[int]], pad_id: int, **kwargs: Any) -> Any:
     """One pass over one batch of texts, padded on the right, in evaluation mode and without gradients."""
     device = next(model.parameters()).device
-    lengths = torch.tensor([len(ids) for ids in token_ids])
-    width = int(lengths.max())
-    input_ids = torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in token_ids])  # (b, L)
-    mask = torch.arange(width) < lengths[:, None]  # (b, L)
+    batch = {name: tensor.to(device) for name, tensor in padded(token_ids, pad_id).items()}
     with torch.inference_mode(), evaluating(model):
-        return model(input_ids=input_ids.to(device), attention_mask=mask.long().to(device), **kwargs)
+        return model(**batch, **kwargs)
 
 
 @contextlib.contextmanager
@@ -73,10 +71,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def joined(
-    prompt: Text,
-    completion: Text,
-    tokenizer: PreTrainedTokenizerBase,
-    template_kwargs: Any = None,
+    prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase, template_kwargs: Any = None
 ) -> tuple[str, str, bool]:
     """The text that a model reads, in two parts, and whether the tokenizer has yet to add special tokens to it.
 
@@ -204,13 +199,10 @@ class TokenPlaces:
     """Finds the token in which a character of the completion ends.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the policy's.
-        ids (`Sequence[int]`): the policy's tokens.
-        text (`str`):
-            the completion as the trainer decoded it, without special tokens.
-        may_be_begun (`bool`):
-            whether what the prompt had begun of the answer may stand before, as in messages; its characters count for
-            the first token.
+        tokenizer (`PreTrainedTokenizerBase`), ids (`Sequence[int]`): the policy's, and its tokens.
+        text (`str`): the completion as the trainer decoded it, without special tokens.
+        may_be_begun (`bool`): whether what the prompt had begun of the answer may stand before, as in messages; its
+            characters count for the first token.
 
     Raises:
         `ValueError`: if the tokens are not those of the text, as with a tokenizer that is not the policy's.

@@ -58,7 +58,7 @@ class ActorCritic(nn.Module):
         if ref_model is not None:
             ref_model.requires_grad_(False).eval()
         self._outside = {"reference": ref_model}  # in a dict, so that it is neither trained, wrapped nor saved
-        # What `modeling/shortcuts.py` and `modeling/randomness.py` find in the first batch.
+        # What `modeling/checks/shortcuts.py` and `modeling/checks/randomness.py` find in the first batch.
         self.put_aside: dict[str, set[str]] = {"policy": set(), "reference": set()}
         self.always_in_eval: list[nn.Module] = []
 

@@ -4,16 +4,16 @@ Merging happens on a copy in main memory, so that the model in training stays as
 `merge_adapter` followed by `unmerge_adapter` adds to the weights and subtracts again, which does not round back.
 """
 
-import copy
-import itertools
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
+
+from rlhf_recipes.modeling.zero import copy_whole
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin")
@@ -84,19 +84,10 @@ def merged_copy(policy: PeftModel) -> PreTrainedModel:
         `ValueError`: see [`save_policy`].
     """
     _refuse_unmergeable(policy)
-    # Every tensor is copied straight to the CPU: a copy beside the original might not fit on the GPU.
-    memo: dict[int, Any] = {}
-    for tensor in itertools.chain(policy.parameters(), policy.buffers()):
-        memo[id(tensor)] = _on_cpu(tensor)
-    duplicate = copy.deepcopy(policy, memo)
+    duplicate = copy_whole(policy, to_cpu=True)  # a copy beside the original might not fit on the GPU
     _untie_adapted_embeddings(duplicate.get_base_model())
     merged: Any = duplicate.merge_and_unload(safe_merge=True)  # safe: it refuses weights that would not be finite
     return merged.requires_grad_(False)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    plain = tensor.detach().to("cpu", copy=True)
-    return nn.Parameter(plain, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
 
 
 def _untie_adapted_embeddings(base: Any) -> None:

@@ -41,17 +41,19 @@ def match_precision(model: nn.Module) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def copy_whole(model: nn.Module) -> nn.Module:
+def copy_whole(model: nn.Module, to_cpu: bool = False) -> Any:
     """A deep copy, its weights whole where those of the model are divided. `copy.deepcopy` would copy empty shells.
 
-    The weights are gathered one by one and copied to the CPU, so a device never holds the model twice.
+    Divided weights are gathered one by one and copied to the CPU, so a device never holds the model twice; with
+    `to_cpu` all others go straight there too.
     """
     copies: dict[int, Any] = {}
-    for parameter in model.parameters():
-        if hasattr(parameter, "ds_id"):
-            with gathered([parameter]):
-                whole = parameter.detach().to("cpu", copy=True)
-            copies[id(parameter)] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if to_cpu or hasattr(tensor, "ds_id"):
+            with gathered([tensor]):
+                whole = tensor.detach().to("cpu", copy=True)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(whole, tensor.requires_grad) if is_parameter else whole
     return copy.deepcopy(model, copies)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_recipes.modeling.checks.randomness import switch_off_randomness
+from rlhf_recipes.modeling.checks.shortcuts import check_shortcuts, few_rows, in_full_precision
 from rlhf_recipes.modeling.generation import Written
-from rlhf_recipes.modeling.randomness import switch_off_randomness
-from rlhf_recipes.modeling.shortcuts import check_shortcuts, few_rows, in_full_precision
 from rlhf_recipes.ppo.rollout import TOKENS, Rollout
 
 logger = logging.getLogger(__name__)

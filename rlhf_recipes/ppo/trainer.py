@@ -34,7 +34,7 @@ from rlhf_recipes.checkpoints import check_best_metric
 from rlhf_recipes.compat import CheckpointOfRoles
 from rlhf_recipes.modeling.generation import Generator, LocalGenerator, Written, stable_key, write
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.modeling.tokenizers import fit_model
+from rlhf_recipes.modeling.tokenizers.padding import fit_model
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit

@@ -8,8 +8,8 @@ import torch
 import trl
 from transformers.utils import is_torch_bf16_gpu_available
 
+from rlhf_recipes.modeling.cost.threads import cpu_has_bfloat16
 from rlhf_recipes.modeling.loading import ModelArguments
-from rlhf_recipes.modeling.threads import cpu_has_bfloat16
 from rlhf_recipes.reward_modeling.debias import COVARIATES
 from rlhf_recipes.reward_modeling.examples import parse_share
 from rlhf_recipes.reward_modeling.losses import AUTO, LOSSES
@@ -26,44 +26,6 @@ class RewardConfig(trl.RewardConfig):
     `remove_unused_columns=False` (the length is a column); `report_to="none"`. A text longer than `max_length` loses
     its beginning, where TRL leaves out the row.
 
-    Args:
-        loss (`str`, *optional*, defaults to `"auto"`):
-            The loss; `auto` takes the first that `rlhf_recipes.reward_modeling.losses` names for the feedback.
-        loss_args (`dict`, *optional*):
-            Settings of the loss, such as `{label_smoothing: 0.1}`.
-        passes (`int`, *optional*, defaults to 1):
-            Of ratings under `bradley_terry`: how often each text is used, each time against another one. An epoch goes
-            over all of them.
-        min_gap (`float`, *optional*, defaults to 0.5):
-            Of ratings: least difference of two texts that are compared, in training and in measuring.
-        train_share (`str`, *optional*, defaults to `"0:1"`):
-            Train on a share of the rows, by a hash of the text: `0:0.6` and `0.6:1` have no row in common.
-        validation_split (`str`, *optional*, defaults to `"validation"`):
-            Split on which scores are calibrated to ratings, and on which `eval_strategy` evaluates. Where there is
-            none, scores stay as they are, and evaluation is on the test split.
-        debias (`list[str]`, *optional*):
-            Take out of the scores, in each batch, what these tell of them beyond chance: `length`, `format`,
-            `repetition`. See `docs/reward_bias.md`.
-        balance_length (`str`, *optional*):
-            Of pairs: `drop` or `weigh` rows until the chosen text is as often the longer as the shorter one, at every
-            margin.
-        group_column (`str`, *optional*):
-            A column that tells groups, such as a topic or a dialect: whether the model is fair to them is measured.
-        group_penalty (`float`, *optional*, defaults to 0.0):
-            How much it costs, under `mse`, `mae` and `huber`, that scores are further above the ratings for one group
-            than for others. It is asked of the training rows: where these are skewed themselves it can make things
-            worse (`docs/reward_bias.md`).
-        num_frozen_layers (`int`, *optional*, defaults to 0):
-            Leave the embeddings and the lowest layers of the model as they are, and compute no gradient for them. For
-            adapters there is `lora_num_layers`.
-        rating_low (`float`, *optional*), rating_high (`float`, *optional*):
-            Ends of the rating scale, for the calibration. Default: the lowest and the highest vote in the training
-            rows, or the lowest and highest mean rating where there are no votes.
-        card (`bool`, *optional*, defaults to `True`):
-            Measure what scores lean on besides people's judgement, and write `report.html` and `README.md`.
-        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
-            Write into `output_dir` even if it holds something other than an earlier run. Nothing is deleted.
-
     Raises:
         `ValueError`: if one of these is out of range, or `remove_unused_columns` would take away the lengths.
     """
@@ -75,17 +37,19 @@ class RewardConfig(trl.RewardConfig):
         metadata={"help": "Tokens of a text that are read; a longer one loses its beginning. null: all that fit."},
     )
     loss: str = field(
-        default=AUTO, metadata={"help": "The loss. Default: what fits the feedback.", "choices": [AUTO, *LOSSES]}
+        default=AUTO,
+        metadata={"help": "The loss. auto: the first that fits the feedback.", "choices": [AUTO, *LOSSES]},
     )
     loss_args: dict | None = field(
         default=None, metadata={"help": "Settings of the loss, such as {label_smoothing: 0.1}."}
     )
     passes: int = field(
         default=1,
-        metadata={"help": "Ratings under bradley_terry: use each text that often, each time against another one."},
+        metadata={"help": "Ratings under bradley_terry: use each text so often in an epoch, always against another."},
     )
     min_gap: float = field(
-        default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart, in rating units."}
+        default=0.5,
+        metadata={"help": "Ratings: compare texts at least this far apart, in training and in measuring."},
     )
     train_share: str = field(
         default="0:1",
@@ -93,15 +57,19 @@ class RewardConfig(trl.RewardConfig):
     )
     validation_split: str | None = field(
         default="validation",
-        metadata={"help": "Split that calibrates scores to ratings, and that eval_strategy evaluates on."},
+        metadata={
+            "help": "Split that calibrates scores to ratings, and that eval_strategy evaluates on. Without it scores "
+            "stay as they are, and the evaluation is on the test split."
+        },
     )
     debias: list[str] | None = field(
-        default=None, metadata={"help": "Take out of the scores what these explain: length, format, repetition."}
+        default=None,
+        metadata={"help": "Take out of the scores of each batch what these explain: length, format, repetition."},
     )
     balance_length: str | None = field(
         default=None,
         metadata={
-            "help": "Pairs: drop or weigh rows until the chosen text is as often the longer as the shorter one.",
+            "help": "Pairs: drop or weigh rows until the chosen text is as often the longer one, at every margin.",
             "choices": ["drop", "weigh"],
         },
     )
@@ -109,17 +77,25 @@ class RewardConfig(trl.RewardConfig):
         default=None, metadata={"help": "A column that tells groups, to which the model should be fair."}
     )
     group_penalty: float = field(
-        default=0.0, metadata={"help": "Ratings: cost of scores that are above the ratings for one group alone."}
+        default=0.0,
+        metadata={
+            "help": "Ratings under mse, mae, huber: cost of scores that are further above the ratings for one group "
+            "than for others. Where the ratings are skewed themselves it can make things worse."
+        },
     )
     num_frozen_layers: int = field(
-        default=0, metadata={"help": "Leave the embeddings and the lowest N layers as they are: faster, less memory."}
+        default=0,
+        metadata={
+            "help": "Leave the embeddings and the lowest N layers as they are: faster, less memory. For adapters "
+            "there is lora_num_layers."
+        },
     )
     rating_low: float | None = field(
         default=None,
-        metadata={"help": "Lower end of the rating scale. Default: the lowest vote in the training rows."},
+        metadata={"help": "Lower end of the rating scale. Default: the lowest vote, or mean rating, trained on."},
     )
     rating_high: float | None = field(
-        default=None, metadata={"help": "Upper end of the rating scale. Default: the highest vote."}
+        default=None, metadata={"help": "Upper end of the rating scale. Default: the highest of them."}
     )
     card: bool = field(
         default=True, metadata={"help": "Measure what scores lean on, and write report.html and README.md."}

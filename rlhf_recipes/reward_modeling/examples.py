@@ -27,7 +27,7 @@ from rlhf_recipes.data.preprocessing import normalize_text
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import readable_tokens
 from rlhf_recipes.modeling.reading import dialogue_text, joined, say_plain_reading
-from rlhf_recipes.modeling.text_ends import adds_eos, ended, ends_texts
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ended, ends_texts
 from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts

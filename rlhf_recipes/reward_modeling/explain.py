@@ -34,7 +34,9 @@ import torch
 from torch import Tensor
 
 from rlhf_recipes.imports import optional
+from rlhf_recipes.modeling.frozen import require_offsets
 from rlhf_recipes.modeling.reading import evaluating
+from rlhf_recipes.modeling.tokenizers.padding import embedding_rows
 from rlhf_recipes.report.heat import HeatMap, WordAttribution
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.texts import Text
@@ -114,11 +116,7 @@ def attribute(
 
 def _read(reward: LearnedReward, prompt: Text, completion: Text) -> tuple[str, list[int], list[tuple[int, int]]]:
     """What the reward model reads: the text, its token ids, and the characters that each stands for."""
-    if not reward.tokenizer.is_fast:
-        raise ValueError(
-            f"The tokenizer {reward.tokenizer.name_or_path!r} does not tell which characters a token stands for; only "
-            "fast tokenizers do. Give the model's fast tokenizer as processing_class."
-        )
+    require_offsets(reward.tokenizer)
     text, special = reward.render(prompt, completion)
     ids = reward.encode_text(text, special)
     limit = {"truncation": True, "max_length": reward.max_length} if reward.max_length is not None else {}
@@ -131,7 +129,7 @@ def _read(reward: LearnedReward, prompt: Text, completion: Text) -> tuple[str, l
 
 def _baseline_token(reward: LearnedReward, baseline: Baseline | None) -> int:
     tokenizer = reward.tokenizer
-    size = reward.model.get_input_embeddings().weight.shape[0]
+    size = embedding_rows(reward.model)
     tokens = {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id}
     if baseline is None:
         baseline = "pad" if tokens["mask"] is None else "mask"

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, Trainer
 from rlhf_recipes.hub import OF_REWARD_MODEL, push_run
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
-from rlhf_recipes.modeling.text_ends import adds_eos, ending_tokenizer
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ending_tokenizer
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.losses.base import Objective
@@ -30,9 +30,7 @@ def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
     already. Adapters on a quantized base are merged into the base as it is on disk, in `model_args.dtype`: its scores
     differ a little from those of the quantized model, and what is measured afterwards is the merged one.
     """
-    model: Any = trainer.model
-    if hasattr(model, "objective"):  # thresholds that were trained beside it; the settings say what they became
-        del model.objective
+    without_objective(trainer.model)
     folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
     stale = not isinstance(trainer.model, PeftModel) and (folder / "adapter_config.json").is_file()
     if stale and trainer.args.should_save:
@@ -45,6 +43,12 @@ def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
         trainer.accelerator.wait_for_everyone()
         trainer.model = _merged(trainer.model, folder, model_args, trainer.processing_class)
     trainer.save_model()
+
+
+def without_objective(model: Any) -> None:
+    """Take away thresholds that were trained beside the model; its settings say what they became."""
+    if hasattr(model, "objective"):
+        del model.objective
 
 
 def _merged(model: PeftModel, adapter: Path, model_args: ModelArguments, tokenizer: Any) -> PreTrainedModel:

@@ -20,13 +20,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from rlhf_recipes.data.chat import KWARGS, kwargs_of
+from rlhf_recipes.data.columns import prompts_of
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.modeling.reading import check_finite, model_outputs
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import STEP_BREAK, StepModel
 from rlhf_recipes.statistics import shared
-from rlhf_recipes.texts import Text, as_text, is_conversational
+from rlhf_recipes.texts import Text, as_text
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -37,24 +38,17 @@ Scorer = Callable[..., Sequence[float | None]]
 class Scored:
     """Rows of one split, and what a reward says of each of their completions.
 
-    Args:
-        kind (`str`): The format of the feedback, as in `rlhf_recipes.data.feedback`.
-        dataset ([`~datasets.Dataset`]): The rows that have a score.
-        scores (`list[list[float]]`): For each row the scores of its completions, in the order of the columns.
-        prompts (`list[str]`), completions (`list[list[str]]`): The same as plain text.
-        outputs (`dict[str, list[float]]`):
-            For each name of an output of the model its value for each row, where the model has several and rows have
-            one completion; else empty.
-        unscored (`int`): Rows that were left out, because the reward says nothing of one of their completions.
+    `outputs` has for each name of an output of the model its value for each row, where the model has several and rows
+    have one completion.
     """
 
     kind: Kind
-    dataset: Dataset
-    scores: list[list[float]]
-    prompts: list[str]
+    dataset: Dataset  # the rows that have a score
+    scores: list[list[float]]  # of the completions of each row, in the order of the columns
+    prompts: list[str]  # as plain text
     completions: list[list[str]]
     outputs: dict[str, list[float]]
-    unscored: int = 0
+    unscored: int = 0  # rows that were left out, because the reward says nothing of one of their completions
 
     def column(self, place: int) -> list[float]:
         """One score of each row: that of its completion, or with `place` 1 that of the rejected one. `(N,)`"""
@@ -101,7 +95,7 @@ def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Sc
         raise ValueError("Rows of the format 'steps' have a score for each step; call score_steps.")
     plain = dataset.with_format(None)
     lists = _completions(plain, kind)
-    prompts = _prompts(plain, lists)
+    prompts = prompts_of(plain, [text for own in lists for text in own])
     places: dict[str, int] = {}
     asked: list[tuple[Text, Text, dict[str, Any]]] = []
     index: list[list[int]] = []
@@ -141,7 +135,7 @@ def score_steps(model: StepModel, dataset: Dataset) -> Scored:
     """
     plain = dataset.with_format(None)
     lists: list[list[Text]] = list(plain["completions"])
-    prompts = _prompts(plain, lists)
+    prompts = prompts_of(plain, [text for own in lists for text in own])
     texts = [[as_text(step) for step in steps] for steps in lists]
     spans = []
     for steps in texts:
@@ -170,14 +164,6 @@ def _completions(dataset: Dataset, kind: Kind) -> list[list[Text]]:
     if kind in ("rankings", "best_worst"):
         return list(dataset["completions"])
     return [[text] for text in dataset["completion"]]
-
-
-def _prompts(dataset: Dataset, lists: Sequence[Sequence[Text]]) -> list[Text]:
-    """The prompts of the rows; where there is none, nothing, as text or as messages, whichever the completions are."""
-    first = next((own[0] for own in lists if own), "")
-    nothing: Text = [] if is_conversational(first) else ""
-    given = dataset["prompt"] if "prompt" in dataset.column_names else [None] * len(lists)
-    return [nothing if prompt is None else prompt for prompt in given]
 
 
 def _scores_of(
@@ -211,10 +197,8 @@ class Texts:
     def of(cls, dataset: Dataset, column: str) -> "Texts":
         """One column of completions with the prompts of the rows; with none, of text or messages as fits."""
         completions = list(dataset[column])
-        nothing: Text = [] if completions and is_conversational(completions[0]) else ""
-        prompts = list(dataset["prompt"]) if "prompt" in dataset.column_names else [nothing] * len(completions)
         kwargs = kwargs_of(dataset) if KWARGS in dataset.column_names else None
-        return cls([nothing if prompt is None else prompt for prompt in prompts], completions, kwargs)
+        return cls(prompts_of(dataset, completions), completions, kwargs)
 
     def plain(self) -> list[str]:
         """Prompt and completion as one plain text, for whatever does not read messages."""

@@ -29,10 +29,10 @@ from trl import RewardTrainer
 
 from rlhf_recipes.checkpoints import check_best_metric
 from rlhf_recipes.data.collators import FeedbackCollator, PairCollator
+from rlhf_recipes.modeling.cost.threads import best_thread_count
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import disable_dropout
-from rlhf_recipes.modeling.text_ends import ending_tokenizer
-from rlhf_recipes.modeling.threads import best_thread_count
+from rlhf_recipes.modeling.tokenizers.text_ends import ending_tokenizer
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.debias import group_penalty, residual_scores
 from rlhf_recipes.reward_modeling.examples import example_rows, pair_rows, rendered_by_template

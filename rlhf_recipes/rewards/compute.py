@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_recipes.modeling.flops import DecoderShape, completion_flops, decoder_shape, parameters_active
+from rlhf_recipes.modeling.cost.flops import DecoderShape, completion_flops, decoder_shape, parameters_active
 from rlhf_recipes.rewards.contract.checks import check_positive
 from rlhf_recipes.rewards.rules import Rule
 from rlhf_recipes.texts import Text

@@ -28,7 +28,7 @@ from rlhf_recipes.modeling.reading import (
     part_to_read,
     say_plain_reading,
 )
-from rlhf_recipes.modeling.text_ends import adds_eos, ended
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ended
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
 

@@ -49,12 +49,12 @@ def draw_pair(generator):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Bases without a head: an encoder and a decoder; ratings, pairs, and ratings from elsewhere."""
+    """Bases without a head: an encoder and a decoder; ratings and pairs."""
     folder, generator = tmp_path_factory.mktemp("ensemble"), random.Random(0)
     bert, llama = tiny_tokenizer("bert"), tiny_tokenizer("llama", chat_template=True)
     save_tiny(folder / "bert", tiny_classifier(bert).bert, bert)
     save_tiny(folder / "llama", tiny_causal_lm(llama), llama)
-    for name, draw in (("ratings", draw_rating), ("pairs", draw_pair), ("elsewhere", draw_rating)):
+    for name, draw in (("ratings", draw_rating), ("pairs", draw_pair)):
         for split, count in (("train", 96), ("validation", 20), ("test", 20)):
             write_rows(folder / name / f"{split}.jsonl", [draw(generator) for _ in range(count)])
     return folder
@@ -68,7 +68,7 @@ def command(place, out, data="ratings", base="bert", members=2):
 @pytest.mark.parametrize("base", ["bert", "llama"])
 def test_members_load_alone_and_together_with_the_scores_that_were_measured(main, place, base, tmp_path):
     out = tmp_path / "out"
-    main([*command(place, out, base=base), "--other_datasets", str(place / "elsewhere")])
+    main(command(place, out, base=base))
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 20
 
@@ -94,7 +94,6 @@ def test_members_load_alone_and_together_with_the_scores_that_were_measured(main
     accuracies = [report["scorers"][f"adapter_{index}"]["pairwise_accuracy"] for index in range(2)]
     assert metrics["member_accuracy"] == pytest.approx(np.mean(accuracies))
     assert metrics["pairwise_accuracy"] == pytest.approx(report["scorers"]["mean"]["pairwise_accuracy"])
-    assert [table["name"] for table in report["elsewhere"]] == ["test", "words shuffled", "elsewhere"]
     assert (out / "uncertainty.png").stat().st_size > 5000
     check_page(out, "pairwise_accuracy", "member_accuracy", says=("Uncertainty", "Texts: error by disagreement"))
     # The average is a model of its own, calibrated to ratings.
@@ -128,10 +127,10 @@ def test_plain_pairs_and_rows_of_their_own(main, place, tmp_path):
 
 def test_a_run_that_was_cut_short_goes_on_with_what_is_missing(main, place, tmp_path, capsys):
     out = tmp_path / "out"
-    main(command(place, out, members=3))
-    weights = [load_file(out / f"adapter_{index}/adapter_model.safetensors") for index in range(3)]
-    # As if it had been killed while it trained its second member: the third is not there, nor what comes after.
-    for name in ("adapter_1", "adapter_2", "average"):
+    main(command(place, out))
+    weights = [load_file(out / f"adapter_{index}/adapter_model.safetensors") for index in range(2)]
+    # As if it had been killed while it trained its second member: what comes after is not there.
+    for name in ("adapter_1", "average"):
         shutil.rmtree(out / name)
     (out / "ensemble.json").unlink()
     (out / ".adapter_1").mkdir()
@@ -139,16 +138,16 @@ def test_a_run_that_was_cut_short_goes_on_with_what_is_missing(main, place, tmp_
     with pytest.raises(FileNotFoundError, match="not finished: it has adapter_0, but"):
         SharedBaseEnsemble(out)
     kept = (out / "adapter_0/adapter_model.safetensors").stat().st_mtime_ns
-    main(command(place, out, members=3))
+    main(command(place, out))
     assert (out / "adapter_0/adapter_model.safetensors").stat().st_mtime_ns == kept
-    for index in range(3):
+    for index in range(2):
         assert equal(load_file(out / f"adapter_{index}/adapter_model.safetensors"), weights[index])
     assert not (out / ".adapter_1").exists()
     assert not (out / ".probe").exists()
-    # More members later: the three stay.
-    main(command(place, out, members=4))
+    # More members later: the two stay.
+    main(command(place, out, members=3))
     assert (out / "adapter_0/adapter_model.safetensors").stat().st_mtime_ns == kept
-    assert read(out, "ensemble.json")["members"] == 4
+    assert read(out, "ensemble.json")["members"] == 3
 
 
 def test_members_that_were_made_in_another_way_are_not_mixed_in(main, place, tmp_path):

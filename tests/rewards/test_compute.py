@@ -1,19 +1,15 @@
 import dataclasses
 import math
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaMLP
 
-from rlhf_recipes.modeling.flops import (
-    GATED,
-    MIXTURES,
-    PLAIN,
+from rlhf_recipes.modeling.cost.flops import (
+    KNOWN,
     DecoderShape,
     LayerShape,
     completion_flops,
@@ -26,6 +22,8 @@ from rlhf_recipes.rewards.loading import load_reward
 from tests.ppo.helpers import many_short_tokens, tiny_policy, trainer
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
+SMALL = DecoderShape(active_weights=432, head_weights=88, layers=(LayerShape(8),))
+
 # --- Operations ---------------------------------------------------------------------------------
 
 COMMON = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
@@ -36,6 +34,7 @@ GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions"
 OPT = {"vocab_size": 61, "hidden_size": 32, "ffn_dim": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
        "max_position_embeddings": 64}  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 # Tiny models of every kind that is known, grouped queries, own head sizes, windows and projections among them.
 TINY = {
     "gemma": COMMON | {"head_dim": 10},
@@ -92,21 +91,20 @@ def counted(model, prompt_tokens, completion_tokens):
 
 
 def test_operations_of_a_small_decoder_by_hand():
-    layer = LayerShape(heads=2, kv_heads=1, head_dim=4, mlp_size=10)
-    shape = DecoderShape(hidden_size=8, vocab_size=11, layers=(layer,))
     # Queries 8x8, keys and values 8x4 each, output 8x8, and an MLP of three 8x10: 432 weights, for 3 + 2 - 1 tokens.
     # The head of 8x11 for 2 tokens. Attention of 2 heads of 4 numbers, scores and values: 3 x 3 and 1 x 4 pairs.
-    assert completion_flops(shape, 3, 2) == 2 * 4 * 432 + 2 * 2 * 88 + 4 * 8 * (9 + 4) == 4224
+    by_hand = 2 * 4 * 432 + 2 * 2 * 88 + 4 * 8 * (9 + 4)
+    assert completion_flops(SMALL, 3, 2) == by_hand == 4224
+    numbers = {"hidden_size": 8, "vocab_size": 11, "num_hidden_layers": 1, "intermediate_size": 10, "pad_token_id": 0,
+               "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    assert decoder_shape(LlamaConfig(**numbers)) == SMALL
     # With a window of 3 the second token looks back on 3 tokens instead of 4.
-    narrow = dataclasses.replace(shape, layers=(dataclasses.replace(layer, window=3),))
+    narrow = dataclasses.replace(SMALL, layers=(LayerShape(8, window=3),))
     assert completion_flops(narrow, 3, 2) == 4224 - 4 * 8
-    # Without a gate there is one matrix of 8x10 less.
-    plain = dataclasses.replace(shape, layers=(dataclasses.replace(layer, gated=False),))
-    assert completion_flops(plain, 3, 2) == 4224 - 2 * 4 * 80
 
 
 def test_every_kind_that_is_known_is_counted_here():
-    assert set(TINY) == {*GATED, *PLAIN, *MIXTURES}
+    assert set(TINY) == set(KNOWN)
 
 
 FUSED = ("llama", "mistral", "gpt2", "qwen2_moe")
@@ -136,40 +134,18 @@ def test_projections_of_embeddings_are_left_out_where_there_are_none():
 def test_a_mixture_with_a_dense_layer_and_one_without_experts():
     model = tiny_model("qwen2_moe", mlp_only_layers=[1])
     assert completion_flops(model, 4, 3) == counted(model, 4, 3)
-    assert decoder_shape(model).layers[1].experts == 0
     model = tiny_model("qwen2_moe", num_experts=0)
     assert completion_flops(model, 4, 3) == counted(model, 4, 3)
     model = tiny_model("qwen2_moe", decoder_sparse_step=1)
-    assert [layer.experts for layer in decoder_shape(model).layers] == [4, 4, 4]
     assert completion_flops(model, 4, 3) == counted(model, 4, 3)
-
-
-def test_layers_may_differ():
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = LlamaMLP(SimpleNamespace(hidden_size=32, intermediate_size=12, mlp_bias=False,
-                                                         hidden_act="silu"))  # fmt: skip
-    whole = decoder_shape(model.config)
-    layers = list(whole.layers)
-    layers[1] = dataclasses.replace(layers[1], mlp_size=12)
-    assert completion_flops(dataclasses.replace(whole, layers=tuple(layers)), 5, 4) == counted(model, 5, 4)
-    del model.model.layers[2]
-    model.config.num_hidden_layers = 2
-    assert completion_flops(dataclasses.replace(whole, layers=tuple(layers[:2])), 5, 4) == counted(model, 5, 4)
-
-
-def test_a_config_may_say_what_differs_in_a_layer():
-    config = LlamaConfig(**COMMON, per_layer_config={1: {"intermediate_size": 12}})
-    assert [layer.mlp_size for layer in decoder_shape(config).layers] == [40, 12, 40]
 
 
 @pytest.mark.parametrize("window", [None, 50, 3])
 def test_a_long_completion_costs_the_sum_of_its_steps(window):
-    layer = LayerShape(heads=3, kv_heads=1, head_dim=5, mlp_size=7, window=window)
-    shape = DecoderShape(hidden_size=6, vocab_size=13, layers=(layer, layer))
-    weights = 6 * 5 * (2 * 3 + 2) + 3 * 6 * 7
-    total = 2 * (20 * 2 * weights + 4 * 15 * 400) + 2 * 6 * 13  # the prompt, and the first token
+    shape = DecoderShape(active_weights=732, head_weights=6 * 13, layers=(LayerShape(15, window),) * 2)
+    total = 2 * (20 * 2 * 366 + 4 * 15 * 400) + 2 * 6 * 13  # the prompt, and the first token
     for step in range(1, 10_000):
-        total += 2 * (2 * weights + 4 * 15 * min(20 + step, window or 10**9)) + 2 * 6 * 13
+        total += 2 * (2 * 366 + 4 * 15 * min(20 + step, window or 10**9)) + 2 * 6 * 13
     assert completion_flops(shape, 20, 10_000) == total
 
 
@@ -188,15 +164,13 @@ def test_a_kind_that_is_not_known_is_refused(kind):
         decoder_shape(AutoConfig.for_model(kind))
 
 
-def test_a_config_that_lacks_a_number_is_refused():
-    with pytest.raises(ValueError, match="type 'llama' has hidden_size None, but a whole number from 1 up"):
-        decoder_shape(SimpleNamespace(model_type="llama"))
-    with pytest.raises(ValueError, match="has intermediate_size None"):
-        decoder_shape(SimpleNamespace(model_type="qwen3", hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+def test_what_is_no_config_of_a_decoder_is_refused():
     config = LlamaConfig(**COMMON)
     config.layer_types = ["full_attention", "linear_attention", "full_attention"]
     with pytest.raises(ValueError, match="Layer 1 is of type 'linear_attention'"):
         decoder_shape(config)
+    with pytest.raises(ValueError, match=r"what differs in them \(per_layer_config\): give a DecoderShape"):
+        decoder_shape(LlamaConfig(**COMMON, per_layer_config={1: {"intermediate_size": 12}}))
     with pytest.raises(ValueError, match="a folder, a model id, a transformers config or a model with one, not as 7"):
         decoder_shape(7)
     with pytest.raises(FileNotFoundError, match=r"No model at './nowhere'"):
@@ -213,7 +187,7 @@ def test_of_a_model_that_reads_images_the_language_model_counts():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", [*GATED, *PLAIN])
+@pytest.mark.parametrize("kind", [kind for kind in KNOWN if kind not in MIXTURES])
 def test_parameters_of_a_dense_model_are_all_that_it_has(kind, tied):
     model = tiny_model(kind, tie_word_embeddings=tied)
     everything = sum(parameter.numel() for parameter in model.parameters())
@@ -271,7 +245,7 @@ def test_parameters_of_anything_else():
 
 # --- Costs as rewards ---------------------------------------------------------------------------
 
-SMALL = DecoderShape(8, 11, (LayerShape(heads=2, kv_heads=1, head_dim=4, mlp_size=10),))
+
 ROWS = {
     "prompts": ["The film", "It was bad, but", "What a"],
     "completions": [" is", " good", ""],

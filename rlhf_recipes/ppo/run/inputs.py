@@ -22,7 +22,7 @@ from rlhf_recipes.modeling.loading import (
     load_policy,
     load_policy_tokenizer,
 )
-from rlhf_recipes.modeling.tokenizers import ends_of, fit_model
+from rlhf_recipes.modeling.tokenizers.padding import ends_of, fit_model
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.run.shared_tokenizer import SharedTokenizerReward
 from rlhf_recipes.ppo.run.tables import FIGURES, TEXTS

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
-from rlhf_recipes.modeling.memory import memory_line
+from rlhf_recipes.modeling.cost.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision

@@ -41,7 +41,8 @@ def average_models(
     weights: Sequence[float] | None = None,
     processing_class: str | Path | PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """Average reward models, and save one that loads like any other. Two models are in memory at most.
+    """Average reward models, save one that loads like any other, and return its folder. Two models are in memory at
+    most.
 
     Args:
         folders (`Sequence` of `str` or `Path`):
@@ -55,9 +56,6 @@ def average_models(
         processing_class (*optional*):
             The tokenizer, or where it lies. Default: that of the first model.
 
-    Returns:
-        `Path`: the folder.
-
     Raises:
         `FileNotFoundError`: if there is no model where a path points.
         `ValueError`: if there are fewer than two, or they do not fit: another architecture, other parameters or
@@ -66,22 +64,31 @@ def average_models(
     shares = _shares(folders, weights)
     settings = _same_settings(folders)
     tokenizer = own_tokenizer(processing_class, check_model_path(str(folders[0])))
-    total: Any = None
+    total: dict[str, Tensor] = {}
+    first: Any = None
     for folder, share in zip(folders, shares, strict=True):
         model = place_model(AutoModelForSequenceClassification, folder, "cpu", "float32", False)
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
-        _check_finite(model.state_dict(), folder)
-        if processing_class is None:
-            _check_vocabulary(tokenizer, own_tokenizer(None, check_model_path(str(folder))), folders[0], folder)
-        if total is None:
-            total = model
-            _scale(total.state_dict(), share)
+        table = model.state_dict()
+        _check_finite(table, folder)
+        if first is None:
+            first, facts = model.config, _facts(model)
         else:
-            _check_fit(total, model, folders[0], folder)
-            _add(total.state_dict(), model.state_dict(), share, folder)
+            if processing_class is None:
+                _check_vocabulary(tokenizer, own_tokenizer(None, check_model_path(str(folder))), folders[0], folder)
+            _check_fit(facts, _facts(model), folders[0], folder)
+        for name, tensor in table.items():
+            if tensor.is_floating_point():
+                total[name] = total.get(name, 0.0) + share * tensor
+            elif not torch.equal(total.setdefault(name, tensor), tensor):
+                raise ValueError(
+                    f"The numbers {name} of {folder} are not those of the first model, and cannot be averaged."
+                )
+    model.load_state_dict(total)
+    model.config = first
     target = Path(output_dir)
-    total.save_pretrained(str(target))
+    model.save_pretrained(str(target))
     tokenizer.save_pretrained(str(target))
     settings.save(target)
     return target
@@ -96,12 +103,7 @@ def concatenate_adapters(
     than one of them until it is merged.
 
     Args:
-        folders (`Sequence` of `str` or `Path`): Two or more adapter folders.
-        output_dir (`str` or `Path`): Gets the adapter, and `reward_config.json` without a calibration.
-        weights (`Sequence[float]`, *optional*): As in [`average_models`].
-
-    Returns:
-        `Path`: the folder.
+        folders, output_dir, weights: As in [`average_models`], with folders of adapters, and the result an adapter.
 
     Raises:
         `ValueError`: if there are fewer than two, they are no LoRA, have different bases or parameters, adapt by more
@@ -130,7 +132,9 @@ def concatenate_adapters(
         elif any(part in name.split(".") for part in SECOND):
             merged[name] = torch.cat(parts, dim=1)
         else:
-            _check_shapes(name, parts, folders)
+            for folder, part in zip(folders, parts, strict=True):
+                shapes = (tuple(parts[0].shape), tuple(part.shape))
+                _check_shape(name, *shapes, folders[0], folder, "the models have different outputs")
             merged[name] = sum(share * x for share, x in zip(shares, parts, strict=True))  # type: ignore[assignment]
     rank = sum(config.r for config in configs)
     target = Path(output_dir)
@@ -165,23 +169,24 @@ def _same_settings(folders: Sequence[str | Path]) -> RewardModelSettings:
     return found[0]
 
 
-def _check_fit(one: Any, other: Any, first: str | Path, second: str | Path) -> None:
-    pairs = {
-        "class": (type(one).__name__, type(other).__name__),
-        "labels": (one.config.id2label, other.config.id2label),
-    }
-    for what, (a, b) in pairs.items():
-        if a != b:
-            raise ValueError(
-                f"{first} has the {what} {a} and {second} {b}: weights of different models do not average."
-            )
-    shapes, others = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (one, other))
-    for name in sorted(shapes.keys() | others.keys()):
-        if shapes.get(name) != others.get(name):
-            raise ValueError(
-                f"The weights {name} have the shape {shapes.get(name, 'none')} in {first} and "
-                f"{others.get(name, 'none')} in {second}: weights of different models do not average."
-            )
+def _facts(model: Any) -> dict[str, Any]:
+    """What models must have alike, so that their weights average: class, labels, and shapes by name."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {"class": type(model).__name__, "labels": model.config.id2label, **shapes}
+
+
+def _check_fit(one: Mapping[str, Any], other: Mapping[str, Any], first: str | Path, second: str | Path) -> None:
+    do_not = "weights of different models do not average"
+    for what in ("class", "labels"):
+        if one[what] != other[what]:
+            raise ValueError(f"{first} has the {what} {one[what]} and {second} {other[what]}: {do_not}.")
+    for name in sorted(one.keys() | other.keys()):
+        _check_shape(name, one.get(name, "none"), other.get(name, "none"), first, second, do_not)
+
+
+def _check_shape(name: str, one: Any, other: Any, first: str | Path, second: str | Path, why: str) -> None:
+    if one != other:
+        raise ValueError(f"The weights {name} have the shape {one} in {first} and {other} in {second}: {why}.")
 
 
 def _check_vocabulary(
@@ -198,39 +203,6 @@ def _check_finite(table: Mapping[str, Tensor], folder: str | Path) -> None:
     for name, tensor in table.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"The weights {name} of {folder} hold NaN or infinity. Train it anew, or leave it out.")
-
-
-def _check_shapes(name: str, parts: Sequence[Tensor], folders: Sequence[str | Path]) -> None:
-    for folder, part in zip(folders, parts, strict=True):
-        if part.shape != parts[0].shape:
-            raise ValueError(
-                f"The weights {name} have the shape {tuple(parts[0].shape)} in {folders[0]} and "
-                f"{tuple(part.shape)} in {folder}: the models have different outputs."
-            )
-
-
-@torch.no_grad()
-def _scale(table: Mapping[str, Tensor], share: float) -> None:
-    for tensor in _apart(table):
-        tensor.mul_(share)
-
-
-@torch.no_grad()
-def _add(total: Mapping[str, Tensor], table: Mapping[str, Tensor], share: float, folder: str | Path) -> None:
-    for name, tensor in total.items():
-        if not tensor.is_floating_point() and not torch.equal(tensor, table[name]):
-            raise ValueError(
-                f"The numbers {name} of {folder} are not those of the first model, and cannot be averaged."
-            )
-    names = {id(tensor): name for name, tensor in total.items()}
-    for tensor in _apart(total):
-        tensor.add_(table[names[id(tensor)]].to(tensor.dtype), alpha=share)
-
-
-def _apart(table: Mapping[str, Tensor]) -> list[Tensor]:
-    """The tensors of numbers, each once: two names may stand for one, as with tied embeddings."""
-    places = {tensor.data_ptr(): tensor for tensor in table.values() if tensor.is_floating_point()}
-    return list(places.values())
 
 
 def _lora_config(folder: str | Path) -> LoraConfig:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.outputs import write_json, write_jsonl
@@ -36,12 +35,9 @@ from rlhf_recipes.reward_modeling.ensemble.measure import (
     error_by_disagreement,
     pair_calibration,
     read_rows,
-    shuffled_words,
-    spread_table,
 )
 from rlhf_recipes.reward_modeling.evaluation.figures import rating_errors
 from rlhf_recipes.reward_modeling.evaluation.measure import Known, evaluate, rating_scale
-from rlhf_recipes.reward_modeling.examples import load_feedback
 from rlhf_recipes.reward_modeling.scored import kind_of
 from rlhf_recipes.reward_modeling.splits import Splits
 from rlhf_recipes.rewards.combine.ensemble import reduced
@@ -57,7 +53,6 @@ from rlhf_recipes.rewards.learned import LearnedReward
 logger = logging.getLogger(__name__)
 UNCERTAINTY_FILE = "uncertainty.json"
 AVERAGE_FOLDER = "average"
-HOME, SHUFFLED = "test", "words shuffled"
 REDUCTIONS = ("mean", "min", "mean_minus_std", "mean_minus_variance")
 
 
@@ -65,10 +60,7 @@ def finish_ensemble(folder: str | Path, count: int, splits: Splits, args: Reward
     """Standardize the members on the validation rows, calibrate them where there are ratings, and write
     `ensemble.json`.
 
-    Without validation rows the training rows are used, 2,000 at most.
-
-    Returns:
-        [`~rlhf_recipes.reward_modeling.ensemble.measure.Read`]: those rows, as the members have read them.
+    Without validation rows the training rows are used, 2,000 at most. What the members said of them is returned.
 
     Raises:
         `ValueError`: if a member gives all texts the same score.
@@ -102,7 +94,7 @@ def _calibrate(folder: str | Path, read: Read, ratings: Sequence[float], scale: 
 
 
 def measure_ensemble(
-    folder: str | Path, splits: Splits, args: RewardConfig, others: Sequence[str] = (), held_out: Read | None = None
+    folder: str | Path, splits: Splits, args: RewardConfig, held_out: Read | None = None
 ) -> tuple[Metrics, Metrics]:
     """Measure a finished ensemble on the test rows, and write `uncertainty.json` and `predictions.jsonl`.
 
@@ -110,7 +102,6 @@ def measure_ensemble(
         folder (`str` or `Path`): As `recipes/reward_ensemble.py` writes it; a model in `average/` is measured too.
         splits ([`~rlhf_recipes.reward_modeling.splits.Splits`]): The test rows are measured on.
         args ([`RewardConfig`]): `min_gap`, the rating scale and the batch size are used.
-        others (`Sequence[str]`): Datasets on whose test split the disagreement is measured too.
         held_out ([`~rlhf_recipes.reward_modeling.ensemble.measure.Read`], *optional*): Rows of ratings that the mean
             of the members is fitted to, as [`finish_ensemble`] gives them. Without, there are no errors in units of
             the rating.
@@ -123,7 +114,6 @@ def measure_ensemble(
         - `error`: correlation of disagreement and distance from the rating; that distance by tenth of disagreement.
         - `pairs`: accuracy of the mean by third of the members' disagreement over a pair, and where all agree.
         - `calibration`: ECE, Brier score and log loss of P(better) by each member and by their mean.
-        - `elsewhere`: disagreement on test texts, on the same with their words shuffled, and on the other datasets.
     """
     size = args.per_device_eval_batch_size
     ensemble = SharedBaseEnsemble(folder, scale="none", batch_size=size)
@@ -148,7 +138,6 @@ def measure_ensemble(
         report |= _orders(test, scores, asked)
         report["pairs"], report["calibration"] = by_disagreement(asked, z), pair_calibration(asked, test.raw)
         flat = evaluate(test.with_scores(scores["mean"]), known).flat | flat | _flat(report)
-    report["elsewhere"] = _elsewhere(ensemble, test, z, others, args.min_gap)
     write_json(Path(folder) / UNCERTAINTY_FILE, report)
     write_jsonl(Path(folder) / "predictions.jsonl", _predictions(test, z))
     return flat, report
@@ -180,45 +169,17 @@ def _orders(test: Read, scores: dict[str, Floats], asked: Comparisons) -> Metric
     """The accuracy of each scorer, and how much better it is than a member alone (mean over them), pair by pair."""
     right = {name: asked.right(own) for name, own in scores.items()}
     alone = np.mean([own for name, own in right.items() if name.startswith("adapter_")], axis=0)
-    gains = {f"gain {name}": own - alone for name, own in right.items() if not name.startswith("adapter_")}
-    found = asked.means(right) | asked.means(gains, low=-1.0)
-    scorers: Metrics = {
-        name: {"pairwise_accuracy": found[name][0], "pairwise_accuracy_ci95": found[name][1], "pairs": len(alone)}
-        for name in scores
-    }
-    if test.scored.kind == "ratings":
-        for name, own in scores.items():
+    scorers: Metrics = {}
+    gain: Metrics = {"member_accuracy": float(alone.mean())}
+    for name, own in scores.items():
+        accuracy, ends = asked.mean(right[name])
+        scorers[name] = {"pairwise_accuracy": accuracy, "pairwise_accuracy_ci95": ends, "pairs": len(alone)}
+        if test.scored.kind == "ratings":
             errors = rating_errors(test.by_row(own), list(test.scored.dataset["score"]))
             scorers[name] |= {key: errors[key] for key in ("pearson", "pearson_ci95")}
-    gain: Metrics = {"member_accuracy": float(alone.mean())}
-    for name in gains:
-        gain[name.removeprefix("gain ")], gain[f"{name.removeprefix('gain ')}_ci95"] = found[name]
+        if not name.startswith("adapter_"):
+            gain[name], gain[f"{name}_ci95"] = asked.mean(right[name] - alone, low=-1.0)
     return {"scorers": scorers, "gain": gain}
-
-
-def _elsewhere(
-    ensemble: SharedBaseEnsemble, test: Read, z: Floats, others: Sequence[str], min_gap: float
-) -> list[Metrics]:
-    """Disagreement at home, and on what the members were not trained for."""
-    at_home = z.std(axis=0)
-    tables = [spread_table(HOME, at_home)]
-    plain = [place for place, text in enumerate(test.completions) if isinstance(text, str)]
-    if plain:
-        shuffled = [shuffled_words(str(test.completions[place])) for place in plain]
-        spread = ensemble.members([test.prompts[place] for place in plain], shuffled, "standard").std(axis=0)
-        tables.append(spread_table(SHUFFLED, spread, at_home))
-    for name in others:
-        rows = load_feedback(DataArguments(dataset_name=name), "test")
-        read = read_rows(ensemble.members, rows, kind_of(rows))
-        own = ensemble.scaled(read.raw, "standard")
-        table = spread_table(Path(name).name, own.std(axis=0), at_home)
-        asked = comparisons(read, min_gap)
-        if asked is not None:
-            table["pairwise_accuracy"] = float(asked.right(own.mean(axis=0)).mean())
-            table["member_accuracy"] = float(np.mean([asked.right(member).mean() for member in own]))
-            table["pairs"] = by_disagreement(asked, own)
-        tables.append(table)
-    return tables
 
 
 def _predictions(read: Read, z: Floats) -> list[Metrics]:
@@ -260,9 +221,6 @@ def describe_ensemble(metrics: Metrics, report: Metrics) -> str:
         )
     if report.get("error"):
         lines.append(f"Disagreement and error of a text: rank correlation {report['error']['spearman'] or 0:.3f}")
-    for table in report["elsewhere"]:
-        above = f"   above a test text {table['above_test']:.2f} of the time" if "above_test" in table else ""
-        lines.append(f"  disagreement on {table['name']:<20} {table['disagreement']:.3f}{above}")
     lines.append(f"{metrics['members']} members, {metrics['seconds']:.0f} s, {metrics['peak_memory_gb']:.1f} GB")
     return "\n".join(lines)
 

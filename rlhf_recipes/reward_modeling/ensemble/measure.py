@@ -4,8 +4,7 @@ Everything here takes scores of K members for U texts, `(K, U)`, and pairs of th
 better. Intervals are 95% intervals over texts, or over rows where texts come in pairs or lists.
 """
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,11 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from rlhf_recipes.data.feedback.formats import Kind
-from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.reward_modeling.evaluation.comparisons import best_worst_quality
 from rlhf_recipes.reward_modeling.evaluation.figures import calibration, pair_probabilities, rating_errors
 from rlhf_recipes.reward_modeling.evaluation.metrics import log_loss
 from rlhf_recipes.reward_modeling.scored import Scored, score_rows
-from rlhf_recipes.statistics import Units, mean_with_interval
+from rlhf_recipes.statistics import Units
 from rlhf_recipes.texts import Text, as_text
 
 Floats = NDArray[np.float64]
@@ -31,18 +29,12 @@ BLOCK = 100_000  # pairs
 
 @dataclass(frozen=True)
 class Read:
-    """The texts of one split, each once, and what the members say of them.
+    """The texts of one split, each once, and what the members say of them."""
 
-    Args:
-        scored ([`~rlhf_recipes.reward_modeling.scored.Scored`]): The rows, with places of texts instead of scores.
-        prompts (`list` of length U), completions (`list` of length U): The texts.
-        raw (`(K, U)`): Scores as the models give them.
-    """
-
-    scored: Scored
-    prompts: list[Text]
-    completions: list[Text]
-    raw: Floats
+    scored: Scored  # the rows, with places of texts instead of scores
+    prompts: list[Text]  # (U,)
+    completions: list[Text]  # (U,)
+    raw: Floats  # (K, U)  scores as the models give them
 
     @property
     def places(self) -> list[list[int]]:
@@ -65,13 +57,7 @@ class Read:
 
 
 def read_rows(members: Any, rows: Dataset, kind: Kind) -> Read:
-    """Score every text of some rows once.
-
-    Args:
-        members (callable): From prompts and completions to `(K, U)`.
-        rows ([`~datasets.Dataset`]): Any feedback but steps.
-        kind (`str`): Its format.
-    """
+    """Score every text of feedback (not steps) once; `members` go from prompts and completions to `(K, U)`."""
     asked: list[tuple[list[Text], list[Text]]] = []
 
     def places(prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
@@ -85,39 +71,21 @@ def read_rows(members: Any, rows: Dataset, kind: Kind) -> Read:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """P pairs of texts of which people say which is better.
+    """P pairs of texts of which people say which is better."""
 
-    Args:
-        better (`(P,)`), worse (`(P,)`): Places of the texts.
-        units (`(U,)`): What intervals are over: the text itself, or the row that it is in.
-    """
-
-    better: NDArray[np.int64]
-    worse: NDArray[np.int64]
-    units: NDArray[np.int64]
+    better: NDArray[np.int64]  # (P,)  places of the texts
+    worse: NDArray[np.int64]  # (P,)
+    units: NDArray[np.int64]  # (U,)  what intervals are over: the text itself, or the row that it is in
 
     def right(self, scores: Floats) -> Floats:
         """1 where the better text has the higher score, 0.5 where both have the same. `(U,) -> (P,)`"""
         return 0.5 + 0.5 * np.sign(scores[self.better] - scores[self.worse])
 
-    def means(
-        self, columns: Mapping[str, Floats], groups: Mapping[str, NDArray[np.bool_]] | None = None, low: float = 0.0
-    ) -> Metrics:
-        """Mean over the pairs of each column `(P,)`, or of one column over each group of pairs, with its interval.
-
-        Values lie between `low` and 1.
-
-        Returns:
-            `dict[str, tuple]`: for each name the mean and its interval; `None` of a group without pairs.
-        """
-        single = next(iter(columns.values()))
-        if groups is None:
-            return {name: self._mean(values, low) for name, values in columns.items()}
-        return {name: self._mean(single[group], low, group) for name, group in groups.items()}
-
-    def _mean(
-        self, values: Floats, low: float, rows: NDArray[np.bool_] | None = None
+    def mean(
+        self, values: Floats, low: float = 0.0, rows: NDArray[np.bool_] | None = None
     ) -> tuple[float | None, list[float] | None]:
+        """Mean of values of pairs, or of those `rows` of the pairs, from `low` to 1, with its interval; `None` without
+        a pair."""
         if not len(values):
             return None, None
         sides = np.stack([self.units[self.better], self.units[self.worse]])
@@ -172,13 +140,8 @@ def comparisons(read: Read, min_gap: float = 0.5) -> Comparisons | None:
 def by_disagreement(asked: Comparisons, z: Floats, parts: int = 3) -> Metrics:
     """Accuracy of the mean over pairs, from those on which the members agree most to those where least.
 
-    The disagreement over a pair is the standard deviation, over the members, of the difference of its two scores. The
-    level of a member cancels out.
-
-    Args:
-        asked ([`Comparisons`]): The pairs.
-        z (`(K, U)`): Standardized scores.
-        parts (`int`, *optional*, defaults to 3): How many parts of equally many pairs.
+    The disagreement over a pair is the standard deviation, over the members, of the difference of its two standardized
+    scores `z` `(K, U)`. The level of a member cancels out. There are `parts` of equally many pairs.
 
     Returns:
         `dict`: `parts`, a list of `from`, `to` (disagreement), `accuracy`, `accuracy_ci95`, `pairs`; `unanimous` and
@@ -202,11 +165,11 @@ def by_disagreement(asked: Comparisons, z: Floats, parts: int = 3) -> Metrics:
     closest[order[: int((~agree).sum())]] = True
     groups = {str(index): part == index for index in range(parts)}
     groups |= {"unanimous": agree, "divided": ~agree, "closest": closest}
-    found = asked.means({"mean": asked.right(mean)}, groups)
-    tables = {
-        name: {"accuracy": found[name][0], "accuracy_ci95": found[name][1], "pairs": int(group.sum())}
-        for name, group in groups.items()
-    }
+    right = asked.right(mean)
+    tables = {}
+    for name, group in groups.items():
+        accuracy, ends = asked.mean(right[group], rows=group)
+        tables[name] = {"accuracy": accuracy, "accuracy_ci95": ends, "pairs": int(group.sum())}
     return {
         "parts": [
             {"from": float(edges[index]), "to": float(edges[index + 1]), **tables[str(index)]}
@@ -222,10 +185,7 @@ def pair_calibration(asked: Comparisons, raw: Floats, most: int = PAIRS_FOR_ECE,
     """How far P(better) is from what happens: `sigma(r_k - r_k')` of each member (Bradley and Terry 1952), and for the
     ensemble the mean of these probabilities, on the same pairs.
 
-    Args:
-        asked ([`Comparisons`]): The pairs; of more than `most`, that many are drawn.
-        raw (`(K, U)`): Scores as the models give them, as logits.
-        most (`int`, *optional*, defaults to 5000), seed (`int`, *optional*, defaults to 0): Of the draw.
+    Of more than `most` pairs, that many are drawn. `raw` `(K, U)` are scores as the models give them, as logits.
 
     Returns:
         `dict`: for `adapter_0`, ... and `ensemble` `ece`, `ece_ci95`, `brier`, `log_loss`; for `mean_of_members` the
@@ -257,14 +217,10 @@ def pair_calibration(asked: Comparisons, raw: Floats, most: int = PAIRS_FOR_ECE,
 def error_by_disagreement(spread: Floats, error: Floats, parts: int = 10) -> Metrics:
     """Whether texts on which members disagree are those that the ensemble gets wrong.
 
-    Args:
-        spread (`(N,)`): Standard deviation of the members.
-        error (`(N,)`): Distance of the ensemble from the truth.
-        parts (`int`, *optional*, defaults to 10): Parts of equally many texts, from little to much disagreement.
-
     Returns:
-        `dict`: `spearman` and `pearson` of the two, with intervals, and `parts`, a list of `disagreement`, `error` and
-        `texts`, means of each part.
+        `dict`: `spearman` and `pearson` of the standard deviation of the members and the distance of the ensemble from
+        the truth `(N,)`, with intervals, and of `parts` of equally many texts, from little to much disagreement, the
+        means `disagreement` and `error`, and `texts`.
     """
     found = rating_errors(spread, error)
     order = np.array_split(np.argsort(spread, kind="stable"), min(parts, len(spread)))
@@ -274,31 +230,3 @@ def error_by_disagreement(spread: Floats, error: Floats, parts: int = 10) -> Met
             for rows in order
         ]
     }
-
-
-def shuffled_words(text: str, seed: int = 0) -> str:
-    """The words of a text in another order: what it says is gone, and its words and length are not."""
-    words = text.split()
-    random.Random(f"{seed}:{text}").shuffle(words)
-    return " ".join(words)
-
-
-def spread_table(name: str, spread: Floats, at_home: Floats | None = None) -> Metrics:
-    """Mean disagreement, and how often it is above that of a test text: 0.5 where the two are alike."""
-    mean, ends = mean_with_interval(spread)
-    table: Metrics = {
-        "name": name,
-        "texts": len(spread),
-        "disagreement": mean,
-        "disagreement_ci95": ends,
-        "quantiles": np.quantile(spread, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist(),
-    }
-    if at_home is not None:
-        table["above_test"], table["above_test_ci95"] = area_above(spread, at_home)
-    return table
-
-
-def area_above(high: Floats, low: Floats) -> tuple[float, list[float] | None]:
-    """Area under the ROC curve: how often one of `high` is above one of `low`, with its interval over both."""
-    found = compare_all(np.concatenate([high, low]), [1.0] * len(high) + [0.0] * len(low), 1.0)
-    return found.share, found.interval()

@@ -29,7 +29,7 @@ CHOOSES = "score"  # the name of the reward that chooses, in curves, tables and 
 
 
 def choice_probabilities(scores: ArrayLike, sizes: Sequence[int]) -> Floats:
-    """How likely each candidate is the best of n that are drawn without replacement, `(len(sizes), N)`.
+    """How likely each of N candidates is the best of n that are drawn without replacement, `(len(sizes), N)`.
 
     A candidate with `b` candidates strictly below it, of `e` that share its score (itself among them), is chosen with
 
@@ -37,10 +37,6 @@ def choice_probabilities(scores: ArrayLike, sizes: Sequence[int]) -> Floats:
 
     since the best score of a subset is that of the group with the chance that all n are up to it, less the chance that
     all are below it, and those that share it are chosen alike. With distinct scores it is `C(b, n - 1) / C(N, n)`.
-
-    Args:
-        scores (`ArrayLike` of shape `(N,)`): What chooses.
-        sizes (`Sequence[int]`): The n, each from 1 to N.
 
     Raises:
         `ValueError`: if a score is missing or not finite, or a size is not from 1 to N.
@@ -61,15 +57,11 @@ def choice_probabilities(scores: ArrayLike, sizes: Sequence[int]) -> Floats:
 
 
 def expected_best(scores: ArrayLike, sizes: Sequence[int], values: ArrayLike | None = None) -> Floats:
-    """Mean value of the best of n over all subsets of the N candidates, `(len(sizes),)`.
+    """Mean value of the best of n by score over all subsets of the N candidates, `(len(sizes),)`.
 
     It is the unbiased estimator of what the best of n fresh candidates is worth, and has the least variance of those
     that look at the candidates without regard to their order (WebGPT, arXiv 2112.09332, uses it for best-of-n curves).
-
-    Args:
-        scores (`ArrayLike` of shape `(N,)`): What chooses.
-        sizes (`Sequence[int]`): The n, each from 1 to N.
-        values (`ArrayLike` of shape `(N,)`, *optional*): What the choice is worth. Default: the scores.
+    `values` is what the choice is worth, by default its score.
 
     Raises:
         `ValueError`: as [`choice_probabilities`], and if lengths differ.
@@ -123,14 +115,10 @@ def kl_of_choice(n: int, logprob: ArrayLike) -> Floats:
     It is exact in that case and, since answers that are put together are told apart no better, an upper bound in every
     other one. It is never above [`kl_bound`], and equals it as `q` goes to 0. Taken at the answer that was chosen, as
     Beirami et al. do in section 4 (arXiv 2401.01879), it is an estimate and no longer a bound, because what was chosen
-    need not be the best answer there is.
-
-    Args:
-        n (`int`): Candidates, 1 or more.
-        logprob (`ArrayLike`): `log q`, 0 or less, of the answer's tokens at the temperature of the sampling.
+    need not be the best answer there is. `logprob` is `log q`, of the answer's tokens at the temperature of the
+    sampling.
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; it must be 1 or more.")
+    bound = kl_bound(n)
     log_q = np.minimum(np.asarray(logprob, dtype=np.float64), 0.0)
     q = np.exp(log_q)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -140,7 +128,7 @@ def kl_of_choice(n: int, logprob: ArrayLike) -> Floats:
         # For the least likely answers q is 0 in floating point, and (1 - r^n) / q its limit, n.
         ratio = np.where(q > 0, np.log(taken) - log_q, math.log(n))
         others = np.where(rest > 0, rest * (math.log(n) + (n - 1) * log_r - (n - 1) / n), 0.0)
-    return np.minimum(taken * ratio + others, kl_bound(n))  # above it by rounding alone
+    return np.minimum(taken * ratio + others, bound)  # above it by rounding alone
 
 
 # --- the curve -------------------------------------------------------------------------------------------
@@ -208,28 +196,21 @@ def _worth(
     lists: Mapping[str, Sequence[Floats]], used: Sequence[int], sizes: Sequence[int]
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Of every series what the choice is worth `(B, 1 + n)`, n = 1 first, and the mean of what its own would be."""
-    chances = [choice_probabilities(lists[CHOOSES][prompt], [1, *sizes]) for prompt in used]
-    worth = {
-        name: np.stack([chance @ of_all[prompt] for chance, prompt in zip(chances, used, strict=True)])
-        for name, of_all in lists.items()
-    }
-    ceilings = {
-        name: np.stack([expected_best(of_all[prompt], sizes) for prompt in used]).mean(axis=0)
-        for name, of_all in lists.items()
-    }
+    worth, ceilings = {}, {}
+    for name, of_all in lists.items():
+        of_score = [expected_best(lists[CHOOSES][prompt], [1, *sizes], of_all[prompt]) for prompt in used]
+        worth[name] = np.stack(of_score)
+        ceilings[name] = np.mean([expected_best(of_all[prompt], sizes) for prompt in used], axis=0)
     return worth, ceilings
 
 
 def _mean_kl(
     scores: Sequence[Floats], logprobs: Sequence[ArrayLike], used: Sequence[int], sizes: Sequence[int]
 ) -> list[float]:
-    means = []
-    for n in sizes:
-        of_prompts = [
-            (choice_probabilities(scores[prompt], [n])[0] * kl_of_choice(n, logprobs[prompt])).sum() for prompt in used
-        ]
-        means.append(float(np.mean(of_prompts)))
-    return means
+    def of_prompt(n: int, prompt: int) -> float:
+        return float(choice_probabilities(scores[prompt], [n])[0] @ kl_of_choice(n, logprobs[prompt]))
+
+    return [float(np.mean([of_prompt(n, prompt) for prompt in used])) for n in sizes]
 
 
 def _rows(
@@ -312,10 +293,7 @@ def curve_metrics(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def draw_curve(curve: Sequence[Mapping[str, Any]], path: str | Path, titles: Mapping[str, str] | None = None) -> Path:
     """Draw every series over n, side by side and each on its own scale, with 95% intervals, as PNG.
 
-    Args:
-        curve (`Sequence[Mapping]`): From [`best_of_n_curve`].
-        path (`str` or `Path`): The file.
-        titles (`Mapping[str, str]`, *optional*): What stands above each panel, instead of the name.
+    Above each panel stands the name of the series, or the title that it is given.
     """
     from matplotlib.ticker import MaxNLocator
 

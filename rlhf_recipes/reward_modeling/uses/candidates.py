@@ -8,7 +8,7 @@ a dataset column  [prompt,] completions (a list), perhaps with gold values: sear
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import answered, kwargs_of
-from rlhf_recipes.data.columns import is_blank, require_columns
+from rlhf_recipes.data.columns import is_blank, prompts_of, require_columns
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.decoders import check_ids
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
@@ -35,27 +35,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of B prompts, B lists of them; every list beside them has the same shape.
+    """The candidates of B prompts, B lists of them; every list beside them has the same shape."""
 
-    Args:
-        prompts (`list`): Texts or messages; `""` for texts without a prompt.
-        completions (`list[list]`): The candidates.
-        columns (`Mapping[str, list]`): What else the dataset says of each prompt, for rewards.
-        ids (`list[list[list[int]]]`, *optional*): Token ids, the end-of-sequence token kept.
-        logprobs (`list[list[float]]`, *optional*): Log-probability of each under the policy, in nats.
-        gold (`list[list[float]]`, *optional*): What people say of each.
-        alone (`int`): How many prompts have a single candidate, so that there is nothing to choose.
-    """
-
-    prompts: list[Text]
+    prompts: list[Text]  # (B,)  texts or messages; "" for texts without a prompt
     completions: list[list[Text]]
-    columns: Mapping[str, list[Any]] = field(default_factory=dict)
-    ids: list[list[list[int]]] | None = None
-    logprobs: list[list[float]] | None = None
-    gold: list[list[float]] | None = None
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)  # what else is said of each prompt, for rewards
+    ids: list[list[list[int]]] | None = None  # token ids, the end-of-sequence token kept
+    logprobs: list[list[float]] | None = None  # of each under the policy, in nats
+    gold: list[list[float]] | None = None  # what people say of each
 
     @property
     def alone(self) -> int:
+        """How many prompts have a single candidate, so that there is nothing to choose."""
         return sum(len(of_prompt) == 1 for of_prompt in self.completions)
 
     def __len__(self) -> int:
@@ -105,9 +96,10 @@ def generate_candidates(
             bar.update(len(part))
     decoded = tokenizer.batch_decode(ids, skip_special_tokens=True)
     asked, texts = answered([prompts[row] for row, _ in order], decoded)
-    prompts = asked[::count]
     columns = {name: list(dataset[name]) for name in dataset.column_names if name != "prompt"}
-    return Candidates(prompts, _by(count, texts), columns, _by(count, ids), _by(count, logprobs))
+    lists = (_in_lists(values, [count] * len(prompts)) for values in (texts, ids, logprobs))
+    candidates, their_ids, their_logprobs = lists
+    return Candidates(asked[::count], candidates, columns, their_ids, their_logprobs)
 
 
 @torch.no_grad()
@@ -119,8 +111,9 @@ def _logprobs(policy: Any, written: "Written", temperature: float) -> list[float
     return per_token.masked_fill(written.mask == 0, 0.0).double().sum(dim=1).tolist()
 
 
-def _by(count: int, values: Sequence[Any]) -> list[list[Any]]:
-    return [list(values[start : start + count]) for start in range(0, len(values), count)]
+def _in_lists(values: Iterable[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    left = iter(values)
+    return [[next(left) for _ in range(size)] for size in sizes]
 
 
 def given_candidates(
@@ -135,7 +128,6 @@ def given_candidates(
     A column `logprobs`, as in what [`candidate_rows`] gives, says that they are samples of a policy, and how likely.
 
     Args:
-        dataset ([`~datasets.Dataset`]): The rows.
         column (`str`, *optional*): Lists of texts, or of messages.
         prompt_column (`str`, *optional*): What they answer. Rows need none; of search results it is the query.
         gold_column (`str`, *optional*): Lists of numbers, one for each candidate: how good it is.
@@ -160,9 +152,7 @@ def given_candidates(
     blank = sum(is_blank(text, column, row) for row, of_row in enumerate(completions) for text in of_row)
     if blank:
         logger.warning("%d candidates are empty or blank, as a policy may be; they are scored as they stand.", blank)
-    nothing: Text = [] if is_conversational(completions[0][0]) else ""
-    has_prompt = prompt_column in plain.column_names
-    prompts = [value if value is not None else nothing for value in plain[prompt_column]] if has_prompt else None
+    prompts = prompts_of(plain, completions[0], prompt_column)
     gold = None if gold_column is None else _beside(list(plain[gold_column]), completions, gold_column)
     logprobs = _beside(list(plain["logprobs"]), completions, "logprobs") if "logprobs" in plain.column_names else None
     ids = None
@@ -173,7 +163,7 @@ def given_candidates(
         ]
     names = [name for name in plain.column_names if name not in (*wanted, prompt_column, "logprobs")]
     columns = {name: list(plain[name]) for name in names}
-    return Candidates(prompts or [nothing] * len(completions), completions, columns, ids, logprobs, gold)
+    return Candidates(prompts, completions, columns, ids, logprobs, gold)
 
 
 def _beside(values: Sequence[Any], completions: Sequence[Sequence[Text]], column: str) -> list[list[float]]:
@@ -202,10 +192,7 @@ class Scored:
 def score_candidates(rewards: WeightedSum, candidates: Candidates, chunk_size: int = 256) -> Scored:
     """The value of every candidate; those of one list are in one call, because some rewards compare them.
 
-    Args:
-        rewards ([`~rlhf_recipes.rewards.WeightedSum`]): From `load_rewards`.
-        candidates ([`Candidates`]): What is scored.
-        chunk_size (`int`, *optional*, defaults to 256): About how many rows a reward is given at a time.
+    A reward is given about `chunk_size` rows at a time.
 
     Raises:
         `RewardError`: if a reward fails, or applies to no candidate of a row; it names the row.
@@ -226,14 +213,10 @@ def score_candidates(rewards: WeightedSum, candidates: Candidates, chunk_size: i
         rows=owner,
         completion_ids=None if candidates.ids is None else [ids for of_prompt in candidates.ids for ids in of_prompt],
     )
-    lists: list[list[int]] = [[] for _ in candidates.prompts]
-    for number, row in enumerate(owner):
-        lists[row].append(number)
-    parts = score_in_chunks(rewards, sample, lists, chunk_size)
-    return Scored(
-        _shaped(rewards.totals(parts, progress=1.0), candidates),
-        {name: _shaped(values, candidates) for name, values in rewards.per_row(parts).items()},
-    )
+    sizes = [len(of_prompt) for of_prompt in candidates.completions]
+    parts = score_in_chunks(rewards, sample, _in_lists(range(len(owner)), sizes), chunk_size)
+    by_name = {name: _in_lists(values, sizes) for name, values in rewards.per_row(parts).items()}
+    return Scored(_in_lists(rewards.totals(parts, progress=1.0), sizes), by_name)
 
 
 def score_in_chunks(
@@ -277,11 +260,6 @@ def _chunks(sample: "Sample", groups: Sequence[Sequence[int]], size: int, apart:
         prompts.add(prompt)
     if chunk:
         yield chunk
-
-
-def _shaped(values: Sequence[Any], candidates: Candidates) -> list[list[Any]]:
-    left: Iterator[Any] = iter(values)
-    return [[next(left) for _ in of_prompt] for of_prompt in candidates.completions]
 
 
 def judged(judges: WeightedSum | None, candidates: Candidates) -> dict[str, list[list[float]]]:
@@ -351,9 +329,7 @@ def candidate_rows(
 def pair_rows(candidates: Candidates, scored: Scored, min_gap: float = 0.0) -> tuple[list[Row], int]:
     """The best against the worst candidate of each prompt, as rows of preferences for DPO.
 
-    Args:
-        candidates ([`Candidates`]), scored ([`Scored`]): As above.
-        min_gap (`float`, *optional*, defaults to 0): Least difference of the two scores. Equal scores never pair.
+    The two scores differ by `min_gap` at least; equal scores never pair.
 
     Returns:
         `tuple[list[dict], int]`: rows of `prompt`, `chosen`, `rejected`, `chosen_score` and `rejected_score`, and how
@@ -369,15 +345,8 @@ def pair_rows(candidates: Candidates, scored: Scored, min_gap: float = 0.0) -> t
         best, worst = (choose(range(len(scores)), key=scores.__getitem__) for choose in (max, min))
         gap = scores[best] - scores[worst]
         if gap > 0 and gap >= min_gap and json.dumps(completions[best]) != json.dumps(completions[worst]):
-            rows.append(
-                {
-                    "prompt": prompt,
-                    "chosen": completions[best],
-                    "rejected": completions[worst],
-                    "chosen_score": scores[best],
-                    "rejected_score": scores[worst],
-                }
-            )
+            sides = {"chosen": completions[best], "rejected": completions[worst]}
+            rows.append({"prompt": prompt, **sides, "chosen_score": scores[best], "rejected_score": scores[worst]})
     left_out = len(candidates) - len(rows)
     if left_out:
         logger.info("%d of %d prompts give no pair: the candidates are alike.", left_out, len(candidates))

@@ -56,45 +56,33 @@ class DoubtArguments:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What rewards say of N rows; of pairs the difference, first less second.
+    """What rewards say of N rows; of pairs the difference, first less second."""
 
-    Args:
-        x (`(N,)`): The weighted sum; of an ensemble the weighted mean. NaN for a row with a blank text.
-        members (`(K, N)`): Each reward by itself.
-        scores (`list[(N,)]`): The sum, or mean, of each side of the rows.
-    """
+    x: Floats  # (N,)  the weighted sum, of an ensemble the weighted mean; NaN for a row with a blank text
+    members: Floats  # (K, N)  each reward by itself
+    scores: list[Floats]  # (N,) each  the sum, or mean, of each side of the rows
 
-    x: Floats
-    members: Floats
-    scores: list[Floats]
-
-    def __getitem__(self, rows: Sequence[int]) -> "Evidence":
-        return Evidence(self.x[rows], self.members[:, rows], [side[rows] for side in self.scores])
+    @property
+    def of_pairs(self) -> bool:
+        """Whether rows have two sides."""
+        return len(self.scores) == 2
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What is said of N rows, and how surely.
+    """What is said of N rows, and how surely; `(N,)` each."""
 
-    `probability` `(N,)` is the chance that the text is good, or the first of the pair better; `confidence` the larger
-    of it and its complement. `agreement` is the share of the members on that side, `spread` their standard deviation.
-    """
-
-    probability: Floats
-    confidence: Floats
-    agreement: Floats
-    spread: Floats
+    probability: Floats  # the chance that the text is good, or the first of the pair better
+    confidence: Floats  # the larger of it and its complement
+    agreement: Floats  # share of the members on that side
+    spread: Floats  # standard deviation of the members
 
 
 def verdicts(evidence: Evidence, method: Method, curve: Sigmoid) -> Verdicts:
     """Turn scores into probabilities.
 
-    Args:
-        evidence ([`Evidence`]): What the rewards say.
-        method (`str`):
-            `"fitted"` and `"sigmoid"` read the probability off the curve; `"agreement"` is the share of the members
-            that lie beyond the curve's boundary, one that lies on it counting half.
-        curve ([`~rlhf_recipes.reward_modeling.uses.thresholds.Sigmoid`]): From scores to probabilities.
+    `"fitted"` and `"sigmoid"` read the probability off the curve; `"agreement"` is the share of the members that lie
+    beyond the curve's boundary, one that lies on it counting half.
     """
     good = (0.5 + 0.5 * np.sign(evidence.members - curve.boundary)).mean(axis=0)
     probability = good if method == "agreement" else curve(evidence.x)
@@ -126,18 +114,17 @@ def curve_for(
     evidence: Evidence, labels: Mapping[int, float], rows: Sequence[int], method: Method, decision_threshold: float
 ) -> Sigmoid:
     """From scores to probabilities: fitted to rows, or `sigma(score - decision_threshold)`, of pairs `sigma(x)`."""
-    pairs = len(evidence.scores) == 2
     if method != "fitted":
-        return Sigmoid(1.0, 0.0 if pairs else -decision_threshold)
+        return Sigmoid(1.0, 0.0 if evidence.of_pairs else -decision_threshold)
     used = [row for row in rows if not np.isnan(evidence.x[row])]
     if not used:
         raise ValueError("There are no labelled rows to fit probabilities to. Give more, or another fit_share.")
-    return Sigmoid.fit(evidence.x[used], [labels[row] for row in used], pairs=pairs)
+    return Sigmoid.fit(evidence.x[used], [labels[row] for row in used], pairs=evidence.of_pairs)
 
 
 @dataclass(frozen=True)
 class Held:
-    """Labelled rows to look at a threshold on: `confidence`, `right`, `groups` `(M,)`, of `total` rows."""
+    """Labelled rows to look at a threshold on; `(M,)` each, of `total` rows."""
 
     confidence: Floats
     right: Floats
@@ -152,14 +139,10 @@ def held_out(
     min_agreement: float = 0.0,
     groups: Sequence[int] | None = None,
 ) -> Held:
-    """How sure the model is of labelled rows, and whether it is right; refused and undecided rows count in `total`.
+    """How sure the model is of those `rows` that have labels (from 0 to 1), and whether it is right.
 
-    Args:
-        found ([`Verdicts`]): On the labelled rows.
-        labels (`Mapping[int, float]`): From 0 to 1, by row.
-        rows (`Sequence[int]`): Which of them are looked at.
-        min_agreement (`float`, *optional*, defaults to 0): Below it rows are refused.
-        groups (`Sequence[int]`, *optional*): Of each row, which others it hangs together with. Default: none.
+    Rows below `min_agreement` are refused; they and undecided ones count in `total`. `groups` says of each row which
+    others it hangs together with.
 
     Raises:
         `ValueError`: if no row is left.
@@ -196,16 +179,13 @@ def reasons(found: Verdicts, threshold: float, min_agreement: float = 0.0) -> li
 
 @dataclass(frozen=True)
 class Line:
-    """How probabilities are made, and the confidence below which nothing is said.
-
-    `choice` says why, where the threshold was chosen, and `curve` what others would bring on labelled rows.
-    """
+    """How probabilities are made, and the confidence below which nothing is said."""
 
     method: Method
     sigmoid: Sigmoid
     threshold: float
-    choice: Choice | None = None
-    curve: Sequence[Point] = ()
+    choice: Choice | None = None  # where the threshold was chosen
+    curve: Sequence[Point] = ()  # what others would bring on labelled rows
 
     def __str__(self) -> str:
         if self.choice is None:
@@ -230,32 +210,26 @@ class Line:
 
 @dataclass(frozen=True)
 class Known:
-    """Labelled rows: what the rewards say, the labels by row, which rows are for fitting, and for looking, and of each
-    which others it hangs together with, such as those of its prompt.
-    """
+    """Labelled rows."""
 
     evidence: Evidence
-    labels: Mapping[int, float]
+    labels: Mapping[int, float]  # by row
     for_fitting: Sequence[int]
     for_looking: Sequence[int]
-    groups: Sequence[int] | None = None
+    groups: Sequence[int] | None = None  # which rows hang together, such as those of a prompt
 
 
 def draw_line(args: DoubtArguments, evidence: Evidence, known: Known | None) -> Line:
     """Settle how sure is sure enough.
 
-    Args:
-        args ([`DoubtArguments`]): What is wanted.
-        evidence ([`Evidence`]): Of the rows to be labelled. Their confidences, and no labels, say which thresholds are
-            tried for a guarantee.
-        known ([`Known`], *optional*): Labelled rows. Where nothing is fitted, all of them are looked at.
+    The confidences of the rows to be labelled, and no labels, say which thresholds are tried for a guarantee. Where
+    nothing is fitted, all labelled rows are looked at.
 
     Raises:
         `ValueError`: if labels are needed and there are none, if all rows are fitted to and a guarantee is asked for,
             or no threshold will do.
     """
-    pairs = len(evidence.scores) == 2
-    method = choose_method(args.confidence, pairs, known is not None)
+    method = choose_method(args.confidence, evidence.of_pairs, known is not None)
     if known is None:
         return Line(method, curve_for(evidence, {}, [], method, args.decision_threshold), args.threshold)
     fit_rows, rows = known.for_fitting, known.for_looking

@@ -21,8 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, Value
 
-from rlhf_recipes.data.columns import is_blank, require_columns
-from rlhf_recipes.data.feedback.formats import FeedbackSettings
+from rlhf_recipes.data.columns import is_blank, prompts_of, require_columns
 from rlhf_recipes.data.feedback.read import convert, normalize
 from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.data.loading import load_rows, sample_rows
@@ -31,10 +30,11 @@ from rlhf_recipes.outputs import write_jsonl
 from rlhf_recipes.reward_modeling.examples import in_share
 from rlhf_recipes.reward_modeling.uses.candidates import score_in_chunks
 from rlhf_recipes.reward_modeling.uses.confidence import Evidence, Known, Method, Verdicts, is_right
+from rlhf_recipes.reward_modeling.uses.thresholds import coverage_curve
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.table import Sample
-from rlhf_recipes.statistics import Floats, linked, ratio_interval
-from rlhf_recipes.texts import Text, as_text, is_conversational
+from rlhf_recipes.statistics import Floats, linked
+from rlhf_recipes.texts import Text, as_text
 
 logger = logging.getLogger(__name__)
 LabelAs = Literal["unpaired", "ratings", "pairs"]
@@ -80,14 +80,9 @@ def sides_of(dataset: Dataset) -> tuple[str, ...]:
 
 
 def evidence_of(rewards: WeightedSum, dataset: Dataset, ensemble: bool = False, chunk_size: int = 256) -> Evidence:
-    """Score the texts of a dataset.
+    """Score the texts or pairs of a dataset, about `chunk_size` rows at a time.
 
-    Args:
-        rewards ([`~rlhf_recipes.rewards.WeightedSum`]): From `load_rewards`.
-        dataset ([`~datasets.Dataset`]): Texts or pairs, with a column `prompt` or none.
-        ensemble (`bool`, *optional*, defaults to `False`):
-            Whether the rewards are members that measure the same on the same scale: then their weighted mean counts.
-        chunk_size (`int`, *optional*, defaults to 256): About how many rows a reward is given at a time.
+    Of an `ensemble`, whose members measure the same on the same scale, the weighted mean counts instead of the sum.
 
     Raises:
         `ValueError`: if a weight of an ensemble is not above 0, or a member says nothing of a row.
@@ -112,10 +107,9 @@ def evidence_of(rewards: WeightedSum, dataset: Dataset, ensemble: bool = False, 
         members.append(parts)
     if np.isnan(members[0][:, there]).any() and ensemble:
         raise ValueError("A member of the ensemble says nothing of some rows; each must apply to every row.")
-    pairs = len(sides) == 2
-    return Evidence(
-        scores[0] - scores[1] if pairs else scores[0], members[0] - members[1] if pairs else members[0], scores
-    )
+    if len(sides) == 1:
+        return Evidence(scores[0], members[0], scores)
+    return Evidence(scores[0] - scores[1], members[0] - members[1], scores)
 
 
 def warn_of_ratings(rewards: WeightedSum, method: Method) -> None:
@@ -136,17 +130,11 @@ def _scored(
     rewards: WeightedSum, dataset: Dataset, texts: Sequence[Text], there: Sequence[int], chunk_size: int
 ) -> tuple[Floats, Floats]:
     """Weighted sum `(N,)` and each reward `(K, N)`; NaN where there is no text, or a reward does not apply."""
-
-    nothing: Text = [] if is_conversational(texts[there[0]]) else ""
-    prompts: list[Any] = list(dataset["prompt"]) if "prompt" in dataset.column_names else [None] * len(dataset)
+    rows = dataset.select(there)
     used = {"prompt", *(name for side in SIDES for name in side)}
-    sample = Sample(
-        [nothing if prompts[row] is None else prompts[row] for row in there],
-        [texts[row] for row in there],
-        {name: [values[row] for row in there] for name in dataset.column_names if name not in used
-         for values in [list(dataset[name])]},
-        list(there),
-    )  # fmt: skip
+    columns = {name: list(rows[name]) for name in rows.column_names if name not in used}
+    asked = [texts[row] for row in there]
+    sample = Sample(prompts_of(rows, asked), asked, columns, list(there))
     # Which rows are in one call says nothing here, so that a reward that compares completions has none to compare.
     parts = score_in_chunks(rewards, sample, [[row] for row in range(len(there))], chunk_size)
     totals, by_reward = np.full(len(texts), np.nan), np.full((len(rewards.names), len(texts)), np.nan)
@@ -159,9 +147,7 @@ def _scored(
 # --- labels that there are -------------------------------------------------------------------------------
 
 
-def known_labels(
-    dataset: Dataset, decision_threshold: float, settings: FeedbackSettings | None = None
-) -> dict[int, float]:
+def known_labels(dataset: Dataset, decision_threshold: float) -> dict[int, float]:
     """What people say of rows that are labelled, from 0 to 1, by the number of the row.
 
     Texts: `label`; or whether `score` is at least the threshold; or clicks and dwell times, as `data.feedback`
@@ -171,19 +157,18 @@ def known_labels(
     Raises:
         `ValueError`: if the rows hold no such labels.
     """
-    settings = settings or FeedbackSettings()
     numbered = dataset.with_format(None).add_column(ROW, list(range(len(dataset))))
-    kind = recognize(numbered, settings.format).kind
+    kind = recognize(numbered).kind
     if kind in ("pairs", "votes"):
-        clean = normalize(numbered, settings)[0]
+        clean = normalize(numbered)[0]
         if kind == "votes":
             sides = zip(clean["chosen_votes"], clean["rejected_votes"], strict=True)
             labels = [chosen / (chosen + rejected) for chosen, rejected in sides]
         else:
             labels = list(clean["target"]) if "target" in clean.column_names else [1.0] * len(clean)
     else:
-        options = {"threshold": decision_threshold} if kind == "ratings" else {}
-        clean = convert(numbered, "unpaired", settings, **options)[0]
+        options: dict[str, Any] = {"threshold": decision_threshold} if kind == "ratings" else {}
+        clean = convert(numbered, "unpaired", **options)[0]
         labels = list(clean["label"])
     return {int(row): float(label) for row, label in zip(clean[ROW], labels, strict=True)}
 
@@ -240,14 +225,12 @@ def accuracy_of(
     rows = sorted(labels)
     right, places = is_right(found.probability[rows], [labels[row] for row in rows])
     spoken = [why[rows[place]] is None for place in places]
-    labelled = right[spoken]
-    groups = groups_of(dataset)[0]
+    labelled, groups = right[spoken], groups_of(dataset)[0]
     figures: dict[str, Any] = {"accuracy_rows": len(labelled), "accuracy": None, "accuracy_ci95": None}
     if len(labelled):
-        of_group = np.unique([groups[rows[place]] for place, said in zip(places, spoken, strict=True) if said],
-                             return_inverse=True)[1]  # fmt: skip
-        interval = ratio_interval(np.bincount(of_group, labelled), np.bincount(of_group)) or [0.0, 1.0]
-        figures |= {"accuracy": float(labelled.mean()), "accuracy_ci95": interval}
+        of_labelled = [groups[rows[place]] for place, said in zip(places, spoken, strict=True) if said]
+        (point,) = coverage_curve(np.ones(len(labelled)), labelled, groups=of_labelled)
+        figures |= {"accuracy": point.accuracy, "accuracy_ci95": point.interval}
     return figures | {"accuracy_of_all": float(right.mean()) if len(right) else None}
 
 

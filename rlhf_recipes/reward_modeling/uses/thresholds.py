@@ -6,7 +6,6 @@ Wiener 2010, "On the Foundations of Noise-free Selective Classification", JMLR 1
 labelled sample shows one against the other, and picks a threshold for a wanted accuracy ([`pick_threshold`]).
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
+from scipy.special import betaincinv, expit
 
-from rlhf_recipes.imports import optional
 from rlhf_recipes.statistics import Floats, Spread, numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
-EXTRA = {"needed_by": "Selective labelling", "extra": "feedback"}
-UNSEEN = (
-    6  # groups that count as seen for a bound: with it, no kind of groups that was tried breaks a promise too often
-)
+# Groups that count as seen for a bound: with it, no kind of groups that was tried breaks a promise too often.
+UNSEEN = 6
 STEPS = 20  # thresholds that are tried for a guarantee
 MOST_POINTS = 200  # of a curve that is written down
 
@@ -52,7 +47,7 @@ class Sigmoid:
             raise ValueError(f"{self} gives no probabilities: both must be finite, and the scale above 0.")
 
     def __call__(self, x: ArrayLike) -> Floats:
-        return 0.5 * (1.0 + np.tanh(0.5 * (self.scale * np.asarray(x, dtype=np.float64) + self.offset)))
+        return np.asarray(expit(self.scale * np.asarray(x, dtype=np.float64) + self.offset))
 
     @property
     def boundary(self) -> float:
@@ -69,14 +64,16 @@ class Sigmoid:
         do not make the model infinitely sure.
 
         Args:
-            x (`ArrayLike` of shape `(N,)`): Scores; of pairs, differences of the two.
-            labels (`ArrayLike` of shape `(N,)`): 1 or 0, or the chance of 1.
+            x (`(N,)`): Scores; of pairs, differences of the two.
+            labels (`(N,)`): 1 or 0, or the chance of 1.
             pairs (`bool`, *optional*, defaults to `False`): Whether rows are pairs, whose order means nothing.
 
         Raises:
             `ValueError`: if lengths differ, a label is not from 0 to 1, labels are of one class (texts), or labels do
                 not rise with the scores.
         """
+        from sklearn.linear_model import LogisticRegression  # takes seconds
+
         x, y = _matching(x, labels, "scores")
         good, bad = (len(y), len(y)) if pairs else (y.sum(), (1 - y).sum())
         if min(good, bad) == 0:
@@ -88,8 +85,7 @@ class Sigmoid:
         # scikit-learn takes classes: every row stands there twice, as good and as bad, with its share as weight.
         spread = float(np.abs(x).max()) or 1.0
         columns = np.concatenate([x, x])[:, None] / spread
-        linear_model = optional("sklearn.linear_model", package="scikit-learn", **EXTRA)
-        model = linear_model.LogisticRegression(C=1e12, fit_intercept=not pairs, tol=1e-10, max_iter=10_000)
+        model = LogisticRegression(C=1e12, fit_intercept=not pairs, tol=1e-10, max_iter=10_000)
         classes = np.repeat([1, 0], len(x))
         model.fit(columns, classes, sample_weight=np.concatenate([target, 1 - target]))
         scale = float(model.coef_[0, 0]) / spread
@@ -161,8 +157,7 @@ def coverage_curve(
     """Accuracy against coverage, one point for each different confidence, from the surest rows on to all.
 
     Args:
-        confidence (`ArrayLike` of shape `(N,)`): How sure the model is of each row.
-        right (`ArrayLike` of shape `(N,)` of `bool`): Whether it is right.
+        confidence (`(N,)`), right (`(N,)` of `bool`): How sure the model is of each row, and whether it is right.
         total (`int`, *optional*): What coverage is a share of, where rows were refused beforehand. Default: N.
         groups (`Sequence[int]` of length N, *optional*): Which rows hang together. Default: none.
 
@@ -176,38 +171,38 @@ def coverage_curve(
     order = np.argsort(-c, kind="stable")
     ends = np.flatnonzero(np.append(c[order][1:] != c[order][:-1], True))  # rows of one confidence go together
     counts, hits = ends + 1, np.cumsum(r[order])[ends]
-    spreads = _spreads(r[order], order.tolist() if groups is None else [groups[row] for row in order])
+    spreads = _spreads(r[order], order if groups is None else np.asarray(groups)[order], ends)
     return [
-        Point(float(c[order][end]), float(count / total), int(count), int(hit), float(hit / count), spreads[end])
-        for end, count, hit in zip(ends, counts, hits, strict=True)
+        Point(float(c[order][end]), float(count / total), int(count), int(hit), float(hit / count), spread)
+        for end, count, hit, spread in zip(ends, counts, hits, spreads, strict=True)
     ]
 
 
-def _spreads(right: Floats, groups: Sequence[int]) -> list[Spread]:
-    """Of the accuracy of the first row, of the first two, ...: as `Units.spread`, with sums kept up to date."""
-    own: dict[int, tuple[float, float]] = {}  # of each group its right rows and its rows
-    squares = np.zeros(3)  # over groups: right^2, right rows, rows^2
-    hits, spreads = 0.0, []
-    for count, (hit, group) in enumerate(zip(right.tolist(), groups, strict=True), start=1):
-        a, n = own.get(group, (0.0, 0.0))
-        b, m = own[group] = a + hit, n + 1
-        squares += [b * b - a * a, b * m - a * n, m * m - n * n]
-        hits += hit
-        p, units = hits / count, len(own)
-        variance = max(float(squares @ [1, -2 * p, p * p]), 0.0) / count**2 * units / max(units - 1, 1)
-        spreads.append(Spread(variance, 0.0, units, count**2 / float(squares[2]), units == count, units < count))
-    return spreads
+def _spreads(right: Floats, groups: NDArray[Any], ends: NDArray[np.int64]) -> list[Spread]:
+    """Of the accuracy of the rows up to each of the ends: as `Units.spread`, out of running sums."""
+    import pandas as pd  # takes half a second
+
+    of_group = pd.Series(right).groupby(groups)
+    hits, rows = of_group.cumsum().to_numpy(), of_group.cumcount().to_numpy() + 1.0  # of the row's group so far
+    before = hits - right, rows - 1
+    moved = [hits**2 - before[0] ** 2, hits * rows - before[0] * before[1], rows**2 - before[1] ** 2]
+    squares, units = np.cumsum(moved, axis=1)[:, ends], np.cumsum(rows == 1)[ends]
+    count = ends + 1.0
+    p = np.cumsum(right)[ends] / count
+    missed = np.maximum(squares[0] - 2 * p * squares[1] + p**2 * squares[2], 0.0)
+    variance, equal = missed / count**2 * units / np.maximum(units - 1, 1), count**2 / squares[2]
+    return [
+        Spread(float(v), 0.0, int(u), float(e), bool(u == n), bool(u < n))
+        for v, u, e, n in zip(variance, units, equal, count, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class Choice:
     """A threshold, what it does to the sample it was chosen on, and what is sure of it.
 
-    Args:
-        point ([`Point`]): On the labelled sample.
-        wanted (`float`): The accuracy that was asked for.
-        guarantee (`float`): With which probability it holds; 0 where only the sample was asked.
-        bound (`float`, *optional*): The accuracy that holds with it.
+    `wanted` is the accuracy that was asked for, `guarantee` the probability with which it holds (0 where only the
+    sample was asked), `bound` the accuracy that holds with it.
     """
 
     point: Point
@@ -254,13 +249,12 @@ def pick_threshold(
     thresholds looks better than it is, so expect somewhat less on fresh rows.
 
     Args:
-        confidence (`ArrayLike` of shape `(N,)`), right (`ArrayLike` of shape `(N,)`):
-            As in [`coverage_curve`]. For a guarantee, the confidence must not have been fitted to these rows.
+        confidence, right, total, groups: As in [`coverage_curve`]. For a guarantee, the confidence must not have been
+            fitted to these rows.
         wanted (`float`): Above 0 and below 1, or 1 without a guarantee.
         guarantee (`float`, *optional*, defaults to 0.95): From 0 to below 1.
         grid (`ArrayLike`, *optional*): Confidences of rows without labels, such as those to be labelled. Default: the
             sample's own.
-        total (`int`, *optional*), groups (`Sequence[int]`, *optional*): As in [`coverage_curve`].
 
     Raises:
         `ValueError`: if no threshold will do. It says what can be had.
@@ -281,25 +275,25 @@ def pick_threshold(
             )
         return Choice(good[-1], wanted, guarantee, None)
     points = _at(_quantiles(confidence if grid is None else grid, curve[-1], wanted, 1 - guarantee), curve)
-    return _tested(points, curve[-1], wanted, guarantee)
-
-
-def _tested(points: Sequence[Point], whole: Point, wanted: float, guarantee: float) -> Choice:
-    """The last of the points, strictest first, that passes before one does not."""
     bounds = [point.bound(1 - guarantee) for point in points]
     failed = next((place for place, bound in enumerate(bounds) if bound < wanted), len(points))
-    if failed:
-        return Choice(points[failed - 1], wanted, guarantee, bounds[failed - 1])
-    seen = (
-        f" Of the {points[0].rows} surest ones {points[0].right} are right, which allows {bounds[0]:.4f}."
-        if points
-        else ""
+    if not failed:
+        raise _nothing_passes(points[:1], bounds[:1], curve[-1], wanted, guarantee)
+    return Choice(points[failed - 1], wanted, guarantee, bounds[failed - 1])
+
+
+def _nothing_passes(
+    first: Sequence[Point], bounds: Sequence[float], whole: Point, wanted: float, guarantee: float
+) -> ValueError:
+    seen = "".join(
+        f" Of the {point.rows} surest ones {point.right} are right, which allows {bound:.4f}."
+        for point, bound in zip(first, bounds, strict=True)
     )
     rows, more = f"{whole.rows} labelled rows", "labelled rows"
     if not whole.spread.alone:
         rows += f" in {whole.spread.units} groups (rows of one prompt, or with a text in common)"
         more = "labelled rows of other prompts"
-    raise ValueError(
+    return ValueError(
         f"{rows} cannot guarantee an accuracy of {wanted:g} with probability {guarantee:g}.{seen} Want less, give "
         f"more {more} or a better reward model, or set guarantee to 0, for what they show and no more."
     )
@@ -309,7 +303,7 @@ def _quantiles(grid: ArrayLike, whole: Point, wanted: float, delta: float) -> li
     """The confidences that 5%, 10% ... of the grid reach, highest first, from where enough of the rows will be."""
     ordered = np.sort(numbers(grid, "confidences of the grid"))[::-1]
     enough = 3 * math.log(delta) / math.log(wanted) if wanted < 1 else math.inf
-    enough = min(enough, whole.spread.units) if not whole.spread.alone else enough
+    enough = enough if whole.spread.alone else min(enough, whole.spread.units)
     steps = [step for step in range(1, STEPS + 1) if whole.rows * step / STEPS >= enough]
     thresholds = [float(ordered[max(math.ceil(len(ordered) * step / STEPS) - 1, 0)]) for step in steps]
     return list(dict.fromkeys(thresholds))
@@ -317,12 +311,8 @@ def _quantiles(grid: ArrayLike, whole: Point, wanted: float, delta: float) -> li
 
 def _at(thresholds: Sequence[float], curve: Sequence[Point]) -> list[Point]:
     """The curve at these thresholds and no others; one that no row of the sample reaches is left out."""
-    points = []
-    for threshold in thresholds:
-        reached = [point for point in curve if point.threshold >= threshold]
-        if reached:
-            points.append(replace(reached[-1], threshold=threshold))
-    return points
+    reached = [[point for point in curve if point.threshold >= threshold] for threshold in thresholds]
+    return [replace(points[-1], threshold=own) for own, points in zip(thresholds, reached, strict=True) if points]
 
 
 def thinned(curve: Sequence[Point]) -> list[Point]:
@@ -332,27 +322,11 @@ def thinned(curve: Sequence[Point]) -> list[Point]:
     return [curve[place] for place in np.linspace(0, len(curve) - 1, MOST_POINTS).round().astype(int)]
 
 
-# --- to be read ------------------------------------------------------------------------------------------
-
-
-def coverage_table(curve: Sequence[Point], coverages: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)) -> str:
-    """A few points of a curve as lines of text: coverage, the threshold, the accuracy and its 95% interval."""
-    lines = ["coverage  confidence  accuracy  95% interval"]
-    for wanted in coverages:
-        reaching = [point for point in curve if point.coverage >= wanted - 1e-9]
-        point = reaching[0] if reaching else curve[-1]
-        low, high = point.interval
-        lines.append(f"{point.coverage:8.1%}  {point.threshold:10.3f}  {point.accuracy:8.3f}  {low:.3f} to {high:.3f}")
-    return "\n".join(dict.fromkeys(lines))
-
-
 def draw_coverage(curves: Mapping[str, Sequence[Point]], path: str | Path, choice: Choice | None = None) -> Path:
     """Draw accuracy over coverage as PNG, each curve with its 95% intervals, and where the threshold lies.
 
     Args:
-        curves (`Mapping[str, Sequence[Point]]`): One or two, by name, such as validation and test.
-        path (`str` or `Path`): The file.
-        choice ([`Choice`], *optional*): Drawn on the first curve, and what was wanted as a line across.
+        curves (`Mapping`): One or two, by name, such as validation and test. The choice is drawn on the first one.
     """
     from matplotlib.ticker import FuncFormatter
 

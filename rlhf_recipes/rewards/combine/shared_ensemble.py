@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,20 +39,14 @@ class EnsembleSettings:
     """What an ensemble is besides its adapters, as `ensemble.json` in its folder. Written last: without it, the
     training was not finished.
 
-    Args:
-        members (`int`): K, the number of adapters.
-        means (`tuple[float, ...]` of length K), stds (`tuple[float, ...]` of length K):
-            Mean and standard deviation of each member's scores over the texts of the validation rows.
-        texts (`int`): How many texts these were.
-
     Raises:
         `ValueError`: if there are fewer than two members, or a number does not fit.
     """
 
-    members: int
-    means: tuple[float, ...]
-    stds: tuple[float, ...]
-    texts: int
+    members: int  # K, the number of adapters
+    means: tuple[float, ...]  # (K,)  of each member's scores over the texts of the validation rows
+    stds: tuple[float, ...]  # (K,)
+    texts: int  # how many these were
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "means", tuple(self.means))  # a list, out of a JSON file
@@ -130,13 +124,9 @@ class SharedBaseEnsemble(ModelReward):
     - `"rating"`: each through its own calibration to the rating scale, where there were ratings to fit it to.
     - `"none"`: as they are; for losses that learn the level of ratings.
 
-    Then `reduce` makes one number of them, as in [`EnsembleReward`], `penalty` being its `std_coef`: the mean, the
-    minimum (worst-case optimization of Coste et al., arXiv 2310.02743), the mean less `penalty` times the variance
-    (uncertainty-weighted optimization of the same paper), or less `penalty` times the standard deviation, both with
-    `1/K`.
-
-    What a text is to the model, and what becomes of long and of empty ones, is as in [`LearnedReward`]. Where the
-    trainer has `log_metric`, the mean over the rows of the standard deviation is logged as `<name>/disagreement`.
+    Then `reduce` makes one number of them as in [`EnsembleReward`], `penalty` being its `std_coef`, and
+    `<name>/disagreement` is logged as there. What a text is to the model, and what becomes of long and of empty ones,
+    is as in [`LearnedReward`].
 
     Args:
         folder (`str` or `Path`):
@@ -151,6 +141,7 @@ class SharedBaseEnsemble(ModelReward):
             As in [`LearnedReward`].
         name (`str`, *optional*):
             What logs show. Default: the last part of the folder.
+        batch_size, max_length, device, dtype, load_in_4bit: as in [`LearnedReward`].
 
     Raises:
         `FileNotFoundError`: if the folder holds no ensemble, or an adapter is missing.
@@ -188,7 +179,8 @@ class SharedBaseEnsemble(ModelReward):
         self.reduce, self.penalty, self.scale = reduce, penalty, scale
         options = {"max_length": max_length, "device": device, "dtype": dtype, "load_in_4bit": load_in_4bit}
         self.reader = load_members(folder, self.settings.members, batch_size=batch_size, **options)
-        self.calibrations = [_calibration_of(member_folder(folder, k)) for k in range(self.settings.members)]
+        places = [member_folder(folder, k) for k in range(self.settings.members)]
+        self.calibrations = [RewardModelSettings.load(place).to_ratings for place in places]
         if scale == "rating":
             self._check_calibrations()
         self.__name__ = name or Path(folder).resolve().name
@@ -209,11 +201,7 @@ class SharedBaseEnsemble(ModelReward):
     def members(
         self, prompts: Sequence[Text], completions: Sequence[Text], scale: Scale | None = None
     ) -> NDArray[np.float64]:
-        """What each member says, on one scale and before it is reduced. `(K, B)`
-
-        Args:
-            scale (`str`, *optional*): Instead of the ensemble's.
-        """
+        """What each member says, on one scale (instead of the ensemble's) and before it is reduced. `(K, B)`"""
         wanted = scale or self.scale
         check_choice("SharedBaseEnsemble", "scale", wanted, get_args(Scale))
         with self._switching:
@@ -240,14 +228,7 @@ class SharedBaseEnsemble(ModelReward):
 
 
 def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward:
-    """The first member as a reward, whose model holds all `count` adapters, `adapter_0` and so on.
-
-    Args:
-        kwargs: For [`LearnedReward`].
-
-    Raises:
-        `FileNotFoundError`, `ValueError`: as [`SharedBaseEnsemble`].
-    """
+    """The first member as a reward, whose model holds all `count` adapters; `kwargs` are for [`LearnedReward`]."""
     places = [member_folder(folder, index) for index in range(count)]
     check_members(places)
     # Without a tokenizer of its own the folder has that of the base.
@@ -289,10 +270,10 @@ def check_members(places: Sequence[Path]) -> None:
             f"The ensemble in {places[0].parent} has {len(places)} members, but {', '.join(missing)} is not there, or "
             f"holds no adapter. {GO_ON}"
         )
+    from peft import PeftConfig
+
     first: dict[str, Any] = {}
     for place in places:
-        from peft import PeftConfig
-
         config = PeftConfig.from_pretrained(str(place))
         settings = RewardModelSettings.load(place)
         found = {
@@ -309,9 +290,3 @@ def check_members(places: Sequence[Path]) -> None:
                     f"The adapters of an ensemble must belong together, but {places[0].name} has the {key} "
                     f"{first[key]} and {place.name} {value}. Put models that differ into an EnsembleReward."
                 )
-
-
-def _calibration_of(place: Path) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
-    settings = RewardModelSettings.load(place)
-    # The expected level of a classifier of levels is a rating already.
-    return np.asarray if settings.calibration is None and settings.probabilities else settings.calibration

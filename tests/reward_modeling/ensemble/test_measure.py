@@ -2,18 +2,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 from rlhf_recipes.reward_modeling.ensemble.measure import (
     Comparisons,
-    area_above,
     by_disagreement,
     comparisons,
     error_by_disagreement,
     pair_calibration,
     read_rows,
-    shuffled_words,
-    spread_table,
 )
 
 
@@ -119,7 +115,7 @@ def test_pairs_with_a_text_in_common_say_less_than_pairs_of_their_own():
     own = Comparisons(np.arange(0, 40, 2), np.arange(1, 40, 2), np.arange(40))
     star = Comparisons(np.zeros(20, dtype=int), np.arange(1, 21), np.array([0] * 11 + [*range(1, 11)]))
     right = np.array([1.0] * 10 + [0.0] * 10)
-    widths = [np.ptp(asked.means({"x": right})["x"][1]) for asked in (own, star)]
+    widths = [np.ptp(asked.mean(right)[1]) for asked in (own, star)]
     assert widths[1] > 1.5 * widths[0]
 
 
@@ -127,7 +123,7 @@ def test_the_interval_of_a_mean_holds_it():
     generator = np.random.default_rng(0)
     asked = Comparisons(np.arange(0, 400, 2), np.arange(1, 400, 2), np.repeat(np.arange(200), 2))
     right = (generator.random(200) < 0.8).astype(float)
-    mean, (low, high) = asked.means({"x": right})["x"]
+    mean, (low, high) = asked.mean(right)
     assert mean == right.mean()
     half = 1.96 * np.sqrt(mean * (1 - mean) / 200)
     assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.35)
@@ -155,24 +151,3 @@ def test_disagreement_that_foretells_error_is_seen():
     assert found["parts"][3]["error"] == pytest.approx((spread[30:] ** 2).mean())
     noise = np.random.default_rng(1).random(40)
     assert error_by_disagreement(spread, noise)["spearman"] == pytest.approx(spearmanr(spread, noise).statistic)
-
-
-def test_how_often_disagreement_is_above_that_at_home():
-    generator = np.random.default_rng(0)
-    home, away = generator.random(60).round(1), generator.random(50).round(1) + 0.2
-    expected = roc_auc_score([1] * 50 + [0] * 60, [*away, *home])
-    area, (low, high) = area_above(away, home)
-    assert area == pytest.approx(expected)
-    assert low < area < high
-    table = spread_table("away", away, home)
-    assert (table["above_test"], table["texts"]) == (area, 50)
-    assert table["disagreement"] == pytest.approx(away.mean())
-    assert "above_test" not in spread_table("home", home)
-
-
-def test_shuffled_words_are_the_same_words():
-    text = "the film is a quiet and moving story about two brothers"
-    shuffled = shuffled_words(text)
-    assert sorted(shuffled.split()) == sorted(text.split())
-    assert shuffled != text
-    assert shuffled == shuffled_words(text)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_recipes.modeling.checks.shortcuts import base_of, in_full_precision, of_all_processes, plain_logprobs
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.modeling.shortcuts import base_of, in_full_precision, of_all_processes, plain_logprobs
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,7 @@ def switch_off_randomness(roles: ActorCritic, tokens: Mapping[str, Tensor], temp
 
     It asks the model in both modes. Where the answers differ, it looks for the modules that draw random numbers. Those
     that hold a configuration with dropout in it may read it each time they are called (Falcon): it is set to 0. The
-    others stay in evaluation mode (routers of experts). Every process must call it; all do the same.
-
-    Args:
-        tokens (`Mapping`): As from [`~rlhf_recipes.modeling.shortcuts.few_rows`].
+    others stay in evaluation mode (routers of experts). Every process must call it, with `few_rows`; all do the same.
 
     Returns:
         `list[str]`: why the policy still says something else in training; empty where it does not.

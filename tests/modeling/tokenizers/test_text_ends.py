@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from rlhf_recipes.modeling.text_ends import adds_eos, ended, ending_tokenizer, ends_texts
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ended, ending_tokenizer, ends_texts
 from tests.tiny_tokenizers import KINDS
 
 TEXTS = ("The film", " is good.", "", " ", "Nobody could save it.\n\nA dull, dull evening", "caf\u00e9 \u4f60\u597d")

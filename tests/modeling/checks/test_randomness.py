@@ -6,12 +6,12 @@ import random
 import pytest
 import torch
 
+from rlhf_recipes.modeling.checks.randomness import switch_off_randomness
 from rlhf_recipes.modeling.critics import ValueModel
 from rlhf_recipes.modeling.loading import disable_dropout
-from rlhf_recipes.modeling.randomness import switch_off_randomness
 from rlhf_recipes.modeling.roles import ActorCritic
 from tests.architectures import tiny_model
-from tests.modeling.test_shortcuts import BATCH, REAL
+from tests.modeling.checks.test_shortcuts import BATCH, REAL
 from tests.ppo.helpers import TOKENIZER
 from tests.tiny import tiny_classifier
 

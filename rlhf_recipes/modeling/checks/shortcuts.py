@@ -38,10 +38,8 @@ def in_full_precision(model: nn.Module, device: torch.device) -> bool:
 
 
 def few_rows(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first rows of a batch, at most `ROWS`, and at most `TOKENS` tokens of them.
-
-    Args:
-        tokens (`Mapping`): `prompt_ids` and `prompt_mask` `(B, P)`, `completion_ids` and `mask` `(B, T)`.
+    """Of `prompt_ids`, `prompt_mask` `(B, P)` and `completion_ids`, `mask` `(B, T)` the first rows: at most `ROWS`,
+    and `TOKENS` tokens of them.
     """
     completion = min(tokens["mask"].shape[1], TOKENS // 2)
     prompt = min(tokens["prompt_mask"].shape[1], TOKENS - completion)  # the nearest to the completion
@@ -62,9 +60,7 @@ def plain_logprobs(model: Any, tokens: Mapping[str, Tensor], temperature: float)
 def unfit_shortcuts(model: Any, tokens: Mapping[str, Tensor], temperature: float, limit: float) -> dict[str, str]:
     """The shortcuts that do not give the log-probabilities of the plain forward, each with what it gives.
 
-    Args:
-        tokens (`Mapping`): As from [`few_rows`]. They are split into three chunks and more.
-        limit (`float`): Mean absolute difference, in nats, up to which two log-probabilities are the same.
+    It reads [`few_rows`]. Up to a mean absolute difference of `limit` nats two log-probabilities are the same.
     """
     expected, real = plain_logprobs(model, tokens, temperature), tokens["mask"].bool()
     padded = {name: pad(tokens[name], (2, 0)) for name in ("prompt_ids", "prompt_mask")}

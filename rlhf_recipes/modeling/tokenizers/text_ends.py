@@ -51,11 +51,8 @@ def adds_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def ended(text: str, eos_token: Any, append_eos: bool, adds_it: bool) -> str:
     """A plain text with its end, as the tokenizer is to be given it: once, also where it was written into the text.
 
-    Args:
-        text (`str`): Prompt and completion.
-        eos_token (`str` or `None`): The tokenizer's.
-        append_eos (`bool`): Whether the end-of-sequence token is written behind a text that has none.
-        adds_it (`bool`): Whether the tokenizer adds one by itself, as [`adds_eos`] says.
+    `append_eos` writes the tokenizer's `eos_token` behind a text that has none; [`adds_eos`] says whether it `adds_it`
+    by itself.
     """
     if append_eos:
         return text if text.endswith(eos_token) else text + eos_token
@@ -76,13 +73,11 @@ def ending_tokenizer(
     place for it) the copy is the tokenizer as it was, but for where it cuts: [`adds_eos`] tells.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The model's. It stays as it is.
-        config ([`~transformers.PreTrainedConfig`]): The model's, which tells `AutoTokenizer` the class to load.
+        tokenizer, config: The model's; the configuration tells `AutoTokenizer` the class to load.
         max_length (`int`, *optional*): Tokens of a text that were read in training.
-        append_eos (`bool`, *optional*, defaults to `False`): Whether training put an end-of-sequence token behind
-            each text, which the tokenizer did not.
-        rendered (`bool`, *optional*, defaults to `False`): Whether a chat template made the texts. They then have all
-            special tokens in them, and none is added.
+        append_eos (`bool`): Whether training put an end-of-sequence token behind each text, which the tokenizer did
+            not.
+        rendered (`bool`): Whether a chat template made the texts. They then have all special tokens in them.
     """
     own = copy.deepcopy(tokenizer)
     own.truncation_side = own.init_kwargs["truncation_side"] = "left"
@@ -98,7 +93,7 @@ def ending_tokenizer(
     elif append_eos:
         after = [*after, cast(int, own.eos_token_id)]
     for taught in (copy.deepcopy(own), _of_plain_class(own)):
-        _set_frame(taught, before, after)
+        set_frame(taught, before, after)
         if _lasts(taught, own, config, before, after):
             return taught
     return own
@@ -114,7 +109,7 @@ def _of_plain_class(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     return plain
 
 
-def _set_frame(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> None:
+def set_frame(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> None:
     """Make the tokenizer put these ids around a text, and around both texts of a pair."""
     tokens = {token: tokenizer.convert_ids_to_tokens(token) for token in (*before, *after)}
     first, last = ([{"SpecialToken": {"id": tokens[token], "type_id": 0}} for token in ids] for ids in (before, after))

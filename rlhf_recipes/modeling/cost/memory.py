@@ -5,7 +5,7 @@ roles that share one base come out right. Activations, the copies of gradients t
 buckets, and temporary buffers come on top.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,23 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_recipes.texts import readable_bytes
-
-# States that each optimizer keeps for every number it trains, in the type of the weights (torch) ...
-STATES_OF_TORCH = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"), 2),
-    **{"sgd": 0, "adagrad": 1, "rmsprop": 1},
-}
-TAKES_MOMENTUM = ("sgd", "rmsprop")  # one more with --optim_args momentum=0.9
-
-# ... and in float32 or in one byte (bitsandbytes).
-STATES_OF_BITSANDBYTES = {
-    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"), 2),
-    **dict.fromkeys(("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"), 1),
-    **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), 1),
-}
-
-# bitsandbytes keeps a float32 scale for every 256 numbers, and tensors smaller than 4096 numbers in float32.
-BLOCK, SMALLEST = 256, 4096
 
 
 @dataclass(frozen=True)
@@ -62,9 +45,7 @@ class Zero:
         return -(-size // self.world) if self.stage >= from_stage else size
 
 
-def memory_of_roles(
-    roles: Mapping[str, nn.Module | None], args: Any, notes: Mapping[str, str] | None = None
-) -> list[RoleMemory]:
+def memory_of_roles(roles: Mapping[str, nn.Module | None], args: Any) -> list[RoleMemory]:
     """Count what each role takes on one process.
 
     A tensor that several roles hold is counted with the first of them, so name the policy first.
@@ -77,34 +58,23 @@ def memory_of_roles(
     Args:
         roles (`Mapping[str, nn.Module]`): The models by name. `None` stands for one that takes nothing of its own,
             such as the reference that is the policy with its adapters off.
-        args (`TrainingArguments`): `optim`, `optim_args`, `world_size` and the DeepSpeed configuration are read.
-        notes (`Mapping[str, str]`, *optional*): What to say of a role in brackets, in place of what is found out.
-
-    Returns:
-        `list[RoleMemory]`: one for each role, in the same order, in bytes.
+        args (`TrainingArguments`): What tells the optimizer, `world_size` and the DeepSpeed configuration are read.
     """
     zero = zero_of(args)
     seen: set[Any] = set()
-    return [_role(role, module, args, zero, seen, (notes or {}).get(role)) for role, module in roles.items()]
+    return [_role(role, module, args, zero, seen) for role, module in roles.items()]
 
 
-def memory_line(
-    roles: Mapping[str, nn.Module | None],
-    args: Any,
-    logits_tokens: int | None = None,
-    vocabulary: int | None = None,
-    notes: Mapping[str, str] | None = None,
-) -> str:
+def memory_line(roles: Mapping[str, nn.Module | None], args: Any, logits_tokens: int | None = None) -> str:
     """The figures of [`memory_of_roles`] in one line, and the largest tensor of logits.
 
     Args:
         logits_tokens (`int`, *optional*): Tokens whose logits exist at one time, in float32.
-        vocabulary (`int`, *optional*): Size of the vocabulary; that of the first role with a `config` by default.
 
     Raises:
-        `ValueError`: if `logits_tokens` is given and no role says how large the vocabulary is.
+        `ValueError`: if `logits_tokens` is given and no role has a `config` that says how large the vocabulary is.
     """
-    counted = memory_of_roles(roles, args, notes)
+    counted = memory_of_roles(roles, args)
     total = readable_bytes(sum(part.total for part in counted))
     unknown = any(part.optimizer is None for part in counted)
     line = "Memory before activations: " + ", ".join(_words(part) for part in counted)
@@ -112,7 +82,7 @@ def memory_line(
     line += _words_of_zero(zero_of(args))
     if logits_tokens is None:
         return line
-    size = vocabulary or _vocabulary(roles.values())
+    size = _vocabulary(roles.values())
     largest = readable_bytes(logits_tokens * size * 4)
     return f"{line} Largest logits: {logits_tokens} tokens x {size} words x 4 bytes = {largest}."
 
@@ -136,27 +106,25 @@ def zero_of(args: Any) -> Zero:
 # ---- counting
 
 
-def _role(role: str, module: nn.Module | None, args: Any, zero: Zero, seen: set[Any], note: str | None) -> RoleMemory:
+def _role(role: str, module: nn.Module | None, args: Any, zero: Zero, seen: set[Any]) -> RoleMemory:
     """Count what is not in `seen`, and add it there."""
     if module is None:
-        return RoleMemory(role, 0, 0, 0, note or ("adapters off" if role == "reference" else ""))
+        return RoleMemory(role, 0, 0, 0, "adapters off" if role == "reference" else "")
     tensors = {_key(tensor): tensor for tensor in _tensors(module)}
     new = [tensor for key, tensor in tensors.items() if key not in seen]
-    if note is None:
-        note = "the rest is shared" if len(new) < len(tensors) else ""
-        note = "head on the policy" if getattr(module, "reads_policy", False) else note
+    note = "the rest is shared" if len(new) < len(tensors) else ""
+    note = "head on the policy" if getattr(module, "reads_policy", False) else note
     seen.update(tensors)
     trained = [tensor for tensor in new if tensor.requires_grad]
     engine = zero if any(parameter.requires_grad for parameter in module.parameters()) else Zero()
     in_parts = zero if any(hasattr(tensor, "ds_numel") for tensor in new) else engine
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    states = [_states(tensor, args, zero, id(tensor) in embeddings) for tensor in trained]
-    known = [size for size in states if size is not None]
+    states = _states(trained, args, zero, embeddings)
     return RoleMemory(
         role,
         in_parts.share(sum(_size(tensor, engine.half) for tensor in new), 3),
         engine.share(sum(_size(tensor, engine.half) for tensor in trained), 2),
-        engine.share(sum(known), 1) if len(known) == len(states) else None,
+        None if states is None else engine.share(states, 1),
         note,
     )
 
@@ -195,33 +163,48 @@ def _size(tensor: Tensor, half: bool) -> int:
     return _numel(tensor) * tensor.element_size()
 
 
-def _states(parameter: Tensor, args: Any, zero: Zero, is_embedding: bool) -> int | None:
-    """Bytes of the optimizer's states for one parameter, without the step count; `None` for an optimizer not known."""
-    optim, count = _name(args.optim), _numel(parameter)
-    # ZeRO trains a float32 copy, and counts the copy as a state.
-    width, copy = (4, 4 * count) if zero.stage or zero.half else (parameter.element_size(), 0)
-    if optim in STATES_OF_BITSANDBYTES:
-        states = STATES_OF_BITSANDBYTES[optim]
-        # Trainer keeps the states of embeddings in 32 bits.
-        in_bytes = "8bit" in optim and count >= SMALLEST and not is_embedding
-        return copy + states * (count + 4 * -(-count // BLOCK) if in_bytes else 4 * count)
-    if optim in STATES_OF_TORCH:
-        has_momentum = optim in TAKES_MOMENTUM and float(_optim_args(args).get("momentum", 0)) != 0
-        return copy + (STATES_OF_TORCH[optim] + has_momentum) * width * count
-    if optim == "adafactor" and not copy:
-        return 4 * _states_of_adafactor(tuple(parameter.shape))
-    return None
+def _states(trained: Sequence[Tensor], args: Any, zero: Zero, embeddings: Collection[int]) -> int | None:
+    """Bytes of the states that the Trainer's optimizer makes in a step, without step counts and tables that all share.
+
+    It takes this step on no device. `None` where it cannot: an optimizer that is not installed, or needs a GPU.
+    """
+    if not trained:
+        return 0
+    wide = torch.float32 if zero.stage or zero.half else None  # ZeRO trains a copy, and counts it as a state
+    parameters = [
+        nn.Parameter(torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=wide or tensor.dtype, device="meta"))
+        for tensor in trained
+    ]
+    try:
+        optimizer = _stepped(parameters, [id(tensor) in embeddings for tensor in trained], args)
+    except Exception:  # of any library's optimizer
+        return None
+    states = (
+        value.nbytes
+        for of_parameter in optimizer.state.values()
+        for name, value in of_parameter.items()
+        if isinstance(value, Tensor) and name != "step" and not name.startswith("qmap")
+    )
+    return sum(states) + sum(parameter.nbytes for parameter in parameters if wide)
 
 
-def _states_of_adafactor(shape: tuple[int, ...]) -> int:
-    """Float32 numbers: of a matrix the means of its rows and columns (arXiv 1804.04235), and the size of the whole."""
-    count = torch.Size(shape).numel()
-    return 1 + (count if len(shape) < 2 else count // shape[-1] + count // shape[-2])
+def _stepped(parameters: list[nn.Parameter], is_embedding: Sequence[bool], args: Any) -> Any:
+    """The optimizer that Trainer would make, with its states."""
+    from transformers import Trainer
 
-
-def _optim_args(args: Any) -> dict[str, str]:
-    pairs = (args.optim_args or "").replace(" ", "").split(",")
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+    kwargs.pop("fused", None)  # the same states, which no fused kernel makes here
+    optimizer: Any = kind(parameters, **kwargs)
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    if not hasattr(optimizer, "init_state"):
+        optimizer.step()
+        return optimizer
+    optimizer.is_paged, bits = False, optimizer.args.optim_bits  # bitsandbytes
+    for index, parameter in enumerate(parameters):
+        optimizer.args.optim_bits = 32 if is_embedding[index] else bits  # as Trainer wants it of embeddings
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
+    return optimizer
 
 
 def _name(optim: Any) -> str:
@@ -237,7 +220,7 @@ def _vocabulary(modules: Iterable[Any]) -> int:
         if hasattr(module, "config"):
             return int(module.config.get_text_config().vocab_size)
     raise ValueError(
-        "No role has a config that says how large the vocabulary is. Give vocabulary, or no logits_tokens."
+        "No role has a config that says how large the vocabulary is. Give one that has, or no logits_tokens."
     )
 
 

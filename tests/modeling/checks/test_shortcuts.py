@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from rlhf_recipes.modeling.checks.shortcuts import TOKENS, check_shortcuts, few_rows, in_full_precision
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.modeling.shortcuts import TOKENS, check_shortcuts, few_rows, in_full_precision
 from tests.architectures import BUILT, each, tiny_model
 
 # Three prompts of 4, 2 and 3 tokens; completions of 6, 3 and 5.

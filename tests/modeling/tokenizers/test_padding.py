@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_recipes.modeling.loading import ModelArguments, ensure_pad_token, load_policy, load_policy_tokenizer
-from rlhf_recipes.modeling.tokenizers import ends_of, fit_model, leave_open, name_end, require_end, spare_token
+from rlhf_recipes.modeling.tokenizers.padding import ends_of, fit_model, leave_open, name_end, require_end, spare_token
 from rlhf_recipes.ppo.run.inputs import resolve_tokenizer
 from rlhf_recipes.rewards import LearnedReward
 from tests.base_tokenizers import BASES, base_model, base_tokenizer, byte_level, save_base

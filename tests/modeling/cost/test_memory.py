@@ -7,15 +7,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaConfig, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
-from rlhf_recipes.modeling.memory import RoleMemory, Zero, memory_line, memory_of_roles, zero_of
+from rlhf_recipes.modeling.cost.memory import RoleMemory, Zero, memory_line, memory_of_roles, zero_of
 from rlhf_recipes.texts import readable_bytes
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 
 def arguments(optim="adamw_torch", optim_args=None, **more):
-    return SimpleNamespace(optim=optim, optim_args=optim_args, world_size=1, deepspeed_plugin=None, **more)
+    betas = {"learning_rate": 1e-3, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    return SimpleNamespace(
+        optim=OptimizerNames(optim), optim_args=optim_args, world_size=1, deepspeed_plugin=None, **betas, **more
+    )
 
 
 def with_zero(stage, world=4, bf16=False, optim="adamw_torch", **zero):
@@ -101,11 +105,11 @@ def test_a_copy_is_counted_and_a_view_is_not():
 def test_a_role_without_a_model_takes_nothing():
     head = nn.Linear(5, 1)
     head.reads_policy = True
-    counted = memory_of_roles({"reference": None, "critic": head, "reward": None}, arguments(), {"reward": "a rule"})
+    counted = memory_of_roles({"reference": None, "critic": head, "reward": None}, arguments())
     assert counted == [
         RoleMemory("reference", 0, 0, 0, "adapters off"),
         RoleMemory("critic", 24, 24, 48, "head on the policy"),
-        RoleMemory("reward", 0, 0, 0, "a rule"),
+        RoleMemory("reward", 0, 0, 0),
     ]
 
 
@@ -243,13 +247,15 @@ def test_the_configuration_is_read():
 def test_the_line():
     head = nn.Linear(576, 1)
     head.reads_policy = True
+    policy = nn.Sequential(frozen(nn.Linear(10_000, 50)), nn.Linear(50, 20))
+    policy.config = LlamaConfig(vocab_size=49_152)
     roles = {
-        "policy": nn.Sequential(frozen(nn.Linear(10_000, 50)), nn.Linear(50, 20)),
+        "policy": policy,
         "reference": None,
         "critic": head,
         "reward MiniLM": frozen(nn.Linear(1000, 100)),
     }
-    assert memory_line(roles, arguments(), logits_tokens=1000, vocabulary=49_152) == (
+    assert memory_line(roles, arguments(), logits_tokens=1000) == (
         "Memory before activations: policy 2 MB + gradients 4.1 kB + optimizer 8.2 kB, reference 0 (adapters off), "
         "critic 2.3 kB + gradients 2.3 kB + optimizer 4.6 kB (head on the policy), reward MiniLM 400 kB; "
         "total 2.4 MB. Largest logits: 1000 tokens x 49152 words x 4 bytes = 197 MB."

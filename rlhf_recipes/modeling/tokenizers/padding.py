@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.modeling.zero import gathered
@@ -42,18 +41,35 @@ ADDED = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>")
 RARE = "\u0378\ue000 \u16a0\u4e2d\U0001f40b"
 
 
-def spare_token(tokenizer: PreTrainedTokenizerBase, taken: Collection[int] = ()) -> str | None:
-    """A token of the vocabulary that says pad, or that stands for nothing and never occurs in a text.
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> PreTrainedTokenizerBase:
+    """Give the tokenizer a pad token that does not end a text.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Whose vocabulary.
-        taken (`Collection[int]`): Ids that end a text, besides those that have a role in the tokenizer.
-
-    Returns:
-        `str`: The token, or `None` where there is none.
+    A pad token of its own is kept. Otherwise a spare token of the vocabulary is taken (see [`spare_token`]), or one is
+    added; a model may then need another row in its embedding ([`fit_model`]). The choice is logged. The tokenizer is
+    changed, and returned. `ends` are ids that end a text besides the tokenizer's own, as a model's configuration has
+    them.
     """
-    roles = {name: id for name, id in _roles(tokenizer).items() if name not in ("pad_token", "unk_token")}
-    used = {*taken, *roles.values()}
+    before = tokenizer.pad_token
+    if before is not None and tokenizer.pad_token_id not in {tokenizer.eos_token_id, *ends}:
+        return tokenizer
+    spare = spare_token(tokenizer, ends)
+    if spare is None:
+        vocabulary = tokenizer.get_vocab()
+        chosen, where = next(name for name in ADDED if name not in vocabulary), "added to its vocabulary"
+        tokenizer.add_special_tokens({"pad_token": chosen})
+    else:
+        tokenizer.pad_token, chosen, where = spare, spare, "spare in its vocabulary"
+    why = "has no pad token" if before is None else f"pads with {before!r}, which ends texts too"
+    logger.info("The tokenizer of %s %s: %r pads now, %s.", tokenizer.name_or_path, why, chosen, where)
+    return tokenizer
+
+
+def spare_token(tokenizer: PreTrainedTokenizerBase, taken: Collection[int] = ()) -> str | None:
+    """A token of the vocabulary that says pad, or that stands for nothing and never occurs in a text; else `None`.
+
+    `taken` are ids that end a text, besides those that have a role in the tokenizer.
+    """
+    used = {*taken, *(getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "cls", "sep", "mask"))}
     vocabulary = tokenizer.get_vocab()
     free = sorted((id, token) for token, id in vocabulary.items() if id not in used and token[:1] in "<[")
     for pattern in SPARE:
@@ -64,20 +80,6 @@ def spare_token(tokenizer: PreTrainedTokenizerBase, taken: Collection[int] = ())
     if unknown is None or vocabulary.get(unknown) in used:
         return None
     return None if vocabulary[unknown] in tokenizer(RARE).input_ids else unknown
-
-
-def add_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Add a token that pads to the vocabulary, and return it."""
-    vocabulary = tokenizer.get_vocab()
-    added = next(name for name in ADDED if name not in vocabulary)
-    tokenizer.add_special_tokens({"pad_token": added})
-    return added
-
-
-def _roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    names = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
-    ids = {f"{name}_token": getattr(tokenizer, f"{name}_token_id") for name in names}
-    return {name: id for name, id in ids.items() if id is not None}
 
 
 def ends_of(*configs: Any) -> set[int]:
@@ -131,28 +133,15 @@ def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     if getattr(tokenizer, "add_eos_token", False):
         tokenizer.add_eos_token = False
-    if tokenizer("a").input_ids[-1] == end and tokenizer.is_fast:
-        backend: Any = tokenizer.backend_tokenizer
-        processor = _without(json.loads(backend.to_str())["post_processor"], str(tokenizer.eos_token))
-        shell = json.loads(Tokenizer(models.BPE()).to_str()) | {"post_processor": processor}
-        backend.post_processor = Tokenizer.from_str(json.dumps(shell)).post_processor
+    from rlhf_recipes.modeling.tokenizers.text_ends import frame_of, set_frame  # takes seconds
+
+    frame = frame_of(tokenizer)
+    if tokenizer.is_fast and frame is not None and end in frame[1]:
+        set_frame(tokenizer, frame[0], [token for token in frame[1] if token != end])
     logger.info(
         "The tokenizer of %s closes each text with %r. Prompts are left open: here, and where it is saved.",
         tokenizer.name_or_path, tokenizer.eos_token,
     )  # fmt: skip
-
-
-def _without(processor: dict[str, Any], end: str) -> dict[str, Any]:
-    """A post-processor of `tokenizers` that sets no end; one of another kind than a template stays as it is."""
-    if processor["type"] == "Sequence":
-        return processor | {"processors": [_without(part, end) for part in processor["processors"]]}
-    if processor["type"] != "TemplateProcessing":
-        return processor
-    kept = {
-        name: [part for part in processor[name] if part.get("SpecialToken", {}).get("id") != end]
-        for name in ("single", "pair")
-    }
-    return processor | kept
 
 
 def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = True) -> None:
@@ -161,11 +150,7 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = T
     Vocabularies are often padded beyond what the tokenizer knows, so that a token that was added has its row already.
     Where there is none, one row is added, the mean of all others: so a policy gives the pad token at most 1 / V of
     the probability, V tokens being known (by Jensen's inequality), where a row of zeros could get nearly all of it.
-
-    Args:
-        model, tokenizer: What is told, and of which token.
-        may_grow (`bool`): Whether it may get the row. Adapters that are there already would no longer load on their
-        base.
+    Without `may_grow` it gets none: adapters that are there already would no longer load on their base.
     """
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -174,9 +159,9 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = T
     pad, config = tokenizer.pad_token_id, cast(Any, getattr(base, "config", None))
     if pad is None or not hasattr(config, "get_text_config"):
         return
-    rows = embedding_rows(base) if isinstance(base, PreTrainedModel) else None
+    rows = embedding_rows(base) if isinstance(base, PreTrainedModel) else 0
     others = (id for id in tokenizer.get_vocab().values() if id != pad)
-    if may_grow and rows is not None and pad >= rows and max(others) < rows:
+    if may_grow and 0 < rows <= pad and max(others) < rows:
         _add_row(base, int(pad) + 1)
         logger.info(
             "The embedding of %s has %d rows and now %d, for the pad token %r.",
@@ -187,13 +172,14 @@ def fit_model(model: Any, tokenizer: PreTrainedTokenizerBase, may_grow: bool = T
             kept.pad_token_id = pad
 
 
-def embedding_rows(model: "PreTrainedModel") -> int | None:
-    """Rows of the embedding. ZeRO-3 divides weights, and their shape is then no longer told by the weight."""
-    embedding: Any = model.get_input_embeddings()
-    weight = getattr(embedding, "weight", None)
-    if weight is None:
-        return None
-    return int(getattr(weight, "ds_shape", weight.shape)[0])
+def embedding_rows(model: Any) -> int:
+    """How many token ids a model has an embedding for; 0 where it has no such table.
+
+    ZeRO-3 divides weights, and their shape is then no longer told by the weight.
+    """
+    embedding = model.get_input_embeddings()
+    weight = getattr(embedding, "weight", torch.empty(0))
+    return int(getattr(embedding, "num_embeddings", None) or getattr(weight, "ds_shape", weight.shape)[0])
 
 
 @torch.no_grad()

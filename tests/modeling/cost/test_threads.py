@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
-from rlhf_recipes.modeling import threads
-from rlhf_recipes.modeling.threads import THREAD_VARIABLES, best_thread_count, cpu_has_bfloat16
+from rlhf_recipes.modeling.cost import threads
+from rlhf_recipes.modeling.cost.threads import THREAD_VARIABLES, best_thread_count, cpu_has_bfloat16
 
 
 @pytest.fixture(autouse=True)

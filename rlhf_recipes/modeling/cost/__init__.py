@@ -1,0 +1,1 @@
+"""What a model costs: operations and parameters, memory, and the threads of a CPU."""
