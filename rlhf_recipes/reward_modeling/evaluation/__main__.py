@@ -150,9 +150,8 @@ def _known(reward: Any, held_out: Scored | None, scored: Scored, args: Evaluatio
 
 
 def _covers(calibration: Any, ratings: Sequence[float]) -> bool:
-    if not isinstance(calibration, LogisticCalibration):
-        return True
-    return calibration.low <= min(ratings) and max(ratings) <= calibration.high
+    of_scale = isinstance(calibration, LogisticCalibration)
+    return not of_scale or (calibration.low <= min(ratings) and max(ratings) <= calibration.high)
 
 
 if __name__ == "__main__":

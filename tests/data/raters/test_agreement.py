@@ -27,7 +27,7 @@ from rlhf_recipes.data.raters.agreement import (
     split_half,
 )
 from rlhf_recipes.data.raters.votes import RatingModel, vote_shares
-from rlhf_recipes.reward_modeling.evaluation import figures as scoring_metrics
+from rlhf_recipes.reward_modeling.evaluation import baselines as scoring_metrics
 
 pytest.importorskip("scipy")
 pytest.importorskip("krippendorff")
