@@ -201,7 +201,8 @@ def measure_encodings(
     usual = [reward._encode(text, special) for text, special in rendered]
     scores = reward._scores(usual).double().numpy()
     spread = float(scores.std()) if std is None and len(scores) else std
-    beginning = _beginning(reward.tokenizer)
+    beginning = reward.tokenizer.bos_token_id
+    beginning = reward.tokenizer.cls_token_id if beginning is None else beginning
     others: dict[str, list[list[int] | None]] = {
         "no special tokens": [reward._encode(text, False) if special else None for text, special in rendered],
         "one more beginning": [None if beginning is None else [beginning, *ids] for ids in usual],
@@ -211,17 +212,11 @@ def measure_encodings(
     for name, encoded in others.items():
         limit = reward.max_length or 10**9
         rows = [row for row, ids in enumerate(encoded) if ids and ids != usual[row] and len(ids) <= limit]
-        effects = reward._scores([encoded[row] or [] for row in rows]).double().numpy() - scores[rows] if rows else []
-        keys = None if units is None else [units[row] for row in rows]
-        found[name] = _effect(np.asarray(effects, dtype=np.float64), spread, keys)
+        after = reward._scores([encoded[row] or [] for row in rows]).double().numpy()
+        found[name] = _effect(after - scores[rows], spread, units and [units[row] for row in rows])
     for side in ("left", "right"):
-        effects = _padded(reward, usual, side) - scores
-        found[f"padding on the {side}"] = _effect(effects, spread, units)
+        found[f"padding on the {side}"] = _effect(_padded(reward, usual, side) - scores, spread, units)
     return found
-
-
-def _beginning(tokenizer: Any) -> int | None:
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
 
 
 def _as_chat(reward: LearnedReward, prompt: Text, completion: Text) -> list[int] | None:
