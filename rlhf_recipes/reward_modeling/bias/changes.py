@@ -182,7 +182,8 @@ def measure_encodings(
 
     | name | what is compared with what the model usually reads |
     |---|---|
-    | `no special tokens` | none added: so TRL's `GRPOTrainer` gives texts to a reward model that it is given by name |
+    | `by name in TRL` | what [`as_trl_reads`] gives |
+    | `no special tokens` | none added |
     | `one more beginning` | a beginning-of-sequence token in front: a template writes one, and the tokenizer too |
     | `padding on the left` | padding before the text, with the mask that says so |
     | `padding on the right` | padding after it; must change nothing |
@@ -194,29 +195,62 @@ def measure_encodings(
         std, units: As in [`measure_changes`].
 
     Returns:
-        `dict`: for each name what [`measure_changes`] gives. `texts` are those that have room for the change and are
-        changed by it; there are none where a model has no such token or no template.
+        `dict`: for each name what [`measure_changes`] gives, and `correlation`, that of both scores. `texts` are those
+        that have room for the change and are changed by it; there are none where a model has no such token or no
+        template, or several outputs, with which TRL does not load it.
     """
-    rendered = [reward._render(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+    both = [*zip(prompts, completions, strict=True)]
+    rendered = [reward._render(*texts) for texts in both]
     usual = [reward._encode(text, special) for text, special in rendered]
     scores = reward._scores(usual).double().numpy()
     spread = float(scores.std()) if std is None and len(scores) else std
     beginning = reward.tokenizer.bos_token_id
     beginning = reward.tokenizer.cls_token_id if beginning is None else beginning
     others: dict[str, list[list[int] | None]] = {
+        "by name in TRL": [as_trl_reads(reward, *texts) for texts in both],
         "no special tokens": [reward._encode(text, False) if special else None for text, special in rendered],
         "one more beginning": [None if beginning is None else [beginning, *ids] for ids in usual],
-        "chat template": [_as_chat(reward, p, c) for p, c in zip(prompts, completions, strict=True)],
+        "chat template": [_as_chat(reward, *texts) for texts in both],
     }
     found: dict[str, Metrics] = {}
     for name, encoded in others.items():
-        limit = reward.max_length or 10**9
+        limit = _positions(reward) if name == "by name in TRL" else reward.max_length or 10**9
         rows = [row for row, ids in enumerate(encoded) if ids and ids != usual[row] and len(ids) <= limit]
         after = reward._scores([encoded[row] or [] for row in rows]).double().numpy()
         found[name] = _effect(after - scores[rows], spread, units and [units[row] for row in rows])
+        vary = len(rows) > 1 and np.ptp(scores[rows]) > 0 and np.ptp(after) > 0
+        found[name]["correlation"] = float(np.corrcoef(scores[rows], after)[0, 1]) if vary else None
     for side in ("left", "right"):
         found[f"padding on the {side}"] = _effect(_padded(reward, usual, side) - scores, spread, units)
     return found
+
+
+def as_trl_reads(reward: LearnedReward, prompt: Text, completion: Text) -> list[int] | None:
+    """The tokens of a text in TRL's `GRPOTrainer` and `RLOOTrainer`, where they are given the model by its name.
+
+    TRL joins prompt and completion, or puts them through the chat template, asks for no special tokens (an encoder
+    sees no `[CLS]`, though its head reads that place, and a decoder no end-of-sequence token), cuts nothing, and does
+    not read `reward_config.json` (`_calculate_rewards` in TRL 1.16). `None` where it cannot use the model so.
+    """
+    if reward.model.config.num_labels != 1:
+        return None
+    if isinstance(prompt, str):
+        text = f"{prompt}{completion}"
+    elif reward.tokenizer.chat_template is None:
+        return None
+    else:
+        from trl import apply_chat_template
+
+        messages: Any = {"messages": [*prompt, *completion]}
+        text = str(apply_chat_template(messages, reward.tokenizer)["text"])
+    ids: list[int] = reward.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return ids
+
+
+def _positions(reward: LearnedReward) -> int:
+    """Tokens that a text may have without being cut. Of RoBERTa's 514 places its tokenizer knows that 512 are used."""
+    places = getattr(reward.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+    return min(places, reward.tokenizer.model_max_length)
 
 
 def _as_chat(reward: LearnedReward, prompt: Text, completion: Text) -> list[int] | None:
