@@ -88,13 +88,11 @@ def covariates(texts: Sequence[Text], names: Sequence[str] = tuple(COVARIATES)) 
 
 
 def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = None, keep_mean: bool = False) -> Tensor:
-    """Scores less their least-squares fit on several covariates, `s - mean(s) - Q Q^T (s - mean(s))`, in the batch.
+    """Scores less their least-squares fit on several covariates, `s - mean(s) - X X^+ (s - mean(s))`, in the batch.
 
-    Q is an orthonormal basis of the centered covariates. What is left has correlation 0 with each of them, and so has
-    the gradient of any loss of it. With one covariate it is
-    [`~rlhf_recipes.reward_modeling.losses.maths.residual`], whose remarks hold here too: take batches with
-    many more texts than covariates, the chosen and the rejected together. A covariate that is constant, or that others
-    tell, takes nothing more out.
+    X are the centered covariates, and `X^+` is its pseudo-inverse. What is left has correlation 0 with each of them,
+    and so has the gradient of any loss of it. Take batches with many more texts than covariates, the chosen and the
+    rejected together. A covariate that is constant, or that others tell, takes nothing more out.
 
     It takes out all that goes with the covariates, also what people mean by it: where better texts are longer, the
     scores lose that. [`ResidualReward`] keeps it.
@@ -126,9 +124,8 @@ def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = No
     size = x_centered.norm(dim=0)
     varies = size > 1e-6 * x.norm(dim=0)
     columns = torch.where(varies, x_centered / torch.where(varies, size, 1.0), 0.0)
-    basis, strength, _ = torch.linalg.svd(columns, full_matrices=False)
-    basis = torch.where(strength > COLLINEAR, basis, 0.0).to(scores.dtype)  # (N, min(N, C))
-    left = centered - (basis @ (basis.T @ centered.reshape(-1))).reshape(scores.shape)
+    fitted = columns @ (torch.linalg.pinv(columns, atol=COLLINEAR, rtol=0.0) @ centered.reshape(-1).double())
+    left = centered - fitted.to(scores.dtype).reshape(scores.shape)
     return torch.where(real, left + mean, 0.0) if keep_mean else torch.where(real, left, 0.0)
 
 
