@@ -81,8 +81,7 @@ def measure_changes(
     """How far each edit moves the score, in standard deviations of the score between texts.
 
     Args:
-        reward (callable): What is measured.
-        prompts, completions (`Sequence` of length N): The texts.
+        reward (callable), prompts, completions (`Sequence` of length N): What is measured, and on which texts.
         changes (`Mapping[str, Callable]`, *optional*): Edits, from text to text. Default: [`text_changes`].
         std (`float`, *optional*): The unit. Default: the standard deviation of the scores of these texts.
         units (`Sequence` of length N, *optional*): What intervals are over, such as prompts. Default: the texts.
@@ -99,22 +98,20 @@ def measure_changes(
         edited = [changed(completion, change) for completion in completions]
         rows = [row for row, text in enumerate(edited) if text != completions[row]]
         after = scores_of(reward, [prompts[row] for row in rows], [edited[row] for row in rows])
-        effects = after - before[rows]
-        known = np.isfinite(effects)
-        keys = None if units is None else [units[row] for row, here in zip(rows, known, strict=True) if here]
-        found[name] = _effect(effects[known], spread, keys)
+        found[name] = _effect(after - before[rows], rows, spread, units)
     return found
 
 
-def _effect(effects: Floats, std: float | None, units: Keys | None) -> Metrics:
-    if not len(effects) or not std:
-        keys = ("effect", "effect_ci95", "size", "largest")
-        return {**dict.fromkeys(keys), "texts": len(effects)}
-    effects = effects / std
-    mean, interval = mean_with_interval(effects, units)
-    size = np.abs(effects)
+def _effect(effects: Floats, rows: Sequence[int], std: float | None, units: Keys | None) -> Metrics:
+    known = np.isfinite(effects)
+    effects, texts = effects[known], int(known.sum())
+    if not texts or not std:
+        return {**dict.fromkeys(("effect", "effect_ci95", "size", "largest")), "texts": texts}
+    keys = None if units is None else [units[row] for row, here in zip(rows, known, strict=True) if here]
+    mean, interval = mean_with_interval(effects / std, keys)
+    size = np.abs(effects / std)
     figures = {"size": float(size.mean()), "largest": float(size.max())}
-    return {"effect": mean, "effect_ci95": interval, **figures, "texts": len(effects)}
+    return {"effect": mean, "effect_ci95": interval, **figures, "texts": texts}
 
 
 def scores_of(reward: Reward, prompts: Sequence[Text], completions: Sequence[Text]) -> Floats:
@@ -139,9 +136,10 @@ def check_exact(
     | `order` | the rows, and the rows in reverse: what is chosen and what is rejected trade places |
     | `batch` | each text alone, and in one call with texts five times as long |
 
+    A reward that compares completions of a prompt fails, as it should.
+
     Args:
-        reward (callable): What is measured; one that compares completions of a prompt fails, as it should.
-        prompts, completions (`Sequence` of length N): The texts.
+        reward, prompts, completions: As in [`measure_changes`].
         tolerance (`float`, *optional*, defaults to 1e-4): Largest difference, in scores; float32 rounds.
 
     Returns:
@@ -191,8 +189,7 @@ def measure_encodings(
 
     Args:
         reward ([`LearnedReward`]): A model with its tokenizer. Logits are compared, before any calibration.
-        prompts, completions (`Sequence` of length N): The texts.
-        std, units: As in [`measure_changes`].
+        prompts, completions, std, units: As in [`measure_changes`].
 
     Returns:
         `dict`: for each name what [`measure_changes`] gives, and `correlation`, that of both scores. `texts` are those
@@ -217,11 +214,13 @@ def measure_encodings(
         limit = _positions(reward) if name == "by name in TRL" else reward.max_length or 10**9
         rows = [row for row, ids in enumerate(encoded) if ids and ids != usual[row] and len(ids) <= limit]
         after = reward._scores([encoded[row] or [] for row in rows]).double().numpy()
-        found[name] = _effect(after - scores[rows], spread, units and [units[row] for row in rows])
+        found[name] = _effect(after - scores[rows], rows, spread, units)
         vary = len(rows) > 1 and np.ptp(scores[rows]) > 0 and np.ptp(after) > 0
         found[name]["correlation"] = float(np.corrcoef(scores[rows], after)[0, 1]) if vary else None
     for side in ("left", "right"):
-        found[f"padding on the {side}"] = _effect(_padded(reward, usual, side) - scores, spread, units)
+        found[f"padding on the {side}"] = _effect(
+            _padded(reward, usual, side) - scores, range(len(both)), spread, units
+        )
     return found
 
 

@@ -50,7 +50,7 @@ class Correction:
         the same degree, b is 0. Fit it on rows that the model was not trained on.
 
         Args:
-            scores (`ArrayLike` of shape `(N,)`), ratings (`ArrayLike` of shape `(N,)`): s and y.
+            scores, ratings (`ArrayLike` of shape `(N,)`): s and y.
             completions (`Sequence` of length N), names (`Sequence[str]`): What [`covariates`] counts.
 
         Raises:
@@ -66,7 +66,7 @@ class Correction:
         from sklearn.linear_model import LinearRegression
         from sklearn.preprocessing import StandardScaler
 
-        # Columns of one size, so that one that does not vary, or that others tell, gets nothing.
+        # Columns of one size: characters are many, and shares are small. One that does not vary gets nothing.
         scaler = StandardScaler()
         fitted = LinearRegression().fit(scaler.fit_transform(np.column_stack([y, x])), s)
         return cls._of((fitted.coef_ / scaler.scale_)[1:], x, names)
@@ -85,8 +85,8 @@ class Correction:
         With that the score says with `ds - b dx` what score and covariates together say best of people's choices.
 
         Args:
-            chosen_scores, rejected_scores (`ArrayLike` of shape `(N,)`): Scores of both texts of each pair.
-            chosen, rejected (`Sequence` of length N), names (`Sequence[str]`): What [`covariates`] counts.
+            chosen_scores, rejected_scores (`ArrayLike` of shape `(N,)`), chosen, rejected (`Sequence` of length N):
+                Both sides of each pair; `names` as in [`fit`].
 
         Raises:
             `ValueError`: if lengths differ, or scores do not rise with people's choices.
@@ -120,16 +120,12 @@ class Correction:
         return np.asarray((x - self.means) @ np.array(self.coefficients), dtype=np.float64)
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON."""
+        """As JSON."""
         return write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Correction":
-        """Read what `save` has written.
-
-        Raises:
-            `ValueError`: if the file holds something else.
-        """
+        """What `save` has written; `ValueError` if the file holds something else."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(**{key: tuple(values) for key, values in data.items()})

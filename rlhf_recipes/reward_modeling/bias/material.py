@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from rlhf_recipes.data.feedback.convert import clicks_to_unpaired
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.pairs import TOLERANCE
 from rlhf_recipes.reward_modeling.scored import Texts
@@ -58,12 +59,14 @@ class Material:
         if group_column is not None and group_column not in dataset.column_names:
             columns = ", ".join(dataset.column_names)
             raise ValueError(f"There is no column {group_column!r} to tell groups. The columns are {columns}.")
+        if kind == "clicks":
+            dataset, kind = clicks_to_unpaired(dataset), "unpaired"
         groups = None if group_column is None else list(dataset[group_column])
         if kind in PAIRS:
             return cls._of_pairs(dataset, kind, groups)
         if kind in LISTS:
             return cls._of_lists(dataset, kind, groups, seed)
-        if kind in RATED or kind == "clicks":
+        if kind in RATED:
             return cls._of_ratings(dataset, kind, groups, min_gap, seed)
         raise ValueError(
             f"Bias cannot be measured on {kind}. It can on {', '.join((*PAIRS, *RATED, 'clicks', *LISTS))}; "
@@ -104,9 +107,7 @@ class Material:
         cls, dataset: Dataset, kind: Kind, groups: list[Hashable] | None, min_gap: float, seed: int
     ) -> "Material":
         texts = Texts.of(dataset, "completion")
-        ratings = np.array(dataset["clicks" if kind == "clicks" else RATED[kind]], dtype=np.float64)
-        if kind == "clicks":
-            ratings = ratings / np.array(dataset["views"], dtype=np.float64)
+        ratings = np.array(dataset[RATED[kind]], dtype=np.float64)
         prompts = [str(prompt) for prompt in texts.prompts]
         # Answers to different prompts are compared only where no prompt has two.
         several = "prompt" in dataset.column_names and 1 < len(set(prompts)) < len(prompts)

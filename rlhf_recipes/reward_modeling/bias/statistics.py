@@ -1,7 +1,10 @@
 """How much scores lean on what people were not asked about: the arithmetic of `measure.py`, on columns of numbers.
 
-x is a covariate such as the length of a text, s the score, y what people say. Intervals are 95% intervals, over texts,
-or prompts where several texts answer one. `None` stands for a figure that does not exist.
+x is a covariate such as the length of a text, s the score, y what people say: a number for each of N texts, or for
+each of M pairs the better text's less that of the other. Each figure has its 95% interval beside it, `<key>_ci95`,
+over `units`: prompts where several texts answer one, for pairs the texts of each (`other_units` is the second), and by
+default the rows. `None` stands for a figure that does not exist. Columns of different lengths, and numbers that are
+not finite, are a `ValueError`.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -9,16 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_recipes.statistics import (
-    Floats,
-    Keys,
-    Metrics,
-    Units,
-    check_length,
-    float_columns,
-    strata_of,
-    without_each,
-)
+from rlhf_recipes.statistics import Floats, Keys, Metrics, Units, check_length, float_columns, strata_of, without_each
 
 # The ends of figures that have some, and how much of a unit counts as unseen, see `Spread.bounded`.
 BETWEEN = dict.fromkeys(("with_score", "with_rating", "partial", "partial_corrected"), ((-1.0, 1.0), 0.25))
@@ -52,16 +46,12 @@ def partial_correlation(
     which very many raters would agree (Kahneman 1965, Psychological Bulletin 64).
 
     Args:
-        scores (`ArrayLike` of shape `(N,)`), covariate (`ArrayLike` of shape `(N,)`): s and x.
-        ratings (`ArrayLike` of shape `(N,)`, *optional*): y. Without, only `with_score` can be said.
+        scores, covariate: s and x.
+        ratings (*optional*): y. Without, only `with_score` can be said.
         reliability (`float`, *optional*): Share of the variance of y that is the texts', above 0 and at most 1.
-        units (`Sequence` of length N, *optional*): What intervals are over. Default: the rows.
 
     Returns:
-        `dict`: the keys above, each with `<key>_ci95`. `None` where a column does not vary, or where y says all of x.
-
-    Raises:
-        `ValueError`: if lengths differ, a number is not finite, or the reliability is out of its range.
+        `dict`: the keys above; `None` where a column does not vary, or where y says all of x.
     """
     if reliability is not None and not 0.0 < reliability <= 1.0:
         raise ValueError(f"reliability is {reliability}; give a share above 0 and at most 1, or None.")
@@ -133,16 +123,13 @@ def matched_accuracy(
     of how hard the pairs are. Equal scores count half. Pairs with equal covariates say nothing here.
 
     Args:
-        score_differences (`ArrayLike` of shape `(M,)`): Score of the better text less that of the other.
-        covariate_differences (`ArrayLike` of shape `(M,)`): The same of the covariate.
-        gaps (`ArrayLike` of shape `(M,)`, *optional*): By how much people prefer the better text.
+        score_differences, covariate_differences: Of each pair.
+        gaps (*optional*): By how much people prefer the better text.
         strata (`int`, *optional*, defaults to 4): Pairs of equal gaps are never put apart, so there may be fewer.
-        units, other_units (`Sequence` of length M, *optional*): What intervals are over: the texts of each pair, or
-            their prompt. Default: the pairs.
 
     Returns:
-        `dict`: `accuracy_more`, `accuracy_less`, `accuracy_difference` (more less less), with intervals, `pairs_more`
-        and `pairs_less`. `None` where no stratum has pairs of both sorts.
+        `dict`: `accuracy_more`, `accuracy_less`, `accuracy_difference` (more less less), `pairs_more`, `pairs_less`.
+        `None` where no stratum has pairs of both sorts.
     """
     d, x = float_columns(score_differences=score_differences, covariate_differences=covariate_differences)
     if strata < 1:
@@ -181,13 +168,11 @@ def group_residuals(
     it is a little too low for a group that is rated high and too high for one that is rated low, with no prejudice.
 
     Args:
-        residuals (`ArrayLike` of shape `(N,)`): Calibrated score less rating, in units of the rating.
+        residuals: Calibrated score less rating, in units of the rating.
         groups (`Sequence` of length N): The group of each text; those of `None` count among the others.
-        units: As in [`partial_correlation`].
 
     Returns:
-        `dict`: for each group `residual` (its mean) and `beyond_others` (less the mean of the texts of other groups),
-        with intervals.
+        `dict`: for each group `residual` (its mean) and `beyond_others` (less the mean of the texts of other groups).
     """
     (r,) = float_columns(residuals=residuals)
     together = Units.of(len(r), units)
@@ -215,14 +200,13 @@ def group_preferences(
     """Accuracy within each group, and between groups how often score and people prefer a text of the group.
 
     Args:
-        score_differences (`ArrayLike` of shape `(M,)`): Score of the better text less that of the other.
-        better (`Sequence` of length M), other (`Sequence` of length M): The groups of both texts.
-        units, other_units: As in [`matched_accuracy`].
+        score_differences: Of each pair.
+        better, other (`Sequence` of length M): The groups of both texts.
 
     Returns:
         `dict`: for each group `accuracy` (both texts are of it) and `pairs_within`; `by_score` and `by_people`, the
         shares of pairs with one text of it in which that one is preferred, `favoured` (the first less the second) and
-        `pairs_across`; with intervals. Equal scores count half.
+        `pairs_across`. Equal scores count half.
     """
     (d,) = float_columns(score_differences=score_differences)
     credit, together = 0.5 + 0.5 * np.sign(d), Units.of(len(d), units, other_units)

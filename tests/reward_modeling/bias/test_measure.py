@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from rlhf_recipes.report import reward_figures
 from rlhf_recipes.report.reward_figures import draw_bias, save_pictures
 from rlhf_recipes.reward_modeling.bias.__main__ import main
 from rlhf_recipes.reward_modeling.bias.correction import Correction
@@ -281,7 +282,7 @@ def test_pictures_of_one_report_and_of_several(tmp_path):
     assert written[0].read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, monkeypatch):
     tokenizer = tiny_tokenizer("bert")
     folder = save_tiny(tmp_path / "model", tiny_classifier(tokenizer), tokenizer)
     dataset, _ = rated(40)
@@ -296,6 +297,7 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "before" / "bias_1.png").is_file()
     assert "What must be so" in capsys.readouterr().out
 
+    monkeypatch.setattr(reward_figures, "save_pictures", lambda *given: [])  # seen above
     main([*common, "--output_dir", str(tmp_path / "both"), "--correct", "length", "--correct_on", "train"])
     after = json.loads((tmp_path / "both" / "bias_corrected.json").read_text())
     # Fitted to the very rows that are measured, nothing is left.
