@@ -225,7 +225,7 @@ def balance_pairs(
 
 def _margin_strata(dataset: Dataset, strata: int) -> np.ndarray:
     given = list(dataset["margin"]) if "margin" in dataset.column_names else [None] * len(dataset)
-    margins = np.array([np.nan if margin is None else margin for margin in given], dtype=np.float64)
+    margins = np.array(given, dtype=np.float64)  # NaN where there is none
     known = np.isfinite(margins)
     stratum = np.zeros(len(margins), dtype=np.int64)
     if known.any():

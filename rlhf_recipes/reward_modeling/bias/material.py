@@ -153,8 +153,8 @@ class Material:
 
 
 def _column(dataset: Dataset, name: str, rows: int, missing: float = np.nan) -> Floats:
-    values = list(dataset[name]) if name in dataset.column_names else [None] * rows
-    return np.array([missing if value is None else value for value in values], dtype=np.float64)
+    values = np.array(list(dataset[name]) if name in dataset.column_names else [None] * rows, dtype=np.float64)
+    return np.where(np.isnan(values), missing, values)
 
 
 def _draw_pairs(ratings: Floats, pools: Sequence[Ints], min_gap: float, seed: int) -> tuple[Ints, Floats]:

@@ -57,9 +57,9 @@ def partial_correlation(
         raise ValueError(f"reliability is {reliability}; give a share above 0 and at most 1, or None.")
     columns = float_columns(scores=scores, covariate=covariate, **({} if ratings is None else {"ratings": ratings}))
     # Means and sizes first, or squares of large numbers would drown the differences.
-    z = np.stack([_standard(column) for column in columns], axis=1)
-    left, right = np.triu_indices(z.shape[1])
-    moments = np.concatenate([np.ones((len(z), 1)), z, z[:, left] * z[:, right]], axis=1)
+    z = np.stack([_standard(column) for column in columns], axis=1)  # (N, C)
+    products = z[:, :, None] * z[:, None, :]
+    moments = np.concatenate([np.ones((len(z), 1)), z, products.reshape(len(z), -1)], axis=1)
     found = without_each(lambda sums: _partials(sums, z.shape[1], reliability), moments)
     return _with_intervals(found, Units.of(len(z), units))
 
@@ -72,23 +72,14 @@ def _standard(column: Floats) -> Floats:
 
 
 def _partials(sums: Floats, columns: int, reliability: float | None) -> dict[str, Floats]:
-    """The figures of [`partial_correlation`] of sums of moments `(S, 1 + C + C (C + 1) / 2)`; NaN for none."""
-    count = sums[:, :1]
-    means = sums[:, 1 : columns + 1] / count
-    left, right = np.triu_indices(columns)
-    products = sums[:, columns + 1 :] / count
-    covariance = products - means[:, left] * means[:, right]
-    place = {pair: index for index, pair in enumerate(zip(left.tolist(), right.tolist(), strict=True))}
-
-    def r(one: int, other: int) -> Floats:
-        variances = covariance[:, place[one, one]] * covariance[:, place[other, other]]
-        known = (covariance[:, place[one, one]] > CONSTANT) & (covariance[:, place[other, other]] > CONSTANT)
-        root = np.sqrt(np.where(known, variances, 1.0))
-        return np.where(known, np.clip(covariance[:, place[one, other]] / root, -1.0, 1.0), np.nan)
-
-    figures = {"with_score": r(0, 1)}
+    """The figures of [`partial_correlation`] of sums of moments `(S, 1 + C + C^2)`; NaN for none."""
+    means, products = np.split(sums[:, 1:] / sums[:, :1], [columns], axis=1)
+    covariance = products.reshape(-1, columns, columns) - means[:, :, None] * means[:, None, :]
+    sizes = np.sqrt(_positive(np.diagonal(covariance, axis1=1, axis2=2)))
+    r = np.clip(covariance / (sizes[:, :, None] * sizes[:, None, :]), -1.0, 1.0)
+    figures = {"with_score": r[:, 0, 1]}
     if columns == 3:
-        s_x, s_y, y_x = r(0, 1), r(0, 2), r(1, 2)
+        s_x, s_y, y_x = r[:, 0, 1], r[:, 0, 2], r[:, 1, 2]
         figures |= {"with_rating": y_x, "partial": _partial(s_x, s_y, y_x)}
         figures["slope"] = (s_x - s_y * y_x) / _positive(1 - y_x**2)
         if reliability is not None:

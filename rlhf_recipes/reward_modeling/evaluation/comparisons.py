@@ -64,10 +64,17 @@ def pair_evaluation(scored: Scored, shares: Sequence[float] | None = None) -> Ev
     if scored.kind == "votes":
         _add_voters(result, scored, y)
     result.accuracies()
-    if len(clear):
-        keys = scored.shared_prompts()
-        prompts = None if keys is None else [keys[row] for row in clear]
-        _add_subsets(result, scored, y, clear.tolist(), (better, worse), prompts)
+    keys = scored.shared_prompts()
+    prompts = None if keys is None else [keys[row] for row in clear]
+    margin, names = _margins(scored, y)
+    if names and len(clear):
+        of_rows = [names[row] for row in clear]
+        result.part("by_margin", lambda: _by_margin(margin, subset_accuracy(better, worse, of_rows, prompts)))
+    if "subset" in scored.dataset.column_names and len(clear):
+        given = list(scored.dataset["subset"])
+        subsets = [str(given[row]) for row in clear]
+        whole = {name: members for name, members in REWARD_BENCH_SECTIONS.items() if set(members) <= set(subsets)}
+        result.part("subsets", lambda: subset_accuracy(better, worse, subsets, prompts, whole or None))
     missed = np.where(turned, first - second, second - first)
     result.nested["worst"] = worst(
         (missed[row], _pair_case(scored, row, int(turned[row]), float(max(y[row], 1 - y[row]))))
@@ -85,38 +92,20 @@ def _add_voters(result: Evaluation, scored: Scored, y: Floats) -> None:
     result.nested["ceiling"] = {"votes_per_text": float(np.mean(np.add(*sides))), "log_loss": entropy(y)}
 
 
-def _add_subsets(
-    result: Evaluation,
-    scored: Scored,
-    y: Floats,
-    rows: Sequence[int],
-    scores: tuple[Floats, Floats],
-    prompts: Sequence[str] | None,
-) -> None:
-    """By the share of the majority or the column `margin`; by the column `subset`, with sections of RewardBench."""
+def _margins(scored: Scored, y: Floats) -> tuple[str, list[str]]:
+    """Of what the margin is, and the bucket of each row: of the majority's share, or of a column `margin`."""
     columns = scored.dataset.column_names
     if scored.kind == "votes" or "target" in columns:
-        what, names = "share of the majority", _bucket_names(np.maximum(y, 1 - y), VOTE_EDGES)
-    elif "margin" in columns:
+        return "share of the majority", _bucket_names(np.maximum(y, 1 - y), VOTE_EDGES)
+    if "margin" in columns:
         margins = np.array(scored.dataset["margin"], dtype=np.float64)
-        what, names = "margin", _bucket_names(margins, np.unique(np.quantile(margins, [0, 0.25, 0.5, 0.75])).tolist())
-    else:
-        what, names = "", []
+        return "margin", _bucket_names(margins, np.unique(np.quantile(margins, [0, 0.25, 0.5, 0.75])).tolist())
+    return "", []
 
-    def by_margin() -> Metrics:
-        found = subset_accuracy(*scores, [names[row] for row in rows], prompts)["subsets"]
-        order = sorted(found, key=lambda name: float(name.split()[0]))
-        return {"margin": what, "model": [{"name": name, **found[name]} for name in order]}
 
-    def by_subset() -> Metrics:
-        of_rows = [str(scored.dataset["subset"][row]) for row in rows]
-        whole = {name: members for name, members in REWARD_BENCH_SECTIONS.items() if set(members) <= set(of_rows)}
-        return subset_accuracy(*scores, of_rows, prompts, whole or None)
-
-    if names:
-        result.part("by_margin", by_margin)
-    if "subset" in columns:
-        result.part("subsets", by_subset)
+def _by_margin(what: str, found: Metrics) -> Metrics:
+    order = sorted(found["subsets"], key=lambda name: float(name.split()[0]))
+    return {"margin": what, "model": [{"name": name, **found["subsets"][name]} for name in order]}
 
 
 def _bucket_names(values: Floats, edges: Sequence[float]) -> list[str]:

@@ -20,6 +20,7 @@ scores of one kind, and return both. A part that needs a library which is not in
 flat figures need nothing but numpy.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,8 @@ def rating_evaluation(
     else:
         result.flat |= rating_metrics(texts, ratings, logits, said, None, min_gap, prompts)
         if given is not None:
-            result.part("single_rater", lambda: result.flat.update(_one_rater(given, min_gap)))
+            rater = functools.partial(single_rater_accuracy, given, min_gap)
+            result.part("single_rater", lambda: result.flat.update(single_rater_accuracy=rater()))
         result.part("by_margin", lambda: _rating_margins(logits, texts, ratings, min_gap, prompts))
     result.accuracies()
     if prompts is not None:
@@ -156,10 +158,6 @@ def reliability(scores: Sequence[float], ratings: Sequence[float], bins: int = B
         mean = float(s[of_bin == place].mean())
         table.append({"score": mean, "rating": float(own.mean()), "error": error, "texts": len(own)})
     return table
-
-
-def _one_rater(votes: list[list[float]], min_gap: float) -> Metrics:
-    return {"single_rater_accuracy": single_rater_accuracy(votes, min_gap)}
 
 
 def _rating_margins(

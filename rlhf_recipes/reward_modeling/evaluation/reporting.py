@@ -11,12 +11,7 @@ from rlhf_recipes.reward_modeling.splits import Splits
 from rlhf_recipes.rewards.learned import LearnedReward
 
 # How far the scores are from those that TRL's GRPO and RLOO get where they are handed the folder by its name.
-READINGS = {
-    "size": "mean_difference_in_std",
-    "largest": "max_difference_in_std",
-    "correlation": "correlation",
-    "texts": "texts",
-}
+BY_NAME = {"size": "mean_difference_in_std", "largest": "max_difference_in_std"}
 JUDGED = ("pairs", "votes", "ratings", "unpaired", "clicks", "dwell", "rankings", "best_worst")
 
 
@@ -38,6 +33,8 @@ def write_report(folder: Path, splits: Splits, args: RewardConfig, loss: str) ->
         bias = measure_bias(reward, splits.test, splits.kind, args.group_column, min_gap=args.min_gap, seed=args.seed)
         write_json(folder / "bias.json", bias)
     by_name = bias and bias["encodings"]["by name in TRL"]
-    path = by_name and {READINGS[key]: by_name[key] for key in READINGS if by_name["texts"]}
+    path = None
+    if by_name and by_name["texts"]:
+        path = {BY_NAME.get(key, key): by_name[key] for key in (*BY_NAME, "correlation", "texts")}
     heat = ([], "") if splits.kind == "steps" else heat_maps(folder, reward)
     return write_card(folder, splits.facts() | {"loss": loss}, bias, string_path=path, heat=heat)
