@@ -259,7 +259,7 @@ def summary(of: Mapping[str, Any], covariate: str | None = None) -> dict[str, An
     figures = {key: of[key] for key in ("accuracy", "accuracy_ci95")}
     if covariate is None:
         return figures
-    for key in ("partial", "partial_ci95", "accuracy_more", "accuracy_less", "accuracy_difference_ci95", "logistic"):
+    for key in ("partial", "partial_ci95", "accuracy_more", "accuracy_less", "accuracy_difference_ci95"):
         figures[key] = of["report"]["covariates"][covariate][key]
     for key in ("said twice", "neutral sentence"):
         figures[key] = of["report"]["changes"][key]["effect"]

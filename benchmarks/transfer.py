@@ -44,7 +44,7 @@ from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.pairs import TOLERANCE
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, single_rater_accuracy
 from rlhf_recipes.outputs import write_json
-from rlhf_recipes.reward_modeling.evaluation.figures import baseline_scores
+from rlhf_recipes.reward_modeling.evaluation.baselines import baseline_scores
 from rlhf_recipes.reward_modeling.linear.reward import LinearReward
 from rlhf_recipes.rewards.loading import load_spec
 from rlhf_recipes.statistics import percentile_interval

@@ -5,12 +5,13 @@ stays text, in the reader's own font. Titles, legends and captions belong to the
 aloud.
 """
 
+import functools
 import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -21,17 +22,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
+P = ParamSpec("P")
 # matplotlib wants real colours. These near-blacks stand for the style sheet's names and are replaced in the SVG.
 THEME = {f"#0102{index:02x}": f"var(--{name})" for index, name in enumerate(("ink", "muted", "grid"))}
 INK, MUTED, GRID = THEME
 SERIES = tuple(f"#0103{index:02x}" for index in range(6))
 THEME |= {color: f"var(--s{index})" for index, color in enumerate(SERIES)}
-DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
-    "-",
-    (0, (5, 1.5)),
-    (0, (1.5, 1.2)),
-    (0, (6, 1.5, 1.5, 1.5)),
-)
+# The same on paper: an image cannot follow the style sheet.
+COLORS = {INK: "#1c232e", MUTED: "#596271", GRID: "#e9e8e4", SERIES[0]: "#2361a5", SERIES[1]: "#bd5416"}
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 SMALL = (300, 190)  # points; on the page about as many pixels, alone on a phone and three in a row on a desktop
 LARGE = (400, 285)  # two in a row on a desktop
 STYLE: dict[str, Any] = {
@@ -115,14 +114,29 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
 
 
+def drawn(
+    size: tuple[int, int],
+) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[Concatenate[str, str, P], Markup]]:
+    """Make a function that paints on axes one that takes the name and the label of [`draw`] in their place."""
+
+    def of(paint: Callable[Concatenate[Axes, P], None]) -> Callable[Concatenate[str, str, P], Markup]:
+        @functools.wraps(paint)
+        def plot(name: str, label: str, /, *args: P.args, **kwargs: P.kwargs) -> Markup:
+            return draw(name, label, size, lambda axes: paint(axes, *args, **kwargs))
+
+        return plot
+
+    return of
+
+
+@drawn(SMALL)
 def plot_curves(
-    name: str,
-    label: str,
+    axes: Axes,
     unit: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
     from_zero: bool = False,
     axis: str = "episodes",
-) -> Markup:
+) -> None:
     """Draw quantities over the episodes or steps of training: each value pale, their running mean on top.
 
     Args:
@@ -133,110 +147,84 @@ def plot_curves(
         axis (`str`):
             What is counted along the lying axis.
     """
-
-    def paint(axes: Axes) -> None:
-        for index, points in enumerate(series.values()):
-            episodes, values = zip(*points, strict=True)
-            color = SERIES[index % len(SERIES)]
-            window = max(1, len(values) // 12) | 1  # odd, so that a mean sits on its own episode
-            marker = "o" if len(values) == 1 else None  # a line through one point cannot be seen
-            axes.plot(episodes, values, color=color, linewidth=0.8, alpha=0.35, marker=marker)
-            axes.plot(episodes, running_mean(values, window), color=color, linestyle=DASHES[index % len(DASHES)])
-        if from_zero:
-            axes.update_datalim([(episodes[0], 0.0)])
-            axes.autoscale_view()
-        axes.set_xlabel(axis)
-        axes.set_ylabel(unit)
-        _few_ticks(axes)
-
-    return draw(name, label, SMALL, paint)
+    for index, points in enumerate(series.values()):
+        episodes, values = zip(*points, strict=True)
+        color = SERIES[index % len(SERIES)]
+        window = max(1, len(values) // 12) | 1  # odd, so that a mean sits on its own episode
+        marker = "o" if len(values) == 1 else None  # a line through one point cannot be seen
+        axes.plot(episodes, values, color=color, linewidth=0.8, alpha=0.35, marker=marker)
+        axes.plot(episodes, running_mean(values, window), color=color, linestyle=DASHES[index % len(DASHES)])
+    if from_zero:
+        axes.update_datalim([(episodes[0], 0.0)])
+        axes.autoscale_view()
+    axes.set(xlabel=axis, ylabel=unit)
+    _few_ticks(axes)
 
 
-def plot_score_histogram(name: str, label: str, before: Sequence[float], after: Sequence[float]) -> Markup:
+@drawn(LARGE)
+def plot_score_histogram(axes: Axes, before: Sequence[float], after: Sequence[float]) -> None:
     """Draw how many prompts got which score before and after, each mean as an upright line."""
-
-    def paint(axes: Axes) -> None:
-        everything = [*before, *after]
-        low, high = math.floor(min(everything)), math.ceil(max(everything))
-        bins = np.linspace(low, max(high, low + 1), 25).tolist()
-        axes.hist(before, bins=bins, color=MUTED, alpha=0.35)
-        axes.hist(after, bins=bins, color=SERIES[0], alpha=0.45)
-        for values, color, style in ((before, MUTED, (0, (4, 2))), (after, SERIES[0], "-")):
-            axes.axvline(float(np.mean(values)), color=color, linewidth=2, linestyle=style)
-        axes.set_xlabel("score of a completion")
-        axes.set_ylabel("prompts")
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.grid(visible=False, axis="x")
-
-    return draw(name, label, LARGE, paint)
+    everything = [*before, *after]
+    low, high = math.floor(min(everything)), math.ceil(max(everything))
+    bins = np.linspace(low, max(high, low + 1), 25).tolist()
+    axes.hist(before, bins=bins, color=MUTED, alpha=0.35)
+    axes.hist(after, bins=bins, color=SERIES[0], alpha=0.45)
+    for values, color, style in ((before, MUTED, (0, (4, 2))), (after, SERIES[0], "-")):
+        axes.axvline(float(np.mean(values)), color=color, linewidth=2, linestyle=style)
+    axes.set(xlabel="score of a completion", ylabel="prompts")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(visible=False, axis="x")
 
 
-def plot_gains(name: str, label: str, gains: Sequence[tuple[float, float]], names: tuple[str, str]) -> Markup:
+@drawn(LARGE)
+def plot_gains(axes: Axes, gains: Sequence[tuple[float, float]], names: tuple[str, str]) -> None:
     """Draw one dot per prompt: the change of one score across, the change of another upwards."""
-
-    def paint(axes: Axes) -> None:
-        axes.axhline(0, color=MUTED, linewidth=0.9)
-        axes.axvline(0, color=MUTED, linewidth=0.9)
-        first, second = zip(*gains, strict=True)
-        axes.scatter(first, second, s=18, color=SERIES[0], alpha=0.55, linewidths=0)
-        axes.set_xlabel(f"change of the score of {names[0]}")
-        axes.set_ylabel(f"change of the score of {names[1]}")
-        _few_ticks(axes)
-
-    return draw(name, label, LARGE, paint)
+    axes.axhline(0, color=MUTED, linewidth=0.9)
+    axes.axvline(0, color=MUTED, linewidth=0.9)
+    first, second = zip(*gains, strict=True)
+    axes.scatter(first, second, s=18, color=SERIES[0], alpha=0.55, linewidths=0)
+    axes.set(xlabel=f"change of the score of {names[0]}", ylabel=f"change of the score of {names[1]}")
+    _few_ticks(axes)
 
 
-def plot_accuracy(name: str, label: str, bars: Sequence[tuple[str, float]]) -> Markup:
+@drawn(LARGE)
+def plot_accuracy(axes: Axes, bars: Sequence[tuple[str, float]]) -> None:
     """Draw shares of 1 as lying bars from the top down, the first one in colour, with a line at chance."""
-
-    def paint(axes: Axes) -> None:
-        rows = range(len(bars))
-        values = [value for _, value in bars]
-        axes.barh(rows, values, height=0.55, color=[SERIES[0], *[MUTED] * (len(bars) - 1)], alpha=0.75)
-        axes.axvline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
-        for row, (text, value) in enumerate(bars):
-            axes.text(0.0, row - 0.42, text, va="center", fontsize=10.5)
-            axes.text(value + 0.012, row, f"{value:.1%}", va="center", fontsize=10.5, fontweight="bold")
-        axes.set(xlim=(0, 1.12), ylim=(len(bars) - 0.5, -0.75), xlabel="pairs put in the right order", yticks=[])
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-
-    return draw(name, label, LARGE, paint)
+    rows = range(len(bars))
+    values = [value for _, value in bars]
+    axes.barh(rows, values, height=0.55, color=[SERIES[0], *[MUTED] * (len(bars) - 1)], alpha=0.75)
+    axes.axvline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=0.5)
+    for row, (text, value) in enumerate(bars):
+        axes.text(0.0, row - 0.42, text, va="center", fontsize=10.5)
+        axes.text(value + 0.012, row, f"{value:.1%}", va="center", fontsize=10.5, fontweight="bold")
+    axes.set(xlim=(0, 1.12), ylim=(len(bars) - 0.5, -0.75), xlabel="pairs put in the right order", yticks=[])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
 
 
-def plot_calibration(name: str, label: str, bins: Sequence[tuple[float, float, float]]) -> Markup:
+@drawn(LARGE)
+def plot_calibration(axes: Axes, bins: Sequence[tuple[float, float, float]]) -> None:
     """Draw the mean human rating over the mean score of each bin, with its standard error twice each way.
 
     Args:
         bins (`Sequence[tuple[float, float, float]]`):
             For each bin the mean score, the mean rating and the standard error of the mean rating.
     """
-
-    def paint(axes: Axes) -> None:
-        scores, ratings, errors = (np.array(column) for column in zip(*bins, strict=True))
-        low = math.floor(min(scores.min(), (ratings - 2 * errors).min())) - 0.25
-        high = math.ceil(max(scores.max(), (ratings + 2 * errors).max())) + 0.25
-        axes.plot([low, high], [low, high], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
-        axes.errorbar(
-            scores, ratings, yerr=2 * errors, fmt="o", color=SERIES[0], markersize=5.5, elinewidth=1.6, capsize=0
-        )
-        axes.set(xlim=(low, high), ylim=(low, high), xlabel="calibrated score", ylabel="mean human rating")
-        _few_ticks(axes)
-
-    return draw(name, label, LARGE, paint)
+    scores, ratings, errors = (np.array(column) for column in zip(*bins, strict=True))
+    low = math.floor(min(scores.min(), (ratings - 2 * errors).min())) - 0.25
+    high = math.ceil(max(scores.max(), (ratings + 2 * errors).max())) + 0.25
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
+    axes.errorbar(
+        scores, ratings, yerr=2 * errors, fmt="o", color=SERIES[0], markersize=5.5, elinewidth=1.6, capsize=0
+    )
+    axes.set(xlim=(low, high), ylim=(low, high), xlabel="calibrated score", ylabel="mean human rating")
+    _few_ticks(axes)
 
 
 def _few_ticks(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
         axis.set_major_formatter(ScalarFormatter(useOffset=False))
-
-
-# The colours of the report on paper: an image cannot follow the style sheet.
-COLORS = {INK: "#1c232e", MUTED: "#596271", GRID: "#e9e8e4", SERIES[0]: "#2361a5", SERIES[1]: "#bd5416"}
-
-
-# --- As an image ------------------------------------------------------------------------------
 
 
 def draw_png(path: str | Path, size: tuple[float, float], paint: Callable[[Figure], None]) -> Path:

@@ -25,8 +25,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv, stdtrit
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Metrics = dict[str, Any]
+Keys = Sequence[Any]  # texts, numbers, or messages
+Interval = list[float] | None
+Ends = tuple[float, float]
+
 TAIL = 0.025  # beyond each end of an interval
 NORMAL_QUANTILE = 1.959964
+GROUPS = 200  # of units that are left out in turn, where a figure has no formula for what each row brings
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Spread:
     alone: bool = False
     together: bool = False
 
-    def interval(self, value: float) -> list[float] | None:
+    def interval(self, value: float) -> Interval:
         """Of a mean, or another figure without ends; `None` for a single unit, which says nothing of others.
 
         From `value - error g(t)` to `value - error g(-t)`, t being a quantile of Student's distribution with
@@ -63,7 +71,7 @@ class Spread:
             return [value - error * t, value + error * t]
         return [float(value - error * 3 / a * (np.cbrt(1 + a * (end - a / 6)) - 1)) for end in (t, -t)]
 
-    def bounded(self, value: float, low: float = 0.0, high: float = 1.0, unseen: float = 1.0) -> list[float] | None:
+    def bounded(self, value: float, low: float = 0.0, high: float = 1.0, unseen: float = 1.0) -> Interval:
         """Of a share, or another figure that lies between two ends; `None` for a single unit.
 
         The share `p = (value - low) / (high - low)` is taken for that of `n = p (1 - p) / variance` independent rows
@@ -107,9 +115,7 @@ class Spread:
         return float(stdtrit(self.units - 1, 1 - TAIL))
 
 
-def spread_of(
-    influences: NDArray[np.float64], sizes: NDArray[np.float64], rows: float, own: float = 0.0, own_third: float = 0.0
-) -> Spread:
+def spread_of(influences: Floats, sizes: Floats, rows: float, own: float = 0.0, own_third: float = 0.0) -> Spread:
     """The spread of a figure by what each unit brings.
 
     Args:
@@ -138,16 +144,12 @@ class Units:
         sizes (`(N,)`): 1, or how many rows each row is the sum of.
     """
 
-    columns: NDArray[np.int64]
-    sizes: NDArray[np.float64]
+    columns: Ints
+    sizes: Floats
 
     @classmethod
     def of(
-        cls,
-        rows: int,
-        units: Sequence[Any] | None = None,
-        other_units: Sequence[Any] | None = None,
-        sizes: ArrayLike | None = None,
+        cls, rows: int, units: Keys | None = None, other_units: Keys | None = None, sizes: ArrayLike | None = None
     ) -> "Units":
         """Number the units. Where none are given, each row is one.
 
@@ -161,8 +163,7 @@ class Units:
         for name, given in (("units", range(rows) if units is None else units), ("other_units", other_units)):
             if given is None:
                 continue
-            if len(given) != rows:
-                raise ValueError(f"There are {len(given)} {name} for {rows} rows; give one for each.")
+            check_length(given, rows, name)
             columns.append([index.setdefault(as_key(unit), len(index)) for unit in given])
         weights = np.ones(rows) if sizes is None else np.asarray(sizes, dtype=np.float64)
         return cls(np.array(columns, dtype=np.int64), weights)
@@ -175,33 +176,35 @@ class Units:
         own = moved[twice]
         return spread_of(sums, sizes, float(self.sizes.sum()), float((own**2).sum()), float((own**3).sum()))
 
-    def _by_unit(self, values: NDArray[np.float64], twice: NDArray[np.bool_]) -> NDArray[np.float64]:
-        count = int(self.columns.max()) + 1
-        first = np.bincount(self.columns[0], values, count)
-        second = np.bincount(self.columns[-1][twice], values[twice], count)
-        return np.asarray(first + second, dtype=np.float64)
+    def interval(self, value: float, influences: ArrayLike, ends: Ends | None = None, unseen: float = 1.0) -> Interval:
+        """Of a figure that each row moves by its influence: [`Spread.bounded`] by its ends, if it has some."""
+        spread = self.spread(influences)
+        return spread.interval(value) if ends is None else spread.bounded(value, *ends, unseen=unseen)
 
-    def spread_of_pairs(self, influences: NDArray[np.float64], asked: NDArray[np.float64], own: float = 0.0) -> Spread:
+    def _by_unit(self, values: Floats, twice: NDArray[np.bool_] | None = None) -> Floats:
+        count = int(self.columns.max()) + 1
+        sums = np.bincount(self.columns[0], values, count)
+        if twice is not None:
+            sums += np.bincount(self.columns[-1][twice], values[twice], count)
+        return np.asarray(sums, dtype=np.float64)
+
+    def spread_of_pairs(self, influences: Floats, asked: Floats, own: float = 0.0) -> Spread:
         """The spread of a figure of pairs of rows, each row being the sum of its pairs.
 
         Args:
             influences (`(N,)`), asked (`(N,)`): Of each row, summed over its pairs, and how many these are.
             own (`float`, *optional*, defaults to 0): As in [`spread_of`].
         """
-        nobody = np.zeros(len(asked), dtype=bool)
-        sums, sizes = self._by_unit(influences, nobody), self._by_unit(asked, nobody)
-        return spread_of(sums, sizes, float(asked.sum()) / 2, own)
+        return spread_of(self._by_unit(influences), self._by_unit(asked), float(asked.sum()) / 2, own)
 
-    def mean(self, values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def mean(self, values: Floats) -> tuple[float, Floats]:
         """The mean of rows, each the sum of as many as its size says, and the influence of each `(N,)`."""
         total = float(self.sizes.sum())
         mean = float(values.sum()) / total
         return mean, (values - mean * self.sizes) / total
 
 
-def without_each(
-    figures: Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]], sums: NDArray[np.float64]
-) -> dict[str, tuple[float, NDArray[np.float64]]]:
+def without_each(figures: Callable[[Floats], Mapping[str, Floats]], sums: Floats) -> dict[str, tuple[float, Floats]]:
     """Figures that are functions of sums over rows, and the influence of each row: what is missed without it.
 
     Args:
@@ -219,6 +222,28 @@ def without_each(
     }
 
 
+def jackknife(figures: Callable[[Ints], ArrayLike], units: Units) -> list[Spread | None]:
+    """The spread of figures of which no more is known than how to compute them (Efron 1982, chapter 3).
+
+    One unit is left out after another; of many units, one of `GROUPS` groups of them. Of a single unit there are none.
+
+    Args:
+        figures (callable): From row numbers to K figures; NaN for one that does not exist.
+    """
+    count = int(units.columns.max()) + 1
+    group = (np.random.default_rng(0).permutation(count) % min(count, GROUPS))[units.columns[0]]
+    left = [figures(np.flatnonzero(group != out)) for out in range(min(count, GROUPS)) if count > 1]
+    equal = units.spread(np.zeros(len(group))).equal
+
+    def spread(known: Floats) -> Spread | None:
+        if len(known) < 2:
+            return None
+        influences = (known.mean() - known) * (len(known) - 1) / len(known)
+        return replace(spread_of(influences, np.ones(len(known)), len(known)), equal=equal, alone=False)
+
+    return [spread(column[np.isfinite(column)]) for column in np.array(left, dtype=np.float64).T]
+
+
 def combined(parts: Sequence[tuple[float, Spread]]) -> Spread:
     """The spread of a weighted sum of figures of rows that have no unit in common."""
     variance = sum(weight**2 * spread.variance for weight, spread in parts)
@@ -234,21 +259,36 @@ def combined(parts: Sequence[tuple[float, Spread]]) -> Spread:
     )
 
 
-def ratio_interval(sums: ArrayLike, counts: ArrayLike, low: float = 0.0, high: float = 1.0) -> list[float] | None:
-    """95% interval of `sum(sums) / sum(counts)`, which lies between two ends; of a unit (an answer, a list) each.
+def mean_with_interval(
+    values: ArrayLike, units: Keys | None = None, other_units: Keys | None = None, ends: Ends | None = None
+) -> tuple[float, Interval]:
+    """The mean of rows and its interval: within its ends, where it has some; `None` for a single value or unit."""
+    (v,) = float_columns(values=values)
+    together = Units.of(len(v), units, other_units)
+    mean, influences = together.mean(v)
+    return mean, together.interval(mean, influences, ends)
 
-    Returns:
-        `list[float]` of two, or `None` for fewer than two units.
-    """
+
+def ratio_interval(sums: ArrayLike, counts: ArrayLike, low: float = 0.0, high: float = 1.0) -> Interval:
+    """Of `sum(sums) / sum(counts)`, between two ends, of an independent unit each; `None` for fewer than two."""
     a, n = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if n.sum() <= 0:
         return None
     units = Units.of(len(a), sizes=n)
-    share, influences = units.mean(a)
-    return units.spread(influences).bounded(share, low, high)
+    return units.interval(*units.mean(a), (low, high))
 
 
-# --- what hangs together ---------------------------------------------------------------------------------
+def paired_gain(before: Sequence[float], after: Sequence[float]) -> Metrics:
+    """`gain`, the mean of `after - before` over prompts, and `gain_ci95`, `None` for a single prompt."""
+    if len(before) != len(after) or not len(before):
+        raise ValueError(f"{len(before)} scores before and {len(after)} after: both need one for each prompt.")
+    gain, interval = mean_with_interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float))
+    return {"gain": gain, "gain_ci95": interval}
+
+
+def percentile_interval(values: ArrayLike) -> list[float]:
+    """The 2.5th and the 97.5th percentile of bootstrap values."""
+    return [float(bound) for bound in np.percentile(np.asarray(values, dtype=np.float64), [2.5, 97.5])]
 
 
 def as_key(unit: Any) -> Hashable:
@@ -269,9 +309,7 @@ def pair_units(
     keys = shared(prompts)
     if keys is not None:
         return keys, None
-    left, right = (
-        [as_key([prompt, text]) for prompt, text in zip(prompts, side, strict=True)] for side in (first, second)
-    )
+    left, right = ([as_key([*both]) for both in zip(prompts, side, strict=True)] for side in (first, second))
     return (None, None) if len({*left, *right}) == 2 * len(left) else (left, right)
 
 
@@ -291,17 +329,6 @@ def linked(*columns: Sequence[Any]) -> list[int]:
     links = coo_array((np.ones(len(rows)), (rows, np.add(ends, count, dtype=np.int64))), shape=(nodes, nodes))
     groups: list[int] = connected_components(links, directed=False)[1][:count].tolist()
     return groups
-
-
-def percentile_interval(values: ArrayLike) -> list[float]:
-    """The 2.5th and the 97.5th percentile of bootstrap values."""
-    return [float(bound) for bound in np.percentile(np.asarray(values, dtype=np.float64), [2.5, 97.5])]
-
-
-Floats = NDArray[np.float64]
-
-
-# --- reading ---------------------------------------------------------------------------------------------
 
 
 def is_missing(value: Any) -> bool:
@@ -331,57 +358,6 @@ def numbers(values: Any, what: str) -> Floats:
     return array
 
 
-def paired_gain(before: Sequence[float], after: Sequence[float]) -> Mapping[str, Any]:
-    """Mean of `after - before` over prompts, with its 95% interval, were prompts drawn anew.
-
-    Returns:
-        `dict`: `gain`, and `gain_ci95` as `[low, high]`; `None` for a single prompt.
-    """
-    if len(before) != len(after) or not len(before):
-        raise ValueError(f"{len(before)} scores before and {len(after)} after: both need one for each prompt.")
-    difference = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    prompts = Units.of(len(difference))
-    gain, influences = prompts.mean(difference)
-    return {"gain": gain, "gain_ci95": prompts.spread(influences).interval(gain)}
-
-
-Ints = NDArray[np.int64]
-
-
-def strata_of(gaps: ArrayLike, strata: int, rows: int) -> Ints:
-    """Which of the strata, of equally many rows by gap, each row is in, `(N,)`. Equal gaps are never put apart."""
-    values = numbers(gaps, "gaps")
-    if len(values) != rows:
-        raise ValueError(f"There are {len(values)} gaps for {rows} pairs; give one for each.")
-    starts = np.unique(np.sort(values)[np.arange(strata) * rows // strata])
-    return np.asarray(np.searchsorted(starts, values, side="right") - 1, dtype=np.int64)
-
-
-Metrics = dict[str, Any]
-Keys = Sequence[Any]  # texts, numbers, or messages
-
-
-# --- Means -----------------------------------------------------------------------------------------------
-
-
-def mean_with_interval(values: ArrayLike, units: Keys | None = None) -> tuple[float, list[float] | None]:
-    """The mean and its interval; no interval for a single value or unit."""
-    (v,) = float_columns(values=values)
-    together = Units.of(len(v), units)
-    mean, influences = together.mean(v)
-    return mean, together.spread(influences).interval(mean)
-
-
-def correlation(a: Floats, b: Floats) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    # Divided by their sizes first: squares of tiny numbers would be 0.
-    a, b = a / np.abs(a).max(), b / np.abs(b).max()
-    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
-
-
-# --- helpers ---------------------------------------------------------------------------------------------
-
-
 def float_columns(**columns: ArrayLike) -> list[Floats]:
     arrays = {name: numbers(values, name.replace("_", " ")) for name, values in columns.items()}
     lengths = {name: len(array) for name, array in arrays.items()}
@@ -398,13 +374,22 @@ def check_length(keys: Sequence[Any], rows: int, what: str) -> None:
         raise ValueError(f"There are {len(keys)} {what} for {rows} rows; give one for each.")
 
 
-def rows_by_key(keys: Keys, rows: int, what: str = "prompts") -> list[NDArray[np.int64]]:
+def rows_by_key(keys: Keys, rows: int, what: str = "prompts") -> list[Ints]:
     """Row numbers of each different key, in the order in which keys first come."""
     check_length(keys, rows, what)
     found: dict[Hashable, list[int]] = {}
     for row, key in enumerate(keys):
         found.setdefault(as_key(key), []).append(row)
     return [np.array(of_key) for of_key in found.values()]
+
+
+def strata_of(gaps: ArrayLike, strata: int, rows: int) -> Ints:
+    """Which of the strata, of equally many rows by gap, each row is in, `(N,)`. Equal gaps are never put apart."""
+    values = numbers(gaps, "gaps")
+    if len(values) != rows:
+        raise ValueError(f"There are {len(values)} gaps for {rows} pairs; give one for each.")
+    starts = np.unique(np.sort(values)[np.arange(strata) * rows // strata])
+    return np.asarray(np.searchsorted(starts, values, side="right") - 1, dtype=np.int64)
 
 
 def is_finite(value: Any) -> bool:

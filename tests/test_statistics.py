@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from rlhf_recipes.data.pairs import compare_all
-from rlhf_recipes.reward_modeling.evaluation.figures import calibration, rating_errors, subset_accuracy
+from rlhf_recipes.reward_modeling.evaluation.figures import calibration, rating_errors
 from rlhf_recipes.reward_modeling.evaluation.metrics import pair_metrics
+from rlhf_recipes.reward_modeling.evaluation.subsets import subset_accuracy
 from rlhf_recipes.reward_modeling.uses.thresholds import Point, coverage_curve
 from rlhf_recipes.statistics import (
     Units,

@@ -66,7 +66,6 @@ def _panels(reports: Mapping[str, Any]) -> list[Panel]:
     """What is drawn, in order, and how many lines each has."""
     panels = [
         _panel(reports, "Beyond people's ratings", "partial correlation with the score, at equal rating", _partials),
-        _panel(reports, "What decides a pair, beside people", "log odds for more of it", _odds),
         _panel(reports, "The same text, edited", "change of the score, in standard deviations", _effects("changes")),
         _panel(
             reports, "The same text, read in another way", "change of the score, in standard deviations",
@@ -121,10 +120,6 @@ def _dots(
 
 def _partials(report: Mapping[str, Any]) -> list[Bar]:
     return [_bar(name, of, "partial") for name, of in report["covariates"].items()]
-
-
-def _odds(report: Mapping[str, Any]) -> list[Bar]:
-    return [_bar(name, of, "logistic") for name, of in report["covariates"].items()]
 
 
 def _effects(key: str) -> Callable[[Mapping[str, Any]], list[Bar]]:

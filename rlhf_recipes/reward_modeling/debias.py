@@ -88,12 +88,11 @@ def covariates(texts: Sequence[Text], names: Sequence[str] = tuple(COVARIATES)) 
 
 
 def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = None, keep_mean: bool = False) -> Tensor:
-    """Scores less their least-squares fit on several covariates, `s - mean(s) - Q Q^T (s - mean(s))`, in the batch.
+    """Scores less their least-squares fit on several covariates, `s - mean(s) - X X^+ (s - mean(s))`, in the batch.
 
-    Q is an orthonormal basis of the centered covariates. What is left has correlation 0 with each of them, and so has
-    the gradient of any loss of it: no step can raise scores along them, in this batch. The model itself may still use
-    them; measure that afterwards. Take batches with many more texts than covariates, the chosen and the rejected
-    together. A covariate that is constant, or that others tell, takes nothing more out.
+    X are the centered covariates, and `X^+` is its pseudo-inverse. What is left has correlation 0 with each of them,
+    and so has the gradient of any loss of it. Take batches with many more texts than covariates, the chosen and the
+    rejected together. A covariate that is constant, or that others tell, takes nothing more out.
 
     It takes out all that goes with the covariates, also what people mean by it: where better texts are longer, the
     scores lose that. [`ResidualReward`] keeps it.
@@ -125,9 +124,8 @@ def residual_scores(scores: Tensor, covariates: Tensor, mask: Tensor | None = No
     size = x_centered.norm(dim=0)
     varies = size > 1e-6 * x.norm(dim=0)
     columns = torch.where(varies, x_centered / torch.where(varies, size, 1.0), 0.0)
-    basis, strength, _ = torch.linalg.svd(columns, full_matrices=False)
-    basis = torch.where(strength > COLLINEAR, basis, 0.0).to(scores.dtype)  # (N, min(N, C))
-    left = centered - (basis @ (basis.T @ centered.reshape(-1))).reshape(scores.shape)
+    fitted = columns @ (torch.linalg.pinv(columns, atol=COLLINEAR, rtol=0.0) @ centered.reshape(-1).double())
+    left = centered - fitted.to(scores.dtype).reshape(scores.shape)
     return torch.where(real, left + mean, 0.0) if keep_mean else torch.where(real, left, 0.0)
 
 
@@ -227,7 +225,7 @@ def balance_pairs(
 
 def _margin_strata(dataset: Dataset, strata: int) -> np.ndarray:
     given = list(dataset["margin"]) if "margin" in dataset.column_names else [None] * len(dataset)
-    margins = np.array([np.nan if margin is None else margin for margin in given], dtype=np.float64)
+    margins = np.array(given, dtype=np.float64)  # NaN where there is none
     known = np.isfinite(margins)
     stratum = np.zeros(len(margins), dtype=np.int64)
     if known.any():

@@ -86,6 +86,18 @@ def test_residual_scores_are_those_of_scikit_learn():
     assert residual_scores(scores, x).numpy() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("keep_mean", [False, True])
+def test_padding_of_lists_counts_nothing(keep_mean):
+    generator = torch.Generator().manual_seed(0)
+    scores, x = torch.randn(6, 4, generator=generator), 100 + 30 * torch.randn(6, 4, generator=generator)
+    mask = torch.rand(6, 4, generator=generator) > 0.3
+    alone = residual_scores(scores[mask], x[mask][:, None], keep_mean=keep_mean)
+    x[~mask] = math.nan
+    found = residual_scores(scores, x[..., None], mask, keep_mean)
+    assert torch.allclose(found[mask], alone, atol=1e-5)
+    assert (found[~mask] == 0).all()
+
+
 def test_neither_scores_nor_gradient_go_along_the_covariates():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 2, generator=generator)

@@ -18,7 +18,7 @@ from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.report.reward_card import write_card
-from rlhf_recipes.reward_modeling.bias.string_path import StringPath
+from rlhf_recipes.reward_modeling.bias.changes import as_trl_reads
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.losses import make_objective
@@ -183,8 +183,10 @@ def test_conversations_are_read_alike_by_name_in_trl_and_as_rendered_text(tmp_pa
     folder = trained(tmp_path / "out", base, "chats", max_length=60)
     prompts = [[{"role": "user", "content": text}] for text in ("Was it good?", "And the music?")]
     completions = [[{"role": "assistant", "content": text}] for text in ("It was great", "no")]
-    expected = LearnedReward(folder)(prompts, completions)
-    assert StringPath(folder)(prompts, completions) == pytest.approx(expected, abs=1e-5)
+    reward = LearnedReward(folder)
+    expected = reward(prompts, completions)
+    by_name = [as_trl_reads(reward, *both) for both in zip(prompts, completions, strict=True)]
+    assert reward.scores(by_name).tolist() == pytest.approx(expected, abs=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rendered = [
         tokenizer.apply_chat_template(p + c, tokenize=False) for p, c in zip(prompts, completions, strict=True)

@@ -1,12 +1,12 @@
 """Whether probabilities are the shares that come true. Loaded by `evaluate`; see `rlhf_recipes.metrics`."""
 
-import datasets
-import evaluate
-
+from rlhf_recipes.metrics import module
 from rlhf_recipes.reward_modeling.evaluation.figures import calibration
 
-DESCRIPTION = "Expected calibration error over bins of equal mass, Brier score, and the reliability table."
-INPUTS = """
+
+class Calibration(module.OfColumns):
+    description = "Expected calibration error over bins of equal mass, Brier score, and the reliability table."
+    inputs = """
 Args:
     predictions: probability of each row, from 0 to 1.
     references: outcome, 0 or 1, or the share of votes.
@@ -16,18 +16,9 @@ Args:
 Returns:
     ece, brier, each with _ci95, rows, and bins: a list of from, to, rows, probability, outcome.
 """
-CITATION = "Naeini, Cooper, Hauskrecht (2015). Obtaining Well Calibrated Probabilities Using Bayesian Binning. AAAI."
-
-
-class Calibration(evaluate.Metric):
-    def _info(self):
-        column = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": column, "references": column}),
-        )
+    citation = (
+        "Naeini, Cooper, Hauskrecht (2015). Obtaining Well Calibrated Probabilities Using Bayesian Binning. AAAI."
+    )
 
     def _compute(self, predictions, references, **options):
         return calibration(predictions, references, **options)

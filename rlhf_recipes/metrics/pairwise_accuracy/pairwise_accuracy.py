@@ -1,12 +1,13 @@
 """Share of pairs of texts that scores put in people's order. Loaded by `evaluate`; see `rlhf_recipes.metrics`."""
 
-import datasets
-import evaluate
+from rlhf_recipes.metrics import module
+from rlhf_recipes.reward_modeling.evaluation.figures import pairwise_accuracy
+from rlhf_recipes.reward_modeling.evaluation.subsets import subset_accuracy
 
-from rlhf_recipes.reward_modeling.evaluation.figures import accuracy_by_margin, subset_accuracy
 
-DESCRIPTION = "Share of pairs of texts that scores put in people's order; equal scores count half."
-INPUTS = """
+class PairwiseAccuracy(module.OfColumns):
+    description = "Share of pairs of texts that scores put in people's order; equal scores count half."
+    inputs = """
 Args:
     predictions: score of each text; in the configuration "pairs" of each chosen text.
     references: rating of each text; in the configuration "pairs" the score of the rejected text.
@@ -16,21 +17,8 @@ Args:
 Returns:
     pairwise_accuracy, pairwise_accuracy_ci95, pairs; in the configuration "pairs" also subsets, sections, score.
 """
-CITATION = "Bradley and Terry (1952). Rank Analysis of Incomplete Block Designs. Biometrika 39."
-CONFIGURATIONS = ("default", "ratings", "pairs")
-
-
-class PairwiseAccuracy(evaluate.Metric):
-    def _info(self):
-        if self.config_name not in CONFIGURATIONS:
-            raise ValueError(f"pairwise_accuracy has the configurations ratings and pairs, not {self.config_name!r}.")
-        column = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": column, "references": column}),
-        )
+    citation = "Bradley and Terry (1952). Rank Analysis of Incomplete Block Designs. Biometrika 39."
+    configurations = ("ratings", "pairs")
 
     def _compute(self, predictions, references, min_gap=0.5, subsets=None, prompts=None, **options):
         if self.config_name == "pairs":
@@ -39,9 +27,4 @@ class PairwiseAccuracy(evaluate.Metric):
             return metrics if subsets is not None else {k: v for k, v in metrics.items() if k != "subsets"}
         if subsets is not None:
             raise ValueError('subsets belong to the configuration "pairs": load("pairwise_accuracy", "pairs").')
-        bucket = accuracy_by_margin(predictions, references, [min_gap], prompts, **options)[0]
-        return {
-            "pairwise_accuracy": bucket["accuracy"],
-            "pairwise_accuracy_ci95": bucket["accuracy_ci95"],
-            "pairs": bucket["pairs"],
-        }
+        return pairwise_accuracy(predictions, references, min_gap, prompts, **options)

@@ -1,12 +1,12 @@
 """How far scores lie from ratings, and how the two correlate. Loaded by `evaluate`; see `rlhf_recipes.metrics`."""
 
-import datasets
-import evaluate
-
+from rlhf_recipes.metrics import module
 from rlhf_recipes.reward_modeling.evaluation.figures import rating_errors
 
-DESCRIPTION = "MAE, RMSE, R2, Pearson, Spearman and Kendall's tau-b of scores and ratings, with intervals."
-INPUTS = """
+
+class RatingErrors(module.OfColumns):
+    description = "MAE, RMSE, R2, Pearson, Spearman and Kendall's tau-b of scores and ratings, with intervals."
+    inputs = """
 Args:
     predictions: score of each text.
     references: rating of each text.
@@ -14,18 +14,7 @@ Args:
 Returns:
     mae, rmse, r2, pearson, spearman, kendall, each with _ci95, and texts.
 """
-CITATION = "Kendall (1945). The Treatment of Ties in Ranking Problems. Biometrika 33."
-
-
-class RatingErrors(evaluate.Metric):
-    def _info(self):
-        column = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": column, "references": column}),
-        )
+    citation = "Kendall (1945). The Treatment of Ties in Ranking Problems. Biometrika 33."
 
     def _compute(self, predictions, references, **options):
         return rating_errors(predictions, references, **options)

@@ -81,8 +81,7 @@ def measure_changes(
     """How far each edit moves the score, in standard deviations of the score between texts.
 
     Args:
-        reward (callable): What is measured.
-        prompts, completions (`Sequence` of length N): The texts.
+        reward (callable), prompts, completions (`Sequence` of length N): What is measured, and on which texts.
         changes (`Mapping[str, Callable]`, *optional*): Edits, from text to text. Default: [`text_changes`].
         std (`float`, *optional*): The unit. Default: the standard deviation of the scores of these texts.
         units (`Sequence` of length N, *optional*): What intervals are over, such as prompts. Default: the texts.
@@ -99,22 +98,20 @@ def measure_changes(
         edited = [changed(completion, change) for completion in completions]
         rows = [row for row, text in enumerate(edited) if text != completions[row]]
         after = scores_of(reward, [prompts[row] for row in rows], [edited[row] for row in rows])
-        effects = after - before[rows]
-        known = np.isfinite(effects)
-        keys = None if units is None else [units[row] for row, here in zip(rows, known, strict=True) if here]
-        found[name] = _effect(effects[known], spread, keys)
+        found[name] = _effect(after - before[rows], rows, spread, units)
     return found
 
 
-def _effect(effects: Floats, std: float | None, units: Keys | None) -> Metrics:
-    if not len(effects) or not std:
-        keys = ("effect", "effect_ci95", "size", "largest")
-        return {**dict.fromkeys(keys), "texts": len(effects)}
-    effects = effects / std
-    mean, interval = mean_with_interval(effects, units)
-    size = np.abs(effects)
+def _effect(effects: Floats, rows: Sequence[int], std: float | None, units: Keys | None) -> Metrics:
+    known = np.isfinite(effects)
+    effects, texts = effects[known], int(known.sum())
+    if not texts or not std:
+        return {**dict.fromkeys(("effect", "effect_ci95", "size", "largest")), "texts": texts}
+    keys = None if units is None else [units[row] for row, here in zip(rows, known, strict=True) if here]
+    mean, interval = mean_with_interval(effects / std, keys)
+    size = np.abs(effects / std)
     figures = {"size": float(size.mean()), "largest": float(size.max())}
-    return {"effect": mean, "effect_ci95": interval, **figures, "texts": len(effects)}
+    return {"effect": mean, "effect_ci95": interval, **figures, "texts": texts}
 
 
 def scores_of(reward: Reward, prompts: Sequence[Text], completions: Sequence[Text]) -> Floats:
@@ -139,9 +136,10 @@ def check_exact(
     | `order` | the rows, and the rows in reverse: what is chosen and what is rejected trade places |
     | `batch` | each text alone, and in one call with texts five times as long |
 
+    A reward that compares completions of a prompt fails, as it should.
+
     Args:
-        reward (callable): What is measured; one that compares completions of a prompt fails, as it should.
-        prompts, completions (`Sequence` of length N): The texts.
+        reward, prompts, completions: As in [`measure_changes`].
         tolerance (`float`, *optional*, defaults to 1e-4): Largest difference, in scores; float32 rounds.
 
     Returns:
@@ -182,7 +180,8 @@ def measure_encodings(
 
     | name | what is compared with what the model usually reads |
     |---|---|
-    | `no special tokens` | none added: so TRL's `GRPOTrainer` gives texts to a reward model that it is given by name |
+    | `by name in TRL` | what [`as_trl_reads`] gives |
+    | `no special tokens` | none added |
     | `one more beginning` | a beginning-of-sequence token in front: a template writes one, and the tokenizer too |
     | `padding on the left` | padding before the text, with the mask that says so |
     | `padding on the right` | padding after it; must change nothing |
@@ -190,38 +189,67 @@ def measure_encodings(
 
     Args:
         reward ([`LearnedReward`]): A model with its tokenizer. Logits are compared, before any calibration.
-        prompts, completions (`Sequence` of length N): The texts.
-        std, units: As in [`measure_changes`].
+        prompts, completions, std, units: As in [`measure_changes`].
 
     Returns:
-        `dict`: for each name what [`measure_changes`] gives. `texts` are those that have room for the change and are
-        changed by it; there are none where a model has no such token or no template.
+        `dict`: for each name what [`measure_changes`] gives, and `correlation`, that of both scores. `texts` are those
+        that have room for the change and are changed by it; there are none where a model has no such token or no
+        template, or several outputs, with which TRL does not load it.
     """
-    rendered = [reward.render(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+    both = [*zip(prompts, completions, strict=True)]
+    rendered = [reward.render(*texts) for texts in both]
     usual = [reward.encode_text(text, special) for text, special in rendered]
     scores = reward.scores(usual).double().numpy()
     spread = float(scores.std()) if std is None and len(scores) else std
-    beginning = _beginning(reward.tokenizer)
+    beginning = reward.tokenizer.bos_token_id
+    beginning = reward.tokenizer.cls_token_id if beginning is None else beginning
     others: dict[str, list[list[int] | None]] = {
+        "by name in TRL": [as_trl_reads(reward, *texts) for texts in both],
         "no special tokens": [reward.encode_text(text, False) if special else None for text, special in rendered],
         "one more beginning": [None if beginning is None else [beginning, *ids] for ids in usual],
-        "chat template": [_as_chat(reward, p, c) for p, c in zip(prompts, completions, strict=True)],
+        "chat template": [_as_chat(reward, *texts) for texts in both],
     }
     found: dict[str, Metrics] = {}
     for name, encoded in others.items():
-        limit = reward.max_length or 10**9
+        limit = _positions(reward) if name == "by name in TRL" else reward.max_length or 10**9
         rows = [row for row, ids in enumerate(encoded) if ids and ids != usual[row] and len(ids) <= limit]
-        effects = reward.scores([encoded[row] or [] for row in rows]).double().numpy() - scores[rows] if rows else []
-        keys = None if units is None else [units[row] for row in rows]
-        found[name] = _effect(np.asarray(effects, dtype=np.float64), spread, keys)
+        after = reward.scores([encoded[row] or [] for row in rows]).double().numpy()
+        found[name] = _effect(after - scores[rows], rows, spread, units)
+        vary = len(rows) > 1 and np.ptp(scores[rows]) > 0 and np.ptp(after) > 0
+        found[name]["correlation"] = float(np.corrcoef(scores[rows], after)[0, 1]) if vary else None
     for side in ("left", "right"):
-        effects = _padded(reward, usual, side) - scores
-        found[f"padding on the {side}"] = _effect(effects, spread, units)
+        found[f"padding on the {side}"] = _effect(
+            _padded(reward, usual, side) - scores, range(len(both)), spread, units
+        )
     return found
 
 
-def _beginning(tokenizer: Any) -> int | None:
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+def as_trl_reads(reward: LearnedReward, prompt: Text, completion: Text) -> list[int] | None:
+    """The tokens of a text in TRL's `GRPOTrainer` and `RLOOTrainer`, where they are given the model by its name.
+
+    TRL joins prompt and completion, or puts them through the chat template, asks for no special tokens (an encoder
+    sees no `[CLS]`, though its head reads that place, and a decoder no end-of-sequence token), cuts nothing, and does
+    not read `reward_config.json` (`_calculate_rewards` in TRL 1.16). `None` where it cannot use the model so.
+    """
+    if reward.model.config.num_labels != 1:
+        return None
+    if isinstance(prompt, str):
+        text = f"{prompt}{completion}"
+    elif reward.tokenizer.chat_template is None:
+        return None
+    else:
+        from trl import apply_chat_template
+
+        messages: Any = {"messages": [*prompt, *completion]}
+        text = str(apply_chat_template(messages, reward.tokenizer)["text"])
+    ids: list[int] = reward.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return ids
+
+
+def _positions(reward: LearnedReward) -> int:
+    """Tokens that a text may have without being cut. Of RoBERTa's 514 places its tokenizer knows that 512 are used."""
+    places = getattr(reward.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+    return min(places, reward.tokenizer.model_max_length)
 
 
 def _as_chat(reward: LearnedReward, prompt: Text, completion: Text) -> list[int] | None:

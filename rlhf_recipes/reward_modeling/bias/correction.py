@@ -10,15 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlhf_recipes.outputs import write_json
-from rlhf_recipes.reward_modeling.bias.statistics import fit_logistic
 from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.contract.checks import is_per_token, reward_name
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.statistics import Floats, numbers
 from rlhf_recipes.texts import Text
-
-# --- After training --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Correction:
         the same degree, b is 0. Fit it on rows that the model was not trained on.
 
         Args:
-            scores (`ArrayLike` of shape `(N,)`), ratings (`ArrayLike` of shape `(N,)`): s and y.
+            scores, ratings (`ArrayLike` of shape `(N,)`): s and y.
             completions (`Sequence` of length N), names (`Sequence[str]`): What [`covariates`] counts.
 
         Raises:
@@ -66,7 +63,13 @@ class Correction:
                 f"There are {len(s)} scores, {len(y)} ratings and {len(x)} texts; give one of each for every row, and "
                 f"{len(names) + 2} rows or more."
             )
-        return cls._of(_least_squares(np.column_stack([y, x]), s)[1:], x, names)
+        from sklearn.linear_model import LinearRegression
+        from sklearn.preprocessing import StandardScaler
+
+        # Columns of one size: characters are many, and shares are small. One that does not vary gets nothing.
+        scaler = StandardScaler()
+        fitted = LinearRegression().fit(scaler.fit_transform(np.column_stack([y, x])), s)
+        return cls._of((fitted.coef_ / scaler.scale_)[1:], x, names)
 
     @classmethod
     def fit_pairs(
@@ -82,8 +85,8 @@ class Correction:
         With that the score says with `ds - b dx` what score and covariates together say best of people's choices.
 
         Args:
-            chosen_scores, rejected_scores (`ArrayLike` of shape `(N,)`): Scores of both texts of each pair.
-            chosen, rejected (`Sequence` of length N), names (`Sequence[str]`): What [`covariates`] counts.
+            chosen_scores, rejected_scores (`ArrayLike` of shape `(N,)`), chosen, rejected (`Sequence` of length N):
+                Both sides of each pair; `names` as in [`fit`].
 
         Raises:
             `ValueError`: if lengths differ, or scores do not rise with people's choices.
@@ -92,11 +95,16 @@ class Correction:
         both = covariates(chosen, names), covariates(rejected, names)
         if not len(s) == len(both[0]) == len(both[1]) > 0:
             raise ValueError(f"There are {len(s)} pairs of scores, {len(chosen)} chosen and {len(rejected)} texts.")
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
+        # Each pair in both orders, for a fit that needs both outcomes.
         design = np.column_stack([s, both[0] - both[1]])
-        scale = np.sqrt((design**2).mean(axis=0))
-        scale[scale == 0] = 1.0
+        mirrored, said = np.concatenate([design, -design]), np.repeat([1, 0], len(s))
+        scaler = StandardScaler(with_mean=False)
         # Hardly any prior: it pulls what people say of length towards 0.
-        fitted = fit_logistic(design / scale, np.ones(len(s)), penalty=1e-2)[0] / scale
+        model = LogisticRegression(C=50.0, fit_intercept=False, solver="newton-cholesky", tol=1e-9)
+        fitted = model.fit(scaler.fit_transform(mirrored), said).coef_[0] / scaler.scale_
         if fitted[0] <= 0:
             raise ValueError("The scores do not rise with people's choices, so there is nothing to correct in them.")
         return cls._of(-fitted[1:] / fitted[0], np.concatenate(both), names)
@@ -112,31 +120,17 @@ class Correction:
         return np.asarray((x - self.means) @ np.array(self.coefficients), dtype=np.float64)
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON."""
+        """As JSON."""
         return write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Correction":
-        """Read what `save` has written.
-
-        Raises:
-            `ValueError`: if the file holds something else.
-        """
+        """What `save` has written; `ValueError` if the file holds something else."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(**{key: tuple(values) for key, values in data.items()})
         except (TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{str(path)!r} holds no correction: {error}. `Correction.save` writes one.") from error
-
-
-def _least_squares(columns: Floats, target: Floats) -> Floats:
-    """Coefficients with an intercept that is not returned; 0 for a column that does not vary."""
-    centered = columns - columns.mean(axis=0)
-    size = np.sqrt((centered**2).mean(axis=0))
-    varies = size > 1e-12 * np.maximum(np.abs(columns).max(axis=0), 1e-300)
-    scaled = np.where(varies, centered / np.where(varies, size, 1.0), 0.0)
-    solved = np.linalg.lstsq(scaled, target - target.mean(), rcond=1e-10)[0]
-    return np.where(varies, solved / np.where(varies, size, 1.0), 0.0)
 
 
 class ResidualReward:

@@ -1,12 +1,13 @@
 """Feedback of any format as one thing to measure on: texts, ratings if there are any, and pairs in people's order."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from rlhf_recipes.data.feedback.convert import clicks_to_unpaired
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.pairs import TOLERANCE
 from rlhf_recipes.reward_modeling.scored import Texts
@@ -56,16 +57,16 @@ class Material:
             `ValueError`: if the kind cannot be measured, there is no such group column, or no pair can be made.
         """
         if group_column is not None and group_column not in dataset.column_names:
-            raise ValueError(
-                f"There is no column {group_column!r} to tell groups. The columns are "
-                f"{', '.join(dataset.column_names)}."
-            )
+            columns = ", ".join(dataset.column_names)
+            raise ValueError(f"There is no column {group_column!r} to tell groups. The columns are {columns}.")
+        if kind == "clicks":
+            dataset, kind = clicks_to_unpaired(dataset), "unpaired"
         groups = None if group_column is None else list(dataset[group_column])
         if kind in PAIRS:
             return cls._of_pairs(dataset, kind, groups)
         if kind in LISTS:
             return cls._of_lists(dataset, kind, groups, seed)
-        if kind in RATED or kind == "clicks":
+        if kind in RATED:
             return cls._of_ratings(dataset, kind, groups, min_gap, seed)
         raise ValueError(
             f"Bias cannot be measured on {kind}. It can on {', '.join((*PAIRS, *RATED, 'clicks', *LISTS))}; "
@@ -77,28 +78,28 @@ class Material:
         chosen, rejected = Texts.of(dataset, "chosen"), Texts.of(dataset, "rejected")
         n = len(dataset)
         if kind == "votes":
-            share = np.array(dataset["chosen_votes"]) / (
-                np.array(dataset["chosen_votes"]) + np.array(dataset["rejected_votes"])
-            )
+            votes = np.array([dataset["chosen_votes"], dataset["rejected_votes"]], dtype=np.float64)
+            share = votes[0] / votes.sum(axis=0)
         else:
             share = _column(dataset, "target", n, missing=1.0)
         gaps = _column(dataset, "margin", n) if "margin" in dataset.column_names else np.abs(2 * share - 1)
         # Without a margin for some of the pairs all are taken for alike.
         known = bool(np.isfinite(gaps).all()) and np.ptp(gaps) > 0
-        first, second = np.where(share >= 0.5, [np.arange(n), n + np.arange(n)], [n + np.arange(n), np.arange(n)])
         said = share != 0.5
         if not said.any():
             raise ValueError(f"People are divided evenly on all {n} pairs, so nothing can be measured on them.")
-        keys = [str(prompt) for prompt in chosen.prompts]
-        units: list[Hashable] = [*keys] if "prompt" in dataset.column_names else [*range(n)]
+        pairs = np.stack([np.arange(n), n + np.arange(n)], axis=1)
+        pairs[share < 0.5] = pairs[share < 0.5, ::-1]
+        prompts = [str(prompt) for prompt in chosen.prompts]
+        units: list[Hashable] = [*prompts] if "prompt" in dataset.column_names else [*range(n)]
         return cls(
             [*chosen.prompts, *rejected.prompts],
             [*chosen.completions, *rejected.completions],
             None,
-            np.stack([first, second], axis=1)[said],
+            pairs[said],
             gaps[said] if known else None,
-            [*units, *units],
-            groups=None if groups is None else [*groups, *groups],
+            units * 2,
+            groups=groups and groups * 2,
         )
 
     @classmethod
@@ -106,74 +107,63 @@ class Material:
         cls, dataset: Dataset, kind: Kind, groups: list[Hashable] | None, min_gap: float, seed: int
     ) -> "Material":
         texts = Texts.of(dataset, "completion")
-        if kind == "clicks":
-            ratings = np.array(dataset["clicks"], dtype=np.float64) / np.array(dataset["views"], dtype=np.float64)
-        else:
-            ratings = np.array(dataset[RATED[kind]], dtype=np.float64)
+        ratings = np.array(dataset[RATED[kind]], dtype=np.float64)
         prompts = [str(prompt) for prompt in texts.prompts]
         # Answers to different prompts are compared only where no prompt has two.
         several = "prompt" in dataset.column_names and 1 < len(set(prompts)) < len(prompts)
         units: list[Hashable] = [*prompts] if several else [*range(len(prompts))]
         pools = rows_by_key(units, len(units)) if several else [np.arange(len(units))]
         # The scale of the other kinds is not that of ratings.
-        gap = min_gap if kind == "ratings" else 0.0
-        pairs = _draw_pairs(ratings, pools, gap, np.random.default_rng(seed))
+        pairs, gaps = _draw_pairs(ratings, pools, min_gap if kind == "ratings" else 0.0, seed)
         votes = list(dataset["votes"]) if kind == "ratings" and "votes" in dataset.column_names else None
-        gaps = ratings[pairs[:, 0]] - ratings[pairs[:, 1]]
         return cls(texts.prompts, texts.completions, ratings, pairs, gaps, units, votes=votes, groups=groups)
 
     @classmethod
     def _of_lists(cls, dataset: Dataset, kind: Kind, groups: list[Hashable] | None, seed: int) -> "Material":
-        prompts: list[Text] = []
-        completions: list[Text] = []
-        ratings, places, units = [], [], []
-        for number, row in enumerate(dataset):
-            of_row = row["completions"]
-            if kind == "rankings":
-                ratings += [-float(rank) for rank in row["ranks"]]
-            else:
-                ratings += [float(place == row["best"]) - float(place == row["worst"]) for place in range(len(of_row))]
-            empty: Text = "" if isinstance(of_row[0], str) else []
-            prompts += [row.get("prompt") or empty] * len(of_row)
-            completions += of_row
-            places += [float(place) for place in range(len(of_row))]
-            units += [number] * len(of_row)
-        y = np.array(ratings)
-        pairs = _draw_pairs(y, rows_by_key(units, len(units)), 0.0, np.random.default_rng(seed))
-        of_texts = None if groups is None else [groups[unit] for unit in units]
-        gaps = y[pairs[:, 0]] - y[pairs[:, 1]]
-        keys: list[Hashable] = [*units]
-        return cls(prompts, completions, y, pairs, gaps, keys, True, np.array(places), None, of_texts)
+        lists: list[list[Text]] = list(dataset["completions"])
+        if kind == "rankings":
+            ratings = -np.array([rank for ranks in dataset["ranks"] for rank in ranks], dtype=np.float64)
+        else:
+            ratings = np.zeros(sum(map(len, lists)))
+            first = np.cumsum([0, *map(len, lists[:-1])])
+            ratings[first + np.array(dataset["best"])] = 1.0
+            ratings[first + np.array(dataset["worst"])] = -1.0
+        units = [number for number, own in enumerate(lists) for _ in own]
+        given = list(dataset["prompt"]) if "prompt" in dataset.column_names else [None] * len(lists)
+        prompts = [given[unit] or ("" if isinstance(lists[unit][0], str) else []) for unit in units]
+        pairs, gaps = _draw_pairs(ratings, rows_by_key(units, len(units)), 0.0, seed)
+        places = np.array([float(place) for own in lists for place in range(len(own))])
+        of_texts = groups and [groups[unit] for unit in units]
+        texts, keys = [text for own in lists for text in own], list[Hashable](units)
+        return cls(prompts, texts, ratings, pairs, gaps, keys, True, places, None, of_texts)
 
     def select(self, rows: Sequence[int]) -> "Material":
         """Some of the texts, and the pairs of which both are among them."""
-        place = {row: index for index, row in enumerate(rows)}
-        kept = [m for m, (a, b) in enumerate(self.pairs.tolist()) if a in place and b in place]
-
-        def of(column: Any) -> Any:
-            return None if column is None else [column[row] for row in rows]
-
-        return Material(
-            of(self.prompts),
-            of(self.completions),
-            None if self.ratings is None else self.ratings[list(rows)],
-            np.array([[place[a], place[b]] for a, b in self.pairs[kept].tolist()], dtype=np.int64).reshape(-1, 2),
-            None if self.gaps is None else self.gaps[kept],
-            of(self.units),
-            self.within,
-            None if self.places is None else self.places[list(rows)],
-            of(self.votes),
-            of(self.groups),
-        )
+        place = np.full(len(self.completions), -1)
+        place[list(rows)] = np.arange(len(rows))
+        kept = (place[self.pairs] >= 0).all(axis=1)
+        of_texts: dict[str, Any] = {}
+        for name in ("prompts", "completions", "ratings", "units", "places", "votes", "groups"):
+            column = getattr(self, name)
+            if column is not None:
+                some = [column[row] for row in rows]
+                of_texts[name] = np.array(some) if isinstance(column, np.ndarray) else some
+        gaps = None if self.gaps is None else self.gaps[kept]
+        return replace(self, pairs=place[self.pairs[kept]], gaps=gaps, **of_texts)
 
 
 def _column(dataset: Dataset, name: str, rows: int, missing: float = np.nan) -> Floats:
-    values = list(dataset[name]) if name in dataset.column_names else [None] * rows
-    return np.array([missing if value is None else value for value in values], dtype=np.float64)
+    values = np.array(list(dataset[name]) if name in dataset.column_names else [None] * rows, dtype=np.float64)
+    return np.where(np.isnan(values), missing, values)
 
 
-def _draw_pairs(ratings: Floats, pools: Sequence[Ints], min_gap: float, generator: np.random.Generator) -> Ints:
-    """Pairs of texts of one pool that are far enough apart, the better one first: all, or `MOST_PAIRS` at random."""
+def _draw_pairs(ratings: Floats, pools: Sequence[Ints], min_gap: float, seed: int) -> tuple[Ints, Floats]:
+    """Pairs of texts of one pool that are far enough apart, the better one first: all, or `MOST_PAIRS` at random.
+
+    Returns:
+        `tuple`: row numbers `(M, 2)`, and by how much the first is better `(M,)`.
+    """
+    generator = np.random.default_rng(seed)
     found = []
     for pool in pools:
         if len(pool) > 2000:  # all pairs of these would not fit into memory
@@ -193,4 +183,5 @@ def _draw_pairs(ratings: Floats, pools: Sequence[Ints], min_gap: float, generato
     if len(pairs) > MOST_PAIRS:
         pairs = pairs[np.sort(generator.permutation(len(pairs))[:MOST_PAIRS])]
     swap = ratings[pairs[:, 0]] < ratings[pairs[:, 1]]
-    return np.where(swap[:, None], pairs[:, ::-1], pairs)
+    pairs = np.where(swap[:, None], pairs[:, ::-1], pairs)
+    return pairs, ratings[pairs[:, 0]] - ratings[pairs[:, 1]]

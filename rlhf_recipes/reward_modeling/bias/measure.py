@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -28,7 +29,6 @@ from rlhf_recipes.reward_modeling.bias.statistics import (
     group_residuals,
     matched_accuracy,
     partial_correlation,
-    preference_coefficients,
 )
 from rlhf_recipes.reward_modeling.debias import COVARIATES, covariates
 from rlhf_recipes.rewards.learned import LearnedReward
@@ -73,7 +73,7 @@ def measure_bias(
         min_group (`int`, *optional*, defaults to 30): Groups with fewer texts are named and not judged.
         changed_texts (`int`, *optional*, defaults to 200), exact_texts (`int`, *optional*, defaults to 20):
             On how many texts, drawn by chance, edits are tried, and identities checked; 0 leaves them out.
-        neutral_sentence (`str`, *optional*): See `bias_changes.text_changes`.
+        neutral_sentence (`str`, *optional*): See `changes.text_changes`.
         seed (`int`, *optional*, defaults to 0): Of what is drawn.
 
     Returns:
@@ -81,23 +81,19 @@ def measure_bias(
 
         - `kind`, `texts`, `unscored`, `pairs`, `accuracy` (on the pairs), `score_std`.
         - `covariates`: for each name, and for `place` in lists: `mean`, `std`, `varying` (texts that differ from the
-          commonest value); the keys of `bias_statistics.partial_correlation` (of lists, of what is above the mean of
-          the list), of `matched_accuracy` and of `preference_coefficients`, `None` where fewer than 10 texts vary.
-        - `changes`: `bias_changes.measure_changes`, and `encodings` those of a [`LearnedReward`].
-        - `exact`: `bias_changes.check_exact`.
-        - `groups`: `None`, or `column`, `too_small` (name and number of texts), `residual_unit`, and `groups`, for
-          each name `texts` and the keys of `bias_statistics.group_residuals` (of ratings) and `group_preferences`.
+          commonest value); the keys of `statistics.partial_correlation` (of lists, of what is above the mean of the
+          list) and of `matched_accuracy`, `None` where fewer than 10 texts vary.
+        - `changes`: `changes.measure_changes`, and `encodings` those of a [`LearnedReward`].
+        - `exact`: `changes.check_exact`.
+        - `groups`: `None`, or `column`, `min_group`, `too_small` (name and number of texts), and `groups`, for each
+          name `texts` and the keys of `statistics.group_residuals` (of ratings) and `group_preferences`.
 
     Raises:
         `ValueError`: if the kind cannot be measured, a column or a covariate is unknown, or nothing is scored.
     """
-    material = Material.of(dataset, kind, group_column, min_gap, seed)
-    scores = scores_of(reward, material.prompts, material.completions)
-    known = np.flatnonzero(np.isfinite(scores))
-    unscored = len(scores) - len(known)
+    material, scores, unscored = _scored(reward, Material.of(dataset, kind, group_column, min_gap, seed))
     if unscored:
-        logger.warning("%d of %d texts get no score, and are left out.", unscored, len(scores))
-        material, scores = material.select(known.tolist()), scores[known]
+        logger.warning("%d of %d texts get no score, and are left out.", unscored, unscored + len(scores))
     if len(scores) < 2 or not len(material.pairs):
         raise ValueError("Fewer than two texts that can be compared are scored, so nothing can be measured.")
     better, other = material.pairs.T
@@ -130,15 +126,19 @@ def fit_correction(reward: Callable[..., Any], dataset: Dataset, kind: Kind, nam
         reward, dataset, kind: As in [`measure_bias`]; rows that the model was not trained on.
         names (`Sequence[str]`): Covariates.
     """
-    material = Material.of(dataset, kind)
-    scores = scores_of(reward, material.prompts, material.completions)
-    known = np.flatnonzero(np.isfinite(scores))
-    material, scores = material.select(known.tolist()), scores[known]
+    material, scores, _ = _scored(reward, Material.of(dataset, kind))
     if material.ratings is not None and not material.within:
         return Correction.fit(scores, material.ratings, material.completions, names)
     better, other = material.pairs.T
     chosen, rejected = ([material.completions[row] for row in side] for side in (better, other))
     return Correction.fit_pairs(scores[better], scores[other], chosen, rejected, names)
+
+
+def _scored(reward: Callable[..., Any], material: Material) -> tuple[Material, Floats, int]:
+    """The texts that have a score, the scores, and how many have none."""
+    scores = scores_of(reward, material.prompts, material.completions)
+    known = np.flatnonzero(np.isfinite(scores))
+    return material.select(known.tolist()), scores[known], len(scores) - len(known)
 
 
 def _some(material: Material, count: int, seed: int) -> Material:
@@ -165,12 +165,10 @@ def _covariate_figures(material: Material, scores: Floats, names: Sequence[str])
         inside = column
         if material.within:
             s, y, inside = (_above_list(values, material.units) for values in (scores, material.ratings, column))
-        differences = scores[better] - scores[other], column[better] - column[other], material.gaps
-        of_pairs: dict[str, Any] = {"units": units, "other_units": others}
+        differences = scores[better] - scores[other], column[better] - column[other]
         found = {
             **partial_correlation(s, inside, y, reliability, material.units),
-            **matched_accuracy(*differences, **of_pairs),
-            **preference_coefficients(*differences, **of_pairs),
+            **matched_accuracy(*differences, material.gaps, units=units, other_units=others),
         }
         _, counts = np.unique(column, return_counts=True)
         varying = len(column) - int(counts.max())
@@ -209,26 +207,20 @@ def _group_figures(
 ) -> Metrics | None:
     if material.groups is None:
         return None
-    counts: dict[str, int] = {}
     names = [None if group is None else str(group) for group in material.groups]
-    for name in names:
-        if name is not None:
-            counts[name] = counts.get(name, 0) + 1
-    large = {name for name, count in counts.items() if count >= min_group}
-    judged: list[Hashable] = [name if name in large else None for name in names]
-    figures: dict[str, Metrics] = {name: {"texts": counts[name]} for name in sorted(large)}
+    counts = Counter(sorted(name for name in names if name is not None))
+    small = {name: count for name, count in counts.items() if count < min_group}
+    judged: list[Hashable] = [None if name in small else name for name in names]
+    figures: dict[Hashable, Metrics] = {name: {"texts": counts[name]} for name in counts if name not in small}
     y = material.ratings
-    if y is not None and not material.within and large:
+    if y is not None and not material.within:
         residuals = _calibrated(scores, y, calibration) - y
         for group, said in group_residuals(residuals, judged, material.units).items():
-            figures[str(group)] |= said
+            figures[group] |= said
     better, other = material.pairs.T
-    if large:
-        sides = [judged[row] for row in better], [judged[row] for row in other]
-        preferences = group_preferences(scores[better] - scores[other], *sides, *_pair_units(material))
-        for group, said in preferences.items():
-            figures[str(group)] |= said
-    small = {name: count for name, count in sorted(counts.items()) if name not in large}
+    sides = [judged[row] for row in better], [judged[row] for row in other]
+    for group, said in group_preferences(scores[better] - scores[other], *sides, *_pair_units(material)).items():
+        figures[group] |= said
     return {"column": column, "groups": figures, "too_small": small, "min_group": min_group}
 
 
@@ -250,13 +242,13 @@ def table(report: Metrics) -> str:
         f"{report['texts']} texts, {report['pairs']} pairs, {report['accuracy']:.3f} of them in people's order",
         "",
         "What the score goes with, beyond what people say",
-        f"  {'':<12}{'with score':>11}{'with rating':>12}  {'at equal rating':<24}accuracy more/less  log odds",
+        f"  {'':<12}{'with score':>11}{'with rating':>12}  {'at equal rating':<24}accuracy more/less",
     ]
     for name, of in report["covariates"].items():
         accuracy = f"{_number(of['accuracy_more'])} / {_number(of['accuracy_less'])}"
         lines.append(
             f"  {name:<12}{_number(of['with_score'], '+.2f'):>11}{_number(of.get('with_rating'), '+.2f'):>12}  "
-            f"{_ranged(of, 'partial'):<24}{accuracy:<20}{_ranged(of, 'logistic')}"
+            f"{_ranged(of, 'partial'):<24}{accuracy}"
         )
     for title, key in (("The same text, edited", "changes"), ("The same text, read in another way", "encodings")):
         if report[key]:

@@ -1,33 +1,23 @@
 """How much scores lean on what people were not asked about: the arithmetic of `measure.py`, on columns of numbers.
 
-x is a covariate such as the length of a text, s the score, y what people say. Intervals are 95% intervals, over texts,
-or prompts where several texts answer one. `None` stands for a figure that does not exist.
+x is a covariate such as the length of a text, s the score, y what people say: a number for each of N texts, or for
+each of M pairs the better text's less that of the other. Each figure has its 95% interval beside it, `<key>_ci95`,
+over `units`: prompts where several texts answer one, for pairs the texts of each (`other_units` is the second), and by
+default the rows. `None` stands for a figure that does not exist. Columns of different lengths, and numbers that are
+not finite, are a `ValueError`.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_recipes.statistics import (
-    Floats,
-    Keys,
-    Metrics,
-    Units,
-    float_columns,
-    numbers,
-    rows_by_key,
-    strata_of,
-    without_each,
-)
+from rlhf_recipes.statistics import Floats, Keys, Metrics, Units, check_length, float_columns, strata_of, without_each
 
-NEWTON_STEPS = 50
-
-# The ends of figures that have some. Of a correlation a fourth of a unit counts as unseen, see `Spread.bounded`.
-BETWEEN = dict.fromkeys(("with_score", "with_rating", "partial", "partial_corrected"), (-1.0, 1.0, 0.25))
-BETWEEN |= dict.fromkeys(("accuracy_difference", "favoured"), (-1.0, 1.0, 1.0))
-BETWEEN |= dict.fromkeys(("accuracy_more", "accuracy_less", "accuracy", "by_score", "by_people"), (0.0, 1.0, 1.0))
+# The ends of figures that have some, and how much of a unit counts as unseen, see `Spread.bounded`.
+BETWEEN = dict.fromkeys(("with_score", "with_rating", "partial", "partial_corrected"), ((-1.0, 1.0), 0.25))
+BETWEEN |= dict.fromkeys(("accuracy_difference", "favoured"), ((-1.0, 1.0), 1.0))
+BETWEEN |= dict.fromkeys(("accuracy_more", "accuracy_less", "accuracy", "by_score", "by_people"), ((0.0, 1.0), 1.0))
 CONSTANT = 1e-12  # a share of a variance, below which what is left of it is rounding
 
 
@@ -56,24 +46,20 @@ def partial_correlation(
     which very many raters would agree (Kahneman 1965, Psychological Bulletin 64).
 
     Args:
-        scores (`ArrayLike` of shape `(N,)`), covariate (`ArrayLike` of shape `(N,)`): s and x.
-        ratings (`ArrayLike` of shape `(N,)`, *optional*): y. Without, only `with_score` can be said.
+        scores, covariate: s and x.
+        ratings (*optional*): y. Without, only `with_score` can be said.
         reliability (`float`, *optional*): Share of the variance of y that is the texts', above 0 and at most 1.
-        units (`Sequence` of length N, *optional*): What intervals are over. Default: the rows.
 
     Returns:
-        `dict`: the keys above, each with `<key>_ci95`. `None` where a column does not vary, or where y says all of x.
-
-    Raises:
-        `ValueError`: if lengths differ, a number is not finite, or the reliability is out of its range.
+        `dict`: the keys above; `None` where a column does not vary, or where y says all of x.
     """
     if reliability is not None and not 0.0 < reliability <= 1.0:
         raise ValueError(f"reliability is {reliability}; give a share above 0 and at most 1, or None.")
     columns = float_columns(scores=scores, covariate=covariate, **({} if ratings is None else {"ratings": ratings}))
     # Means and sizes first, or squares of large numbers would drown the differences.
-    z = np.stack([_standard(column) for column in columns], axis=1)
-    left, right = np.triu_indices(z.shape[1])
-    moments = np.concatenate([np.ones((len(z), 1)), z, z[:, left] * z[:, right]], axis=1)
+    z = np.stack([_standard(column) for column in columns], axis=1)  # (N, C)
+    products = z[:, :, None] * z[:, None, :]
+    moments = np.concatenate([np.ones((len(z), 1)), z, products.reshape(len(z), -1)], axis=1)
     found = without_each(lambda sums: _partials(sums, z.shape[1], reliability), moments)
     return _with_intervals(found, Units.of(len(z), units))
 
@@ -86,23 +72,14 @@ def _standard(column: Floats) -> Floats:
 
 
 def _partials(sums: Floats, columns: int, reliability: float | None) -> dict[str, Floats]:
-    """The figures of [`partial_correlation`] of sums of moments `(S, 1 + C + C (C + 1) / 2)`; NaN for none."""
-    count = sums[:, :1]
-    means = sums[:, 1 : columns + 1] / count
-    left, right = np.triu_indices(columns)
-    products = sums[:, columns + 1 :] / count
-    covariance = products - means[:, left] * means[:, right]
-    place = {pair: index for index, pair in enumerate(zip(left.tolist(), right.tolist(), strict=True))}
-
-    def r(one: int, other: int) -> Floats:
-        variances = covariance[:, place[one, one]] * covariance[:, place[other, other]]
-        known = (covariance[:, place[one, one]] > CONSTANT) & (covariance[:, place[other, other]] > CONSTANT)
-        root = np.sqrt(np.where(known, variances, 1.0))
-        return np.where(known, np.clip(covariance[:, place[one, other]] / root, -1.0, 1.0), np.nan)
-
-    figures = {"with_score": r(0, 1)}
+    """The figures of [`partial_correlation`] of sums of moments `(S, 1 + C + C^2)`; NaN for none."""
+    means, products = np.split(sums[:, 1:] / sums[:, :1], [columns], axis=1)
+    covariance = products.reshape(-1, columns, columns) - means[:, :, None] * means[:, None, :]
+    sizes = np.sqrt(_positive(np.diagonal(covariance, axis1=1, axis2=2)))
+    r = np.clip(covariance / (sizes[:, :, None] * sizes[:, None, :]), -1.0, 1.0)
+    figures = {"with_score": r[:, 0, 1]}
     if columns == 3:
-        s_x, s_y, y_x = r(0, 1), r(0, 2), r(1, 2)
+        s_x, s_y, y_x = r[:, 0, 1], r[:, 0, 2], r[:, 1, 2]
         figures |= {"with_rating": y_x, "partial": _partial(s_x, s_y, y_x)}
         figures["slope"] = (s_x - s_y * y_x) / _positive(1 - y_x**2)
         if reliability is not None:
@@ -137,16 +114,13 @@ def matched_accuracy(
     of how hard the pairs are. Equal scores count half. Pairs with equal covariates say nothing here.
 
     Args:
-        score_differences (`ArrayLike` of shape `(M,)`): Score of the better text less that of the other.
-        covariate_differences (`ArrayLike` of shape `(M,)`): The same of the covariate.
-        gaps (`ArrayLike` of shape `(M,)`, *optional*): By how much people prefer the better text.
+        score_differences, covariate_differences: Of each pair.
+        gaps (*optional*): By how much people prefer the better text.
         strata (`int`, *optional*, defaults to 4): Pairs of equal gaps are never put apart, so there may be fewer.
-        units, other_units (`Sequence` of length M, *optional*): What intervals are over: the texts of each pair, or
-            their prompt. Default: the pairs.
 
     Returns:
-        `dict`: `accuracy_more`, `accuracy_less`, `accuracy_difference` (more less less), with intervals, `pairs_more`
-        and `pairs_less`. `None` where no stratum has pairs of both sorts.
+        `dict`: `accuracy_more`, `accuracy_less`, `accuracy_difference` (more less less), `pairs_more`, `pairs_less`.
+        `None` where no stratum has pairs of both sorts.
     """
     d, x = float_columns(score_differences=score_differences, covariate_differences=covariate_differences)
     if strata < 1:
@@ -172,80 +146,6 @@ def _matched(sums: Floats) -> dict[str, Floats]:
     return {"accuracy_more": a, "accuracy_less": b, "accuracy_difference": a - b}
 
 
-def preference_coefficients(
-    score_differences: ArrayLike,
-    covariate_differences: ArrayLike,
-    gaps: ArrayLike | None = None,
-    units: Keys | None = None,
-    other_units: Keys | None = None,
-) -> Metrics:
-    """What decides which text of a pair the score prefers: that people prefer it, or that it has more of x.
-
-    `P(score prefers the better text) = sigma(a + c gap + b dx)`, by logistic regression with a normal prior of
-    standard deviation 1 on each coefficient; `dx` and the gap are in units of their root mean square over the pairs.
-    As every pair stands with the better text first, the constant `a` is the effect of "people said so". A score that
-    follows people alone has b = 0. b = 1: one such unit more of the covariate multiplies the odds by 2.7.
-
-    Args:
-        score_differences, covariate_differences, gaps, units, other_units: As in [`matched_accuracy`].
-
-    Returns:
-        `dict`: `logistic` (b) and `logistic_human` (a, and with gaps a + c, at the root mean square of the gaps), with
-        intervals. `None` where dx is always 0.
-    """
-    d, x = float_columns(score_differences=score_differences, covariate_differences=covariate_differences)
-    scale = float(np.sqrt((x**2).mean()))
-    if not scale:
-        return dict.fromkeys(("logistic", "logistic_ci95", "logistic_human", "logistic_human_ci95"))
-    design = [np.ones(len(d)), x / scale]
-    if gaps is not None:
-        g = numbers(gaps, "gaps")
-        size = float(np.sqrt((g**2).mean()))
-        design += [g / size] if np.ptp(g) > 0 else []
-    matrix, target = np.stack(design, axis=1), 0.5 + 0.5 * np.sign(d)
-    found, influences = fit_logistic(matrix, target)
-    human = [0, 2] if matrix.shape[1] > 2 else [0]
-    said = {
-        "logistic": (float(found[1]), influences[:, 1]),
-        "logistic_human": (float(found[human].sum()), influences[:, human].sum(axis=1)),
-    }
-    return _with_intervals(said, Units.of(len(d), units, other_units))
-
-
-def fit_logistic(matrix: Floats, target: Floats, penalty: float = 1.0) -> tuple[Floats, Floats]:
-    """`argmin_b  sum_n [log(1 + e^(x_n b)) - t_n x_n b] + penalty / 2 |b|^2`, and what each row does to it.
-
-    By Newton's method, the step halved where it leads too far. scikit-learn's LogisticRegression has the same
-    minimum (`C = 1 / penalty`, no intercept), but takes targets of 0 and 1 alone.
-
-    Args:
-        matrix (`(N, K)`): One column for each coefficient; a constant column for an intercept.
-        target (`(N,)`): From 0 to 1.
-        penalty (`float`, *optional*, defaults to 1.0): Above 0, so that there is always one minimum.
-
-    Returns:
-        `tuple`: coefficients `(K,)` and influences `(N, K)`, `(t_n - p_n) H^-1 x_n` with the Hessian H.
-    """
-    k = matrix.shape[1]
-    b = np.zeros(k)
-
-    def loss(at: Floats) -> float:
-        eta = matrix @ at
-        return float((np.logaddexp(0.0, eta) - target * eta).sum() + penalty / 2 * (at @ at))
-
-    for _ in range(NEWTON_STEPS):
-        p = 0.5 * (1.0 + np.tanh(0.5 * (matrix @ b)))
-        hessian = (matrix * (p * (1 - p))[:, None]).T @ matrix + penalty * np.eye(k)
-        step = np.linalg.solve(hessian, matrix.T @ (p - target) + penalty * b)
-        if np.abs(step).max() < 1e-6:  # the next step would be about its square
-            break
-        current, size = loss(b), 1.0
-        while loss(b - size * step) > current + 1e-9 * abs(current) and size > 1e-6:
-            size /= 2
-        b = b - size * step
-    return b, (target - p)[:, None] * np.linalg.solve(hessian, matrix.T).T
-
-
 # --- Groups ----------------------------------------------------------------------------------------------
 
 
@@ -259,32 +159,26 @@ def group_residuals(
     it is a little too low for a group that is rated high and too high for one that is rated low, with no prejudice.
 
     Args:
-        residuals (`ArrayLike` of shape `(N,)`): Calibrated score less rating, in units of the rating.
+        residuals: Calibrated score less rating, in units of the rating.
         groups (`Sequence` of length N): The group of each text; those of `None` count among the others.
-        units: As in [`partial_correlation`].
 
     Returns:
-        `dict`: for each group `residual` (its mean) and `beyond_others` (less the mean of the texts of other groups),
-        with intervals.
+        `dict`: for each group `residual` (its mean) and `beyond_others` (less the mean of the texts of other groups).
     """
     (r,) = float_columns(residuals=residuals)
-    names = _names(groups, len(r))
-    member = np.array([[group == name for name in names] for group in groups], dtype=np.float64)  # (N, G)
-    sums = np.concatenate([member, member * r[:, None], np.ones((len(r), 1)), r[:, None]], axis=1)
-
-    def said(of: Floats) -> dict[str, Floats]:
-        count, total = of[:, : len(names)], of[:, len(names) : -2]
-        others = (of[:, -1:] - total) / _positive(of[:, -2:-1] - count)
-        mean = total / _positive(count)
-        return {"residual": mean, "beyond_others": mean - others}
-
     together = Units.of(len(r), units)
+    found: dict[Hashable, Metrics] = {}
+    for name in _names(groups, len(r)):
+        inside = np.array([group == name for group in groups], dtype=np.float64)
+        sums = np.stack([inside, inside * r, 1 - inside, (1 - inside) * r], axis=1)
+        found[name] = _with_intervals(without_each(_residual, sums), together)
+    return found
 
-    def of_group(column: int) -> Metrics:
-        found = without_each(lambda of: {key: values[:, column] for key, values in said(of).items()}, sums)
-        return _with_intervals(found, together)
 
-    return {name: of_group(column) for column, name in enumerate(names)}
+def _residual(sums: Floats) -> dict[str, Floats]:
+    count, total, other_count, other_total = sums.T
+    mean = total / _positive(count)
+    return {"residual": mean, "beyond_others": mean - other_total / _positive(other_count)}
 
 
 def group_preferences(
@@ -297,44 +191,36 @@ def group_preferences(
     """Accuracy within each group, and between groups how often score and people prefer a text of the group.
 
     Args:
-        score_differences (`ArrayLike` of shape `(M,)`): Score of the better text less that of the other.
-        better (`Sequence` of length M), other (`Sequence` of length M): The groups of both texts.
-        units, other_units: As in [`matched_accuracy`].
+        score_differences: Of each pair.
+        better, other (`Sequence` of length M): The groups of both texts.
 
     Returns:
         `dict`: for each group `accuracy` (both texts are of it) and `pairs_within`; `by_score` and `by_people`, the
         shares of pairs with one text of it in which that one is preferred, `favoured` (the first less the second) and
-        `pairs_across`; with intervals. Equal scores count half.
+        `pairs_across`. Equal scores count half.
     """
     (d,) = float_columns(score_differences=score_differences)
-    names = [name for name in _names([*better, *other], 2 * len(d)) if name is not None]
-    credit = 0.5 + 0.5 * np.sign(d)
-    columns = []
-    for name in names:
+    credit, together = 0.5 + 0.5 * np.sign(d), Units.of(len(d), units, other_units)
+    found: dict[Hashable, Metrics] = {}
+    for name in _names([*better, *other], 2 * len(d)):
         a, b = (np.array([group == name for group in side]) for side in (better, other))
-        across = a != b
+        within, across = a & b, a != b
         by_score = np.where(a, credit, 1 - credit) * across
-        columns.append(np.stack([a & b, (a & b) * credit, across, by_score, a & across], axis=1).astype(np.float64))
-    sums = np.concatenate(columns, axis=1)  # (M, 5 G)
+        sums = np.stack([within, within * credit, across, by_score, a & across], axis=1).astype(np.float64)
+        counts = {"pairs_within": int(within.sum()), "pairs_across": int(across.sum())}
+        found[name] = _with_intervals(without_each(_preference, sums), together) | counts
+    return found
 
-    def said(of: Floats, group: int) -> dict[str, Floats]:
-        within, right, across, by_score, by_people = of[:, 5 * group : 5 * group + 5].T
-        shares = {"by_score": by_score / _positive(across), "by_people": by_people / _positive(across)}
-        shares["favoured"] = shares["by_score"] - shares["by_people"]
-        return {"accuracy": right / _positive(within), **shares}
 
-    whole, together = sums.sum(axis=0), Units.of(len(d), units, other_units)
-    figures: dict[Hashable, Metrics] = {}
-    for group, name in enumerate(names):
-        counts = {"pairs_within": int(whole[5 * group]), "pairs_across": int(whole[5 * group + 2])}
-        found = without_each(partial(said, group=group), sums)
-        figures[name] = _with_intervals(found, together) | counts
-    return figures
+def _preference(sums: Floats) -> dict[str, Floats]:
+    within, right, across, by_score, by_people = sums.T
+    said, wanted = by_score / _positive(across), by_people / _positive(across)
+    return {"accuracy": right / _positive(within), "by_score": said, "by_people": wanted, "favoured": said - wanted}
 
 
 def _names(groups: Sequence[Hashable], rows: int) -> list[Hashable]:
-    firsts = [groups[of_group[0]] for of_group in rows_by_key(groups, rows, "groups")]
-    return [name for name in firsts if name is not None]
+    check_length(groups, rows, "groups")
+    return [name for name in dict.fromkeys(groups) if name is not None]
 
 
 def _with_intervals(figures: Mapping[str, tuple[float, Floats]], units: Units) -> Metrics:
@@ -342,8 +228,6 @@ def _with_intervals(figures: Mapping[str, tuple[float, Floats]], units: Units) -
     metrics: Metrics = {}
     for key, (value, influences) in figures.items():
         known = bool(np.isfinite(value))
-        spread = units.spread(influences)
-        ends = spread.bounded(value, *BETWEEN[key]) if key in BETWEEN and known else spread.interval(value)
-        metrics[key] = value if known else None
-        metrics[f"{key}_ci95"] = ends if known else None
+        ends = units.interval(value, influences, *BETWEEN.get(key, (None, 1.0))) if known else None
+        metrics |= {key: value if known else None, f"{key}_ci95": ends}
     return metrics

@@ -100,21 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from rlhf_recipes.report.reward_card import write_page
 
-    data = {"splits": {data_args.dataset_test_split: describe_check(found, len(test))}}
+    data = {"splits": {data_args.dataset_test_split: found.as_dict()}}
     page = write_page(folder, title=name, data=data)
     sys.stdout.write(f"{found}\n\n{summary(metrics)}\nSaved in {folder}; the page is {page}\n")
-
-
-def describe_check(found: Any, rows: int) -> dict[str, Any]:
-    """What was recognized and left out of one split, as `write_card` takes it."""
-    return {
-        "format": str(found.format),
-        "rows": found.rows,
-        "kept": len(found.kept),
-        "measured": rows,
-        "left_out": dict(found.left_out),
-        "noted": dict(found.noted),
-    }
 
 
 def _reward(args: EvaluationArguments) -> Any:
@@ -150,9 +138,8 @@ def _known(reward: Any, held_out: Scored | None, scored: Scored, args: Evaluatio
 
 
 def _covers(calibration: Any, ratings: Sequence[float]) -> bool:
-    if not isinstance(calibration, LogisticCalibration):
-        return True
-    return calibration.low <= min(ratings) and max(ratings) <= calibration.high
+    of_scale = isinstance(calibration, LogisticCalibration)
+    return not of_scale or (calibration.low <= min(ratings) and max(ratings) <= calibration.high)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.special import expit
 
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.reward_modeling.evaluation.figures import calibration
-from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics, entropy, log_loss, rating_metrics
-from rlhf_recipes.reward_modeling.evaluation.ratings import BINS, WORST, Evaluation, started
+from rlhf_recipes.reward_modeling.evaluation.metrics import entropy, log_losses, rating_metrics
+from rlhf_recipes.reward_modeling.evaluation.ratings import BINS, Evaluation, started, text_case, worst
 from rlhf_recipes.reward_modeling.scored import Scored
-from rlhf_recipes.statistics import mean_with_interval, ratio_interval
+from rlhf_recipes.statistics import Metrics, mean_with_interval, ratio_interval
 
 logger = logging.getLogger(__name__)
 
@@ -45,38 +45,19 @@ def label_evaluation(
     if np.ptp(ranked) > 0:
         found = rating_metrics(scored.texts(), ranked.tolist(), x.tolist(), min_gap=0.0, units=prompts)
         result.flat |= {key: value for key, value in found.items() if key != "pearson"}
-        result.accuracies()
     else:
         logger.warning("All %d labels are the same: which text is better cannot be asked.", len(y))
-        result.flat |= {"pairwise_accuracy": None, "pairwise_accuracy_ci95": None, "pairs": 0}
+    result.accuracies()
     logits = x if curve is None else curve.scale * x + curve.offset
-    losses = y * np.logaddexp(0, -logits) + (1 - y) * np.logaddexp(0, logits)
-    base = float(y.mean())
-    result.flat |= {
-        "log_loss": log_loss(logits, y),
-        "base_rate": base,
-        "base_log_loss": entropy([base]),
-    }
-    result.part("calibration", lambda: {"of": "labels"} | calibration(_sigmoid(logits), y, BINS, units=prompts))
-    if "calibration" in result.nested:
-        result.flat["ece"] = result.nested["calibration"]["ece"]
-    result.nested["labels"] = {
-        "log_loss": result.flat["log_loss"],
-        "log_loss_ci95": mean_with_interval(losses, prompts)[1],
-        "base_rate": base,
-        "base_log_loss": result.flat["base_log_loss"],
-        "calibrated_on_validation": curve is not None,
-    }
-    said = _sigmoid(logits)
-    result.nested["worst"] = [
-        {"prompt": scored.prompts[row], "text": scored.completions[row][0], "human": float(y[row]), "score": said[row]}
-        for row in np.argsort(-losses, kind="stable")[:WORST].tolist()
-    ]
+    losses, said, base = log_losses(logits, y), expit(logits).tolist(), float(y.mean())
+    loss, interval = mean_with_interval(losses, prompts)
+    of_labels = {"log_loss": loss, "base_rate": base, "base_log_loss": entropy([base])}
+    result.flat |= of_labels
+    result.calibrated("labels", said, y, units=prompts)
+    result.nested["labels"] = of_labels | {"log_loss_ci95": interval, "calibrated_on_validation": curve is not None}
+    texts = [of_row[0] for of_row in scored.completions]
+    result.nested["worst"] = worst(zip(losses.tolist(), map(text_case, scored.prompts, texts, y, said), strict=True))
     return result
-
-
-def _sigmoid(logits: NDArray[np.float64]) -> list[float]:
-    return (0.5 * (1.0 + np.tanh(0.5 * logits))).tolist()
 
 
 # --- Steps -----------------------------------------------------------------------------------------------
@@ -94,38 +75,46 @@ def step_evaluation(scored: Scored, labels: Sequence[Sequence[float | None]]) ->
         labels (`Sequence[Sequence[float | None]]`): Of each step.
     """
     result = started(scored)
-    pairs = [
-        [(score < 0.5, label < 0.5) for score, label in zip(own, said, strict=True) if label is not None]
+    known = [
+        [(score, label) for score, label in zip(own, said, strict=True) if label is not None]
         for own, said in zip(scored.scores, labels, strict=True)
     ]
+    pairs = [[(score < 0.5, label < 0.5) for score, label in own] for own in known]
     flat = np.array([pair for own in pairs for pair in own], dtype=bool)  # (M, 2)  flagged, wrong
     flagged, wrong = flat[:, 0], flat[:, 1]
     right = [sum(a == b for a, b in own) for own in pairs]
-    counts = [len(own) for own in pairs]
     mistakes = 2 * int((flagged & wrong).sum()) + int((flagged ^ wrong).sum())
     with_error = [own for own in pairs if any(b for _, b in own)]
     found = [float(_first(own, 0) == _first(own, 1)) for own in with_error]
     clean = [float(not any(a for a, _ in own)) for own in pairs if not any(b for _, b in own)]
+    (found_rate, found_ends), (clean_rate, clean_ends) = (
+        mean_with_interval(rows, ends=(0.0, 1.0)) if rows else (None, None) for rows in (found, clean)
+    )
     result.flat |= {
         "step_accuracy": sum(right) / len(flat),
-        "step_accuracy_ci95": ratio_interval(right, counts),
+        "step_accuracy_ci95": ratio_interval(right, [len(own) for own in pairs]),
         "step_base_accuracy": float(max(wrong.mean(), 1 - wrong.mean())),
         "step_f1": 2 * int((flagged & wrong).sum()) / mistakes if mistakes else None,
-        "first_error_rate": float(np.mean(found)) if found else None,
+        "first_error_rate": found_rate,
         "steps": len(flat),
     }
-    shares = [float(np.mean(found)), float(np.mean(clean))] if found and clean else []
+    process = None
+    if found_rate is not None and clean_rate is not None:
+        process = 2 * found_rate * clean_rate / (found_rate + clean_rate) if found_rate + clean_rate else 0.0
     result.nested["steps"] = {
         **result.flat,
-        "first_error_rate_ci95": ratio_interval(found, np.ones(len(found))),
+        "first_error_rate_ci95": found_ends,
         "answers_with_error": len(found),
-        "clean_rate": float(np.mean(clean)) if clean else None,
-        "clean_rate_ci95": ratio_interval(clean, np.ones(len(clean))),
+        "clean_rate": clean_rate,
+        "clean_rate_ci95": clean_ends,
         "answers_without_error": len(clean),
-        "process_f1": (2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0) if shares else None,
+        "process_f1": process,
     }
-    result.part("calibration", lambda: _step_calibration(scored, labels))
-    result.nested["worst"] = _worst_steps(scored, labels)
+    rows = [(score, label, answer) for answer, own in enumerate(known) for score, label in own]
+    scores, said, answers = zip(*rows, strict=True)
+    result.part("calibration", lambda: {"of": "steps"} | calibration(scores, said, BINS, units=answers))
+    cases = [_worst_step(scored, row, said) for row, said in enumerate(labels) if said]
+    result.nested["worst"] = worst(case for case in cases if case[0] >= 0.5)
     return result
 
 
@@ -133,26 +122,10 @@ def _first(pairs: Sequence[tuple[bool, bool]], side: int) -> int | None:
     return next((place for place, pair in enumerate(pairs) if pair[side]), None)
 
 
-def _step_calibration(scored: Scored, labels: Sequence[Sequence[float | None]]) -> Metrics:
-    rows = [
-        (score, label, row)
-        for row, (own, said) in enumerate(zip(scored.scores, labels, strict=True))
-        for score, label in zip(own, said, strict=True)
-        if label is not None
-    ]
-    scores, wanted, units = zip(*rows, strict=True)
-    return {"of": "steps"} | calibration(scores, wanted, BINS, units=units)
-
-
-def _worst_steps(scored: Scored, labels: Sequence[Sequence[float | None]]) -> list[Metrics]:
-    """Of each answer the step that is missed by most, and of all answers the largest of these."""
-    cases = []
-    for row, (own, said) in enumerate(zip(scored.scores, labels, strict=True)):
-        missed = [(abs(score - label), place) for place, (score, label) in enumerate(zip(own, said, strict=True))
-                  if label is not None]  # fmt: skip
-        distance, place = max(missed, default=(0.0, 0))
-        if distance >= 0.5:
-            before = "\n\n".join([scored.prompts[row], *scored.completions[row][:place]]).strip()
-            case = {"prompt": before, "text": scored.completions[row][place]}
-            cases.append((distance, case | {"human": said[place], "score": own[place]}))
-    return [case for _, case in sorted(cases, key=lambda case: -case[0])[:WORST]]
+def _worst_step(scored: Scored, row: int, said: Sequence[float | None]) -> tuple[float, Metrics]:
+    """Of one answer the step that is missed by most, behind the steps before it."""
+    own, texts = scored.scores[row], scored.completions[row]
+    missed = [(abs(own[place] - label), place) for place, label in enumerate(said) if label is not None]
+    distance, place = max(missed, default=(0.0, 0))
+    before = "\n\n".join([scored.prompts[row], *texts[:place]]).strip()
+    return distance, text_case(before, texts[place], said[place] or 0.0, own[place])

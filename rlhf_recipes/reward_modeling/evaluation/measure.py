@@ -6,10 +6,10 @@ will load.
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset
@@ -17,24 +17,25 @@ from datasets import Dataset
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.feedback.labels import clicks_to_unpaired, dwell_to_unpaired
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.modeling.calibration import Calibration, LogisticCalibration, OrdinalCalibration
+from rlhf_recipes.modeling.calibration import Calibration, LinearCalibration, LogisticCalibration, OrdinalCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.outputs import write_json, write_jsonl
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.evaluation.comparisons import best_worst_quality, list_evaluation, pair_evaluation
 from rlhf_recipes.reward_modeling.evaluation.labels import label_evaluation, step_evaluation
-from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics
 from rlhf_recipes.reward_modeling.evaluation.ratings import Curves, Evaluation, objective_evaluation, rating_evaluation
 from rlhf_recipes.reward_modeling.examples import load_feedback
 from rlhf_recipes.reward_modeling.scored import Scored, Scorer, Texts, kind_of, score_rows, score_steps
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import StepModel
+from rlhf_recipes.statistics import Metrics
 
 logger = logging.getLogger(__name__)
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.json"
 LINEAR_FILE = "linear_reward.json"
 LABELLED = ("unpaired", "clicks", "dwell")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,17 @@ def load_validation(data_args: DataArguments, args: Any) -> Dataset | None:
     """The rows to calibrate on, or `None`, with a warning, where the dataset has no such split."""
     if args.validation_split is None:
         return None
+    return _or_warn(
+        lambda: load_feedback(data_args, args.validation_split, data_args.max_eval_samples),
+        "No validation rows, so scores will not be calibrated to ratings",
+    )
+
+
+def _or_warn(made: Callable[[], T], what: str) -> T | None:
     try:
-        return load_feedback(data_args, args.validation_split, data_args.max_eval_samples)
+        return made()
     except ValueError as error:
-        logger.warning("No validation rows, so scores will not be calibrated to ratings: %s", error)
+        logger.warning("%s: %s", what, error)
         return None
 
 
@@ -96,18 +104,13 @@ def measure(
         `dict`: the keys of `rlhf_recipes.reward_modeling.evaluation.metrics`.
     """
     kind = kind_of(test, kind)
-    options = getattr(args, "loss_args", None) or {}
+    options, batch_size = getattr(args, "loss_args", None) or {}, args.per_device_eval_batch_size
     if kind == "steps":
-        settings = RewardModelSettings.load(folder)
-        model = StepModel(
-            str(folder),
-            batch_size=args.per_device_eval_batch_size,
-            max_length=settings.max_length,
-        )
-        scored = score_steps(model, test)
+        limit = RewardModelSettings.load(folder).max_length
+        scored = score_steps(StepModel(str(folder), batch_size=batch_size, max_length=limit), test)
         result = step_evaluation(scored, scored.dataset["labels"])
         return write_evaluation(folder, result, prediction_rows("test", scored, None))
-    reward = LearnedReward(folder, batch_size=args.per_device_eval_batch_size, calibrate=False)
+    reward = LearnedReward(folder, batch_size=batch_size, calibrate=False)
     held_out = None if validation is None else of_same_kind(reward, validation, kind)
     known = Known(
         train,
@@ -152,7 +155,12 @@ def evaluate(scored: Scored, known: Known = Known()) -> Evaluation:
         return list_evaluation(scored, [best_worst_quality(len(own), *ends) for own, *ends in columns])
     if kind in LABELLED:
         order = list(rows["dwell_seconds"]) if kind == "dwell" else None
-        curve = None if known.validation is None else _label_curve(known.validation, known)
+        held_out, curve = known.validation, None
+        if held_out is not None:
+            curve = _or_warn(
+                lambda: LogisticCalibration.fit(held_out.column(0), _labels(held_out, known), 0.0, 1.0),
+                "Scores are read as logits, because no curve fits the validation labels",
+            )
         return label_evaluation(scored, _labels(scored, known), order, curve)
     if kind == "objectives":
         return _measure_objectives(scored, known)
@@ -219,23 +227,16 @@ def of_same_kind(reward: Scorer, rows: Dataset, kind: Kind) -> Scored | None:
     """Validation rows with scores, where a curve is fitted to their kind."""
     if kind not in ("ratings", "objectives", *LABELLED):
         return None
-    try:
-        return score_rows(reward, rows, kind)
-    except ValueError as error:
-        logger.warning("The validation rows are no %s, so nothing is fitted to them: %s", kind, error)
-        return None
+    return _or_warn(
+        lambda: score_rows(reward, rows, kind), f"The validation rows are no {kind}, so nothing is fitted to them"
+    )
 
 
 def calibration_of(settings: RewardModelSettings) -> Calibration | None:
     """What the folder says; scores of a model of levels are ratings as they are."""
     if settings.calibration is None and settings.probabilities:
-        return _Identity()  # type: ignore[return-value]
+        return LinearCalibration(scale=1.0, offset=0.0)
     return settings.calibration
-
-
-class _Identity:
-    def __call__(self, values: Sequence[float]) -> Any:
-        return np.asarray(values, dtype=np.float64)
 
 
 def _calibrated(
@@ -244,11 +245,12 @@ def _calibrated(
     """Fit a curve with ends to the ratings and save it, unless the loss has learned one that has ends itself."""
     if isinstance(settings.calibration, OrdinalCalibration):
         return settings.calibration
-    try:
-        scale = rating_scale(train, args)
-        fitted = LogisticCalibration.fit(held_out.column(0), list(held_out.dataset["score"]), *scale)
-    except ValueError as error:
-        logger.warning("Scores stay logits, because they cannot be calibrated to the ratings: %s", error)
+    columns = held_out.column(0), list(held_out.dataset["score"])
+    fitted = _or_warn(
+        lambda: LogisticCalibration.fit(*columns, *rating_scale(train, args)),
+        "Scores stay logits, because they cannot be calibrated to the ratings",
+    )
+    if fitted is None:
         return calibration_of(settings)
     settings = dataclasses.replace(settings, calibration=fitted)
     settings.save(folder)
@@ -275,14 +277,6 @@ def _labels(scored: Scored, known: Known) -> list[float]:
     return [float(label) for label in rows["label"]]
 
 
-def _label_curve(validation: Scored, known: Known) -> LogisticCalibration | None:
-    try:
-        return LogisticCalibration.fit(validation.column(0), _labels(validation, known), 0.0, 1.0)
-    except ValueError as error:
-        logger.warning("Scores are read as logits, because no curve fits the validation labels: %s", error)
-        return None
-
-
 def _measure_objectives(scored: Scored, known: Known) -> Evaluation:
     table = list(scored.dataset["scores"])
     names = list(dict.fromkeys(name for own in table for name in own))
@@ -299,28 +293,15 @@ def _measure_objectives(scored: Scored, known: Known) -> Evaluation:
 
 def _objective_curves(validation: Scored) -> Curves:
     """For each objective the least-squares line from the model's output to it; none where it does not rise."""
-    curves: dict[str, Any] = {}
+    curves = {}
     for name, column in validation.outputs.items():
-        pairs = [
-            (said, own[name])
-            for said, own in zip(column, validation.dataset["scores"], strict=True)
-            if own.get(name) is not None
-        ]
-        x, y = (np.array(values) for values in zip(*pairs, strict=True)) if pairs else (np.zeros(0), np.zeros(0))
-        if len(x) > 1 and np.ptp(x) > 0:
-            slope, offset = np.polyfit(x, y, 1)
-            if slope > 0:
-                curves[name] = _Line(float(slope), float(offset))
+        wanted = [own.get(name) for own in validation.dataset["scores"]]
+        pairs = [(said, value) for said, value in zip(column, wanted, strict=True) if value is not None]
+        x, y = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+        slope, offset = np.polyfit(x, y, 1) if len(x) > 1 and np.ptp(x) > 0 else (0.0, 0.0)
+        if slope > 0:
+            curves[name] = LinearCalibration(float(slope), float(offset))
     return curves
-
-
-@dataclass(frozen=True)
-class _Line:
-    slope: float
-    offset: float
-
-    def __call__(self, values: Sequence[float]) -> list[float]:
-        return [self.slope * value + self.offset for value in values]
 
 
 # --- What is written ---------------------------------------------------------------------------------------

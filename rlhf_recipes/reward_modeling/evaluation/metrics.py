@@ -27,17 +27,16 @@ What is nested (intervals of all of them, tables, curves) is in `evaluation.json
 `rlhf_recipes.reward_modeling.evaluation.ratings`.
 """
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import entr, log_expit
 
-from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval, single_rater_accuracy
-from rlhf_recipes.reward_modeling.evaluation.figures import vader_scores
-from rlhf_recipes.statistics import Units
-
-Metrics = dict[str, Any]
+from rlhf_recipes.data.raters.agreement import single_rater_accuracy
+from rlhf_recipes.reward_modeling.evaluation.baselines import baseline_accuracies, vader_scores
+from rlhf_recipes.reward_modeling.evaluation.figures import pairwise_accuracy
+from rlhf_recipes.statistics import Floats, Keys, Metrics, mean_with_interval
 
 
 def rating_metrics(
@@ -47,31 +46,24 @@ def rating_metrics(
     scores: Sequence[float] | None = None,
     votes: Sequence[Sequence[float]] | None = None,
     min_gap: float = 0.5,
-    units: Sequence[Hashable] | None = None,
+    units: Keys | None = None,
 ) -> Metrics:
     """Measure a model on texts with ratings, over all pairs at least `min_gap` apart.
 
     Args:
-        texts (`Sequence[str]` of length N): The texts, for the baselines.
-        ratings (`Sequence[float]` of length N): Mean human rating of each.
-        logits (`Sequence[float]` of length N): What the model says.
-        scores (`Sequence[float]` of length N, *optional*): The same after calibration, in units of the rating.
-        votes (`Sequence[Sequence[float]]` of length N, *optional*): Every rater's vote.
+        texts (`Sequence[str]` of length N), ratings (`Sequence[float]` of length N): The texts, for the baselines, and
+            the mean human rating of each.
+        logits, scores (`Sequence[float]` of length N): What the model says, and the same after calibration, in units
+            of the rating; without `scores` there is no `mae`.
+        votes (`Sequence[Sequence[float]]` of length N, *optional*): Every rater's; for `single_rater_accuracy`.
         min_gap (`float`, *optional*, defaults to 0.5): Least difference of two ratings.
         units (`Sequence` of length N, *optional*): What the interval is over, such as prompts. Default: the texts.
-
-    Returns:
-        `dict`: the keys of the table above; `mae` needs `scores`, `single_rater_accuracy` needs `votes`, and each is
-        left out without.
     """
-    accuracy, pairs = all_pairs_accuracy(logits, ratings, min_gap)
-    metrics: Metrics = {
-        "pairwise_accuracy": accuracy,
-        "pairwise_accuracy_ci95": all_pairs_interval(logits, ratings, min_gap, units),
-        "pairs": pairs,
-        "pearson": pearson(logits if scores is None else scores, ratings),
-        **baseline_accuracies(texts, ratings, min_gap),
-    }
+    metrics = pairwise_accuracy(logits, ratings, min_gap, units=units)
+    if not metrics["pairs"]:
+        raise ValueError(f"No two of the {len(ratings)} ratings are {min_gap:g} or more apart: no pair can be asked.")
+    metrics["pearson"] = pearson(logits if scores is None else scores, ratings)
+    metrics |= baseline_accuracies(texts, ratings, min_gap)
     if scores is not None:
         metrics["mae"] = mean_absolute_error(scores, ratings)
     if votes is not None:
@@ -79,41 +71,27 @@ def rating_metrics(
     return metrics
 
 
-def baseline_accuracies(texts: Sequence[str], quality: ArrayLike, min_gap: float) -> Metrics:
-    """`vader_accuracy` and `length_accuracy` over all pairs of texts at least `min_gap` apart in quality."""
-    return {
-        "vader_accuracy": all_pairs_accuracy(vader_scores(texts), quality, min_gap)[0],
-        "length_accuracy": all_pairs_accuracy([len(text) for text in texts], quality, min_gap)[0],
-    }
-
-
 def pair_metrics(
     chosen: Sequence[str],
     rejected: Sequence[str],
     chosen_scores: Sequence[float],
     rejected_scores: Sequence[float],
-    units: Sequence[Hashable] | None = None,
-    other_units: Sequence[Hashable] | None = None,
+    units: Keys | None = None,
+    other_units: Keys | None = None,
 ) -> Metrics:
     """Measure a model on pairs that people have put in order.
 
     Args:
-        chosen (`Sequence[str]` of length N), rejected (`Sequence[str]` of length N):
-            The texts, for the baselines.
-        chosen_scores (`Sequence[float]` of length N), rejected_scores (`Sequence[float]` of length N):
-            What the model says.
-        units (`Sequence` of length N, *optional*), other_units (`Sequence` of length N, *optional*):
+        chosen, rejected (`Sequence[str]` of length N): The texts, for the baselines.
+        chosen_scores, rejected_scores (`Sequence[float]` of length N): What the model says.
+        units, other_units (`Sequence` of length N, *optional*):
             What the interval is over: the prompt of each pair, or both of its texts. Default: the pairs.
-
-    Returns:
-        `dict`: `pairwise_accuracy`, its interval, `pairs`, `vader_accuracy` and `length_accuracy`.
     """
     credit = _order_credit(chosen_scores, rejected_scores)
-    together = Units.of(len(credit), units, other_units)
-    accuracy, influences = together.mean(credit)
+    accuracy, interval = mean_with_interval(credit, units, other_units, (0.0, 1.0))
     return {
         "pairwise_accuracy": accuracy,
-        "pairwise_accuracy_ci95": together.spread(influences).bounded(accuracy),
+        "pairwise_accuracy_ci95": interval,
         "pairs": len(credit),
         "vader_accuracy": float(_order_credit(vader_scores(chosen), vader_scores(rejected)).mean()),
         "length_accuracy": float(_order_credit([*map(len, chosen)], [*map(len, rejected)]).mean()),
@@ -126,15 +104,19 @@ def log_loss(logits: ArrayLike, shares: ArrayLike) -> float:
     Of pairs the logit is the difference of the two scores (Bradley and Terry 1952), and y the share of votes for the
     first. It is least, the entropy of y, where p is y.
     """
+    return float(log_losses(logits, shares).mean())
+
+
+def log_losses(logits: ArrayLike, shares: ArrayLike) -> Floats:
+    """The [`log_loss`] of each row, `(N,)`."""
     x, y = np.asarray(logits, dtype=np.float64), np.asarray(shares, dtype=np.float64)
-    return float((y * np.logaddexp(0.0, -x) + (1 - y) * np.logaddexp(0.0, x)).mean())
+    return np.asarray(-y * log_expit(x) - (1 - y) * log_expit(-x))
 
 
 def entropy(shares: ArrayLike) -> float:
     """Mean of `-(y log y + (1 - y) log(1 - y))` in nats: the [`log_loss`] that no model can go below."""
     y = np.asarray(shares, dtype=np.float64)
-    inner = np.clip(y, 1e-300, 1.0), np.clip(1 - y, 1e-300, 1.0)
-    return float(-(y * np.log(inner[0]) + (1 - y) * np.log(inner[1])).mean())
+    return float((entr(y) + entr(1 - y)).mean())
 
 
 def vote_rater_accuracy(first: ArrayLike, second: ArrayLike) -> float | None:
@@ -150,16 +132,14 @@ def vote_rater_accuracy(first: ArrayLike, second: ArrayLike) -> float | None:
     a, b = a[a + b >= 2], b[a + b >= 2]
     if not len(a):
         return None
-    right = a * (0.5 + 0.5 * np.sign(a - 1 - b)) + b * (0.5 + 0.5 * np.sign(b - 1 - a))
+    right = a * _order_credit(a - 1, b) + b * _order_credit(b - 1, a)
     return float(right.sum() / (a + b).sum())
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson's correlation; 0 where one of the two does not vary, because then it tells nothing of the other."""
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else 0.0
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
 
 
 def mean_absolute_error(scores: ArrayLike, ratings: ArrayLike) -> float:
@@ -167,6 +147,6 @@ def mean_absolute_error(scores: ArrayLike, ratings: ArrayLike) -> float:
     return float(np.abs(np.asarray(scores, dtype=np.float64) - np.asarray(ratings, dtype=np.float64)).mean())
 
 
-def _order_credit(chosen: ArrayLike, rejected: ArrayLike) -> np.ndarray:
+def _order_credit(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
     """1 for a pair in the right order, 0.5 for equal scores, 0 for the wrong order. `(N,)`"""
     return 0.5 + 0.5 * np.sign(np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64))

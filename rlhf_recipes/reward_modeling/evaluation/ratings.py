@@ -20,9 +20,10 @@ scores of one kind, and return both. A part that needs a library which is not in
 flat figures need nothing but numpy.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,16 +32,17 @@ from numpy.typing import NDArray
 from rlhf_recipes.data.pairs import TOLERANCE
 from rlhf_recipes.data.raters.agreement import correlation_ceiling, pairwise_ceiling, single_rater_accuracy
 from rlhf_recipes.data.raters.votes import RatingModel, numeric_votes
+from rlhf_recipes.reward_modeling.evaluation.baselines import baseline_accuracies, baseline_scores, fit_baselines
 from rlhf_recipes.reward_modeling.evaluation.figures import (
     accuracy_by_margin,
-    baseline_scores,
-    equal_mass_bins,
-    fit_baselines,
+    calibration,
+    pairwise_accuracy,
     rating_errors,
     win_rate_curve,
 )
-from rlhf_recipes.reward_modeling.evaluation.metrics import Metrics, baseline_accuracies, rating_metrics
+from rlhf_recipes.reward_modeling.evaluation.metrics import rating_metrics
 from rlhf_recipes.reward_modeling.scored import Scored
+from rlhf_recipes.statistics import Metrics, strata_of
 
 logger = logging.getLogger(__name__)
 WORST = 10  # cases that are kept as text
@@ -66,22 +68,32 @@ class Evaluation:
             self.nested[name] = value
 
     def accuracies(self) -> None:
-        """Repeat the flat accuracies, model first, as the part `accuracy`."""
-        names = {
-            "model": "pairwise_accuracy",
-            "single_rater": "single_rater_accuracy",
-            "vader": "vader_accuracy",
-            "length": "length_accuracy",
+        """Repeat the flat accuracies, model first, as the part `accuracy`; where no pair was asked, say so."""
+        if "pairwise_accuracy" not in self.flat:
+            self.flat |= {"pairwise_accuracy": None, "pairwise_accuracy_ci95": None, "pairs": 0}
+            return
+        names = {"model": "pairwise", "single_rater": "single_rater", "vader": "vader", "length": "length"}
+        known = {name: f"{key}_accuracy" for name, key in names.items() if f"{key}_accuracy" in self.flat}
+        self.nested["accuracy"] = {name: self.flat[key] for name, key in known.items()} | {
+            "model_ci95": self.flat["pairwise_accuracy_ci95"],
+            "pairs": self.flat["pairs"],
         }
-        self.nested["accuracy"] = {name: self.flat[key] for name, key in names.items() if key in self.flat} | {
-            "model_ci95": self.flat.get("pairwise_accuracy_ci95"),
-            "pairs": self.flat.get("pairs"),
-        }
+
+    def calibrated(self, of: str, probabilities: Any, outcomes: Any, **options: Any) -> None:
+        """The part `calibration`, of rows of some sort, and its ECE among the flat figures."""
+        self.part("calibration", lambda: {"of": of} | calibration(probabilities, outcomes, BINS, **options))
+        if "calibration" in self.nested:
+            self.flat["ece"] = self.nested["calibration"]["ece"]
 
 
 def started(scored: Scored) -> Evaluation:
     """An evaluation that knows how much was measured."""
     return Evaluation({}, {"kind": scored.kind, "rows": len(scored.scores), "unscored": scored.unscored})
+
+
+def worst(cases: Iterable[tuple[float, Metrics]]) -> list[Metrics]:
+    """The cases that are missed by most; of equal ones the first."""
+    return [case for _, case in sorted(cases, key=lambda case: -case[0])[:WORST]]
 
 
 # --- Ratings ---------------------------------------------------------------------------------------------
@@ -111,13 +123,13 @@ def rating_evaluation(
     given = None if votes is None else [of_text.tolist() for of_text in numeric_votes(votes)]
     if np.ptp(ratings) < max(min_gap - TOLERANCE, TOLERANCE):
         logger.warning("No two of the ratings are %g or more apart (min_gap): pairs are not asked.", min_gap)
-        result.flat |= {"pairwise_accuracy": None, "pairwise_accuracy_ci95": None, "pairs": 0}
     else:
         result.flat |= rating_metrics(texts, ratings, logits, said, None, min_gap, prompts)
         if given is not None:
-            result.part("single_rater", lambda: result.flat.update({"single_rater_accuracy": _rater(given, min_gap)}))
-        result.accuracies()
+            rater = functools.partial(single_rater_accuracy, given, min_gap)
+            result.part("single_rater", lambda: result.flat.update(single_rater_accuracy=rater()))
         result.part("by_margin", lambda: _rating_margins(logits, texts, ratings, min_gap, prompts))
+    result.accuracies()
     if prompts is not None:
         result.part("within_prompts", lambda: accuracy_by_margin(logits, ratings, [min_gap], prompts)[0])
     result.part("errors", lambda: _distances(logits if said is None else said, ratings, said is not None, prompts))
@@ -138,18 +150,14 @@ def reliability(scores: Sequence[float], ratings: Sequence[float], bins: int = B
     Texts of equal score are never put apart. A bin of one text has no standard error (`None`).
     """
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(ratings, dtype=np.float64)
-    of_bin, edges = equal_mass_bins(s, bins)
+    of_bin = strata_of(s, bins, len(s))
     table = []
-    for place in range(len(edges) - 1):
+    for place in range(of_bin.max() + 1):
         own = y[of_bin == place]
         error = float(own.std(ddof=1) / np.sqrt(len(own))) if len(own) > 1 else None
         mean = float(s[of_bin == place].mean())
         table.append({"score": mean, "rating": float(own.mean()), "error": error, "texts": len(own)})
     return table
-
-
-def _rater(votes: list[list[float]], min_gap: float) -> float:
-    return single_rater_accuracy(votes, min_gap)
 
 
 def _rating_margins(
@@ -199,15 +207,13 @@ def _worst_ratings(scored: Scored, ratings: Sequence[float], said: Sequence[floa
     """Texts whose score is farthest from the rating; without a common scale, in standard deviations of each."""
     y, s = np.asarray(ratings, dtype=np.float64), np.asarray(scored.column(0) if said is None else said)
     distance = np.abs(s - y if said is not None else _standardized(s) - _standardized(y))
-    return [
-        {
-            "prompt": scored.prompts[row],
-            "text": scored.completions[row][0],
-            "human": float(y[row]),
-            "score": float(s[row]),
-        }
-        for row in np.argsort(-distance, kind="stable")[:WORST]
-    ]
+    texts = [of_row[0] for of_row in scored.completions]
+    return worst(zip(distance.tolist(), map(text_case, scored.prompts, texts, y, s), strict=True))
+
+
+def text_case(prompt: str, text: str, human: float, score: float) -> Metrics:
+    """A text that the model gets wrong, as the part `worst` has it."""
+    return {"prompt": prompt, "text": text, "human": float(human), "score": float(score)}
 
 
 def _standardized(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -246,7 +252,9 @@ def objective_evaluation(
         for row in whole
     ]
     if whole:
-        result = rating_evaluation(_some(scored, whole), totals, min_gap=0.0)
+        kept: Any = {key: [getattr(scored, key)[row] for row in whole] for key in ("scores", "prompts", "completions")}
+        some: Scored = replace(scored, dataset=scored.dataset.select(whole), outputs={}, **kept)
+        result = rating_evaluation(some, totals, min_gap=0.0)
     else:
         result = started(scored)
         result.nested["missing"] = {"total": f"No row has all of the objectives {', '.join(weights)}."}
@@ -275,20 +283,6 @@ def _each_objective(
         in_units = name in curves
         figures[name] = _distances(curves[name](said) if in_units else said, wanted, in_units, prompts)
         if np.ptp(wanted) > TOLERANCE:
-            bucket = accuracy_by_margin(said, wanted, [0], units=prompts)[0]
-            figures[name] |= {"pairwise_accuracy": bucket["accuracy"], "pairs": bucket["pairs"]}
-            figures[name] |= {"pairwise_accuracy_ci95": bucket["accuracy_ci95"]}
+            figures[name] |= pairwise_accuracy(said, wanted, 0, units=prompts)
             figures[name] |= baseline_accuracies([all_texts[row] for row in rows], wanted, 0.0)
     return figures
-
-
-def _some(scored: Scored, rows: Sequence[int]) -> Scored:
-    return Scored(
-        scored.kind,
-        scored.dataset.select(rows),
-        [scored.scores[row] for row in rows],
-        [scored.prompts[row] for row in rows],
-        [scored.completions[row] for row in rows],
-        {},
-        scored.unscored,
-    )

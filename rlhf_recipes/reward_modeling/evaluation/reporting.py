@@ -1,29 +1,22 @@
 """The card of a reward model: what it learned from, how good it is, what it leans on, and how to use it."""
 
-import logging
 from pathlib import Path
 
-from rlhf_recipes.data.loading import sample_rows
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.report.reward_card import write_card
 from rlhf_recipes.reward_modeling.bias.measure import measure_bias
-from rlhf_recipes.reward_modeling.bias.string_path import string_path_difference
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.explain import heat_maps
-from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.reward_modeling.splits import Splits
 from rlhf_recipes.rewards.learned import LearnedReward
 
-logger = logging.getLogger(__name__)
-COMPARED = 300  # texts that are read in TRL's way too
+# How far the scores are from those that TRL's GRPO and RLOO get where they are handed the folder by its name.
+BY_NAME = {"size": "mean_difference_in_std", "largest": "max_difference_in_std"}
 JUDGED = ("pairs", "votes", "ratings", "unpaired", "clicks", "dwell", "rankings", "best_worst")
 
 
 def write_report(folder: Path, splits: Splits, args: RewardConfig, loss: str) -> Path:
     """Measure on the test rows what the scores lean on, and write `bias.json`, `report.html` and `README.md`.
-
-    Of ratings it is said too how far the scores are from those that TRL's GRPO and RLOO give where they are handed the
-    folder by its name.
 
     Args:
         folder (`Path`): The saved model, with the files that `measure` has written.
@@ -39,11 +32,9 @@ def write_report(folder: Path, splits: Splits, args: RewardConfig, loss: str) ->
         reward = LearnedReward(folder, batch_size=args.per_device_eval_batch_size, calibrate=False)
         bias = measure_bias(reward, splits.test, splits.kind, args.group_column, min_gap=args.min_gap, seed=args.seed)
         write_json(folder / "bias.json", bias)
+    by_name = bias and bias["encodings"]["by name in TRL"]
     path = None
-    if reward is not None and splits.kind == "ratings":
-        some = sample_rows(splits.test, COMPARED)
-        texts = Texts.of(some, "completion")
-        how = (texts.prompts, texts.completions, some["score"], args.min_gap)
-        path = string_path_difference(folder, *how, reward=reward)
+    if by_name and by_name["texts"]:
+        path = {BY_NAME.get(key, key): by_name[key] for key in (*BY_NAME, "correlation", "texts")}
     heat = ([], "") if splits.kind == "steps" else heat_maps(folder, reward)
     return write_card(folder, splits.facts() | {"loss": loss}, bias, string_path=path, heat=heat)

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text as Cell
-from scipy.stats import rankdata
+from scipy.stats import pearsonr, spearmanr
 
 from rlhf_recipes.figures import as_figure, draw_png, paint_correlations, paint_histogram, percent, shortened
 from rlhf_recipes.rewards.base import Ids, Parts, Series, Texts
@@ -32,7 +32,6 @@ from rlhf_recipes.rewards.contract.checks import Weight
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule
 from rlhf_recipes.rewards.workbench.as_yaml import entry_of, specs_of
 from rlhf_recipes.rewards.workbench.remarks import remarks_on_proposal, remarks_on_values, remarks_on_weights
-from rlhf_recipes.statistics import correlation
 
 CONSTANT = 1e-9  # a spread below this part of the largest value is rounding
 # What is said of the values of a reward, and the title of the column.
@@ -232,7 +231,7 @@ def balance_of(
     weight_of = rewards.weights_at(progress)
     weights = {name: weight_of[name] for name in series}
     balances, totals, new_totals = _balances(values, weights, rewards.token_names, has_reward)
-    pearson = _correlations(values, np.asarray)
+    pearson = _correlations(values, pearsonr)
     of_row = iter(totals.tolist())
     scale_of = {one.name: one.scale for one in balances}
     return Balance(
@@ -240,7 +239,7 @@ def balance_of(
         rewards=balances,
         total=RewardBalance(name="score", weight=1.0, **_described(totals)),
         pearson=pearson,
-        spearman=_correlations(values, rankdata),
+        spearman=_correlations(values, spearmanr),
         remarks=(
             *remarks_on_values(balances, broken, rows, rows - int(has_reward.sum()), rewards.potential_names),
             *remarks_on_weights(balances, pearson),
@@ -322,16 +321,16 @@ def _shares(values: np.ndarray, weights: np.ndarray) -> tuple[list[float | None]
         return [float((own * centered).mean() / variance) for own in weighted], totals
 
 
-def _correlations(values: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> tuple[tuple[float | None, ...], ...]:
+def _correlations(values: np.ndarray, of: Callable[..., Any]) -> tuple[tuple[float | None, ...], ...]:
     return tuple(tuple(_correlation(one, other, of) for other in values) for one in values)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> float | None:
+def _correlation(one: np.ndarray, other: np.ndarray, of: Callable[..., Any]) -> float | None:
     both = ~np.isnan(one) & ~np.isnan(other)
     first, second = one[both], other[both]
     if len(first) < 3 or not all(_spreads(_described(own)) for own in (first, second)):  # of two rows it is 1 or -1
         return None
-    return correlation(of(first), of(second))
+    return float(of(first, second).statistic)
 
 
 def _divided(weight: Weight, scale: float | None) -> Weight:

@@ -24,7 +24,7 @@ from rlhf_recipes.data.raters.agreement import (
 )
 from rlhf_recipes.data.raters.coefficients import cohen_kappa, krippendorff_alpha, pairwise_kappas
 from rlhf_recipes.data.raters.votes import RatingModel
-from rlhf_recipes.reward_modeling.evaluation import figures as scoring_metrics
+from rlhf_recipes.reward_modeling.evaluation import baselines as scoring_metrics
 
 pytest.importorskip("scipy")
 pytest.importorskip("krippendorff")

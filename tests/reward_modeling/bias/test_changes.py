@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.modeling.reading import model_outputs
 from rlhf_recipes.reward_modeling.bias.changes import (
+    as_trl_reads,
     changed,
     check_exact,
     measure_changes,
@@ -10,7 +15,7 @@ from rlhf_recipes.reward_modeling.bias.changes import (
     text_changes,
 )
 from rlhf_recipes.rewards.learned import LearnedReward
-from tests.tiny import SENTENCES, tiny_classifier, tiny_tokenizer
+from tests.tiny import SENTENCES, save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 
 def length(prompts, completions, **kwargs):
@@ -165,3 +170,122 @@ def test_texts_without_room_for_one_more_token_are_left_out():
     longest = max(len(reward.tokenizer(text).input_ids) for text in TEXTS)
     reward.max_length = longest
     assert measure_encodings(reward, PROMPTS, TEXTS)["one more beginning"]["texts"] < 6
+
+
+# --- by name in TRL: its real trainers are run, and the rewards that they log compared -------------------
+
+
+ASKED = ["The film is", "A dull script", "What a", "It was bad, but the"]
+ANSWERS = [" a quiet story.", " and a tired cast", " wonderful little picture!", " music was good"]
+
+
+class Recorder:
+    """A reward of nothing that keeps what it is asked."""
+
+    __name__ = "recorder"
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, prompts, completions, **kwargs):
+        self.calls.append((prompts, completions))
+        return [0.0] * len(prompts)
+
+
+def saved(folder, kind, chat_template=False, **model):
+    tokenizer = tiny_tokenizer(kind, chat_template=chat_template)
+    save_tiny(folder, tiny_classifier(tokenizer, kind, **model), tokenizer)
+    RewardModelSettings(append_eos=kind == "llama").save(folder)
+    return folder
+
+
+def logged_rewards(trainer_class, config_class, folder, model, prompts, bf16):
+    """Two steps of training: of each the prompts, the completions and the mean reward of the model, as logged."""
+    tokenizer, recorder = tiny_tokenizer("llama", chat_template=True), Recorder()
+    trainer = trainer_class(
+        model=str(save_tiny(folder.parent / "policy", tiny_causal_lm(tokenizer), tokenizer)),
+        reward_funcs=[str(model), recorder],
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        args=config_class(
+            output_dir=str(folder), per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
+            max_steps=2, logging_steps=1, report_to="none", use_cpu=True, bf16=bf16, gradient_checkpointing=False,
+            save_strategy="no", disable_tqdm=True,
+        ),
+    )  # fmt: skip
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "reward" in log]
+    figures = [(log[f"rewards/{model.name}/mean"], log[f"rewards/{model.name}/std"]) for log in logs]
+    assert len(recorder.calls) == len(figures) == 2
+    return recorder.calls, figures
+
+
+def by_name(reward, prompts, completions, bf16=False):
+    ids = [as_trl_reads(reward, *both) for both in zip(prompts, completions, strict=True)]
+    scores = torch.empty(len(ids))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for rows, output in model_outputs(reward.model, ids, 32, reward.tokenizer.pad_token_id):
+            scores[rows] = output.logits[:, 0].float()
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("trainer", "kind", "bf16"),
+    [
+        ((GRPOTrainer, GRPOConfig), "bert", False),
+        ((RLOOTrainer, RLOOConfig), "llama", True),
+        pytest.param((GRPOTrainer, GRPOConfig), "llama", True, marks=pytest.mark.slow),
+        pytest.param((RLOOTrainer, RLOOConfig), "bert", False, marks=pytest.mark.slow),
+    ],
+)
+def test_the_rewards_by_name_are_those_that_trl_logs(trainer, kind, bf16, tmp_path):
+    model = saved(tmp_path / "judge", kind)
+    calls, figures = logged_rewards(*trainer, tmp_path / "out", model, ASKED, bf16)
+    reward = LearnedReward(model)
+    for texts, (mean, std) in zip(calls, figures, strict=True):
+        # In bfloat16 a sum is rounded by what it is batched with, to about 8 bits of the largest part.
+        tolerance = 2e-2 if bf16 else 1e-5
+        scores = by_name(reward, *texts, bf16)
+        assert mean == pytest.approx(scores.mean().item(), abs=tolerance)
+        assert std == pytest.approx(scores.std().item(), abs=tolerance)
+        assert abs(mean - np.mean(reward(*texts))) > 5 * tolerance
+
+
+def test_the_rewards_of_conversations_are_those_that_trl_logs(tmp_path):
+    model = saved(tmp_path / "judge", "llama", chat_template=True)
+    prompts = [[{"role": "user", "content": prompt}] for prompt in ASKED]
+    calls, figures = logged_rewards(GRPOTrainer, GRPOConfig, tmp_path / "out", model, prompts, bf16=False)
+    reward = LearnedReward(model)
+    for texts, (mean, _) in zip(calls, figures, strict=True):
+        assert mean == pytest.approx(by_name(reward, *texts).mean().item(), abs=1e-5)
+        # The template ends the turn itself, so that both read the same.
+        assert by_name(reward, *texts).tolist() == pytest.approx(reward(*texts), abs=1e-5)
+        assert measure_encodings(reward, *texts)["by name in TRL"]["texts"] == 0
+
+
+def test_a_model_with_three_outputs_cannot_be_given_by_its_name(tmp_path):
+    model = saved(tmp_path / "judge", "bert", num_labels=3)
+    with pytest.raises(RuntimeError, match="size mismatch|mismatched|ignore_mismatched_sizes"):
+        logged_rewards(GRPOTrainer, GRPOConfig, tmp_path / "out", model, ASKED, bf16=False)
+    assert as_trl_reads(LearnedReward(model, label=0), "a", "b") is None
+
+
+def test_differences_by_name_are_in_units_of_the_scores_own_spread(tmp_path):
+    reward = LearnedReward(saved(tmp_path / "judge", "bert"))
+    ours, theirs = torch.tensor(reward(ASKED, ANSWERS)), by_name(reward, ASKED, ANSWERS)
+    gaps = (ours - theirs).abs() / ours.std(unbiased=False)
+    said = measure_encodings(reward, ASKED, ANSWERS)["by name in TRL"]
+    assert said["texts"] == 4
+    assert (said["size"], said["largest"]) == pytest.approx((gaps.mean().item(), gaps.max().item()), abs=1e-4)
+    assert said["correlation"] == pytest.approx(torch.corrcoef(torch.stack([ours, theirs]))[0, 1].item(), abs=1e-4)
+
+
+def test_texts_that_trl_would_fail_on_are_left_out(tmp_path):
+    reward = LearnedReward(saved(tmp_path, "bert", max_position_embeddings=16))
+    with pytest.raises((IndexError, RuntimeError)):
+        by_name(reward, [""], ["q" * 40])
+    said = measure_encodings(reward, [""] * 4, ["q" * 40, "", "good", "bad"])["by name in TRL"]
+    assert said["texts"] == 2  # one is too long, and one has no token
+
+
+def test_conversations_without_a_template_cannot_be_read_by_name():
+    assert as_trl_reads(learned("llama"), [{"role": "user", "content": "a"}], [{"role": "assistant"}]) is None

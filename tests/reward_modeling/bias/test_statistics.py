@@ -2,12 +2,10 @@ import numpy as np
 import pytest
 
 from rlhf_recipes.reward_modeling.bias.statistics import (
-    fit_logistic,
     group_preferences,
     group_residuals,
     matched_accuracy,
     partial_correlation,
-    preference_coefficients,
 )
 from rlhf_recipes.statistics import mean_with_interval, strata_of
 
@@ -19,12 +17,6 @@ def sample(rows=400, leaning=0.0, seed=0):
     covariate = 0.6 * ratings + generator.normal(size=rows)
     scores = ratings + leaning * covariate + 0.5 * generator.normal(size=rows)
     return scores, covariate, ratings
-
-
-def all_pairs(ratings):
-    first, second = np.triu_indices(len(ratings), 1)
-    swap = ratings[first] < ratings[second]
-    return np.where(swap, second, first), np.where(swap, first, second)
 
 
 # --- partial correlation ---------------------------------------------------------------------------------
@@ -159,54 +151,6 @@ def test_strata_are_of_equal_size_and_keep_equal_gaps_together():
     assert strata_of([1, 1, 1, 2], 4, 4).tolist() == [0, 0, 0, 1]
     with pytest.raises(ValueError, match="2 gaps for 3 pairs"):
         strata_of([1, 2], 2, 3)
-
-
-@pytest.mark.parametrize("separable", [False, True])
-def test_the_logistic_fit_is_that_of_scikit_learn(separable):
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    generator = np.random.default_rng(0)
-    matrix = np.column_stack([np.ones(200), 3 * generator.normal(size=200)])
-    target = (matrix[:, 1] + (0 if separable else 2) * generator.normal(size=200) > 0.3).astype(float)
-    theirs = linear_model.LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=1000)
-    found, influences = fit_logistic(matrix, target, penalty=0.5)
-    assert found == pytest.approx(theirs.fit(matrix, target).coef_[0], abs=1e-4)
-    # The influence of a row is what its weight does to the coefficients.
-    weights = np.ones(200)
-    weights[7] = 1.01
-    moved = (theirs.fit(matrix, target, weights).coef_[0] - found) / 0.01
-    assert influences[7] == pytest.approx(moved, abs=0.02 * np.abs(influences).max())
-
-
-def test_the_logistic_fit_takes_shares():
-    # Half right at x = -1 and three quarters at x = 1: a + b = log 3, a - b = 0, but for a prior that hardly counts.
-    matrix = np.array([[1.0, -1.0], [1.0, 1.0]])
-    found, _ = fit_logistic(matrix, np.array([0.5, 0.75]), penalty=1e-6)
-    assert found == pytest.approx([np.log(3) / 2, np.log(3) / 2], abs=1e-4)
-
-
-def test_coefficients_find_what_decides():
-    # P(score prefers the better text) = sigma(1 + 0.8 x): the score was made so.
-    generator = np.random.default_rng(0)
-    x = generator.choice([-2.0, 2.0], size=40000)
-    right = generator.random(40000) < 1 / (1 + np.exp(-(1.0 + 0.8 * x / 2.0)))
-    found = preference_coefficients(np.where(right, 1.0, -1.0), x)
-    assert found["logistic"] == pytest.approx(0.8, abs=0.05)
-    assert found["logistic_human"] == pytest.approx(1.0, abs=0.05)
-
-
-def test_coefficients_of_a_score_without_and_with_bias():
-    for leaning, holds_0 in ((0.0, True), (0.5, False)):
-        scores, covariate, ratings = sample(150, leaning)
-        first, second = all_pairs(ratings)
-        columns = [column[first] - column[second] for column in (scores, covariate, ratings)]
-        found = preference_coefficients(*columns, first.tolist(), second.tolist())
-        low, high = found["logistic_ci95"]
-        assert (low < 0 < high) is holds_0
-        assert found["logistic_human"] > 1
-
-
-def test_a_covariate_that_never_differs_decides_nothing():
-    assert set(preference_coefficients([1, -1, 1], [0, 0, 0]).values()) == {None}
 
 
 # --- groups ----------------------------------------------------------------------------------------------

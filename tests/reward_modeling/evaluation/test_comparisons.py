@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from rlhf_recipes.reward_modeling.evaluation.comparisons import best_worst_quality, list_evaluation, pair_evaluation
-from rlhf_recipes.reward_modeling.evaluation.figures import REWARD_BENCH_SECTIONS
+from rlhf_recipes.reward_modeling.evaluation.subsets import REWARD_BENCH_SECTIONS
 from tests.reward_modeling.feedback_rows import scored
 
 

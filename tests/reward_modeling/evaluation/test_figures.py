@@ -7,17 +7,13 @@ import pytest
 
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy, all_pairs_interval
 from rlhf_recipes.reward_modeling.evaluation.figures import (
-    REWARD_BENCH_SECTIONS,
     accuracy_by_margin,
-    baseline_scores,
-    beside_baselines,
     calibration,
-    fit_baselines,
     pair_probabilities,
     rating_errors,
-    subset_accuracy,
     win_rate_curve,
 )
+from rlhf_recipes.reward_modeling.evaluation.subsets import subset_accuracy
 
 pytest.importorskip("scipy")
 
@@ -121,84 +117,6 @@ def test_columns_that_are_no_numbers_are_refused(measure, first, second, message
 def test_prompts_must_be_one_for_each_row(measure):
     with pytest.raises(ValueError, match="There are 1 prompts for 2 rows"):
         measure([1.0, 2.0], [1.0, 2.0], prompts=["a"])
-
-
-# --- subsets ---------------------------------------------------------------------------------------------
-
-
-CHOSEN = [1.0, 2.0, 0.0, 5.0, 1.0, 1.0]
-REJECTED = [0.0, 2.0, 1.0, 4.0, 0.0, 3.0]
-SUBSETS = ["easy", "easy", "hard", "hard", "hard", "code"]
-
-
-def test_subset_accuracy_worked_out_by_hand():
-    metrics = subset_accuracy(CHOSEN, REJECTED, SUBSETS)
-    assert metrics["pairwise_accuracy"] == pytest.approx(3.5 / 6)
-    assert metrics["pairs"] == 6
-    assert {name: (part["accuracy"], part["pairs"]) for name, part in metrics["subsets"].items()} == {
-        "easy": (0.75, 2),
-        "hard": (2 / 3, 3),
-        "code": (0.0, 1),
-    }
-    low, high = metrics["subsets"]["easy"]["accuracy_ci95"]
-    assert low < 0.5
-    assert high > 0.98
-    assert metrics["subsets"]["code"]["accuracy_ci95"] is None  # of one row
-    assert "score" not in metrics
-
-
-def test_sections_weigh_subsets_by_rows_or_as_told():
-    by_rows = subset_accuracy(CHOSEN, REJECTED, SUBSETS, sections={"chat": ["easy", "hard"], "reason": ["code"]})
-    assert by_rows["sections"]["chat"]["accuracy"] == pytest.approx(3.5 / 5)
-    assert by_rows["score"] == pytest.approx((0.7 + 0.0) / 2)
-    told = subset_accuracy(
-        CHOSEN,
-        REJECTED,
-        SUBSETS,
-        sections={"chat": {"easy": 1, "hard": 3}, "reason": {"code": 9}},
-        section_weights={"reason": 0.5},
-    )
-    assert told["sections"]["chat"]["accuracy"] == pytest.approx((0.75 + 2) / 4)
-    assert told["score"] == pytest.approx(0.6875 / 1.5)
-    low, high = told["score_ci95"]
-    assert low < told["score"] < high
-
-
-def test_reward_bench_sections_add_up():
-    weights = {section: sum(subsets.values()) for section, subsets in REWARD_BENCH_SECTIONS.items()}
-    assert weights == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 2 * 984}
-    # 2,985 rows, of which math-prm has 447 and not 984.
-    assert sum(weights.values()) - 984 + 447 == 2985
-    names = [name for subsets in REWARD_BENCH_SECTIONS.values() for name in subsets]
-    chosen = [0.0 if name == "math-prm" else 1.0 for name in names]
-    metrics = subset_accuracy(chosen, [0.5] * len(names), names, sections=REWARD_BENCH_SECTIONS)
-    assert metrics["sections"]["Reasoning"]["accuracy"] == pytest.approx(0.5)
-    assert metrics["score"] == pytest.approx(3.5 / 4)
-
-
-def test_prompts_are_drawn_whole_within_a_subset():
-    # Four rows of one right prompt and four of one wrong: rows would give about 0.5 +- 0.35.
-    chosen, subsets = [1.0] * 4 + [0.0] * 4, ["all"] * 8
-    by_prompt = subset_accuracy(chosen, [0.5] * 8, subsets, [0] * 4 + [1] * 4)
-    assert by_prompt["pairwise_accuracy_ci95"] == pytest.approx([0.0, 1.0], abs=1e-3)
-    low, high = subset_accuracy(chosen, [0.5] * 8, subsets)["pairwise_accuracy_ci95"]
-    assert 0.1 < low < high < 0.9
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sections": {"chat": ["easy", "medium"]}}, r"subsets without rows: \['medium'\]"),
-        ({"sections": {"chat": []}}, "none are named"),
-        ({"sections": {"chat": ["easy"]}, "section_weights": {"talk": 1.0}}, "section_weights names"),
-        ({"prompts": ["a"]}, "There are 1 prompts for 6 rows"),
-    ],
-)
-def test_sections_without_rows_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        subset_accuracy(CHOSEN, REJECTED, SUBSETS, **options)
-    with pytest.raises(ValueError, match="There are 2 subsets for 6 rows"):
-        subset_accuracy(CHOSEN, REJECTED, ["easy", "hard"])
 
 
 # --- distance --------------------------------------------------------------------------------------------
@@ -441,34 +359,6 @@ def test_a_large_pool_is_exact_and_has_an_interval():
 def test_prompts_with_too_few_texts_are_refused(prompts, max_n, message):
     with pytest.raises(ValueError, match=message):
         win_rate_curve([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], prompts, max_n)
-
-
-# --- baselines -------------------------------------------------------------------------------------------
-
-
-def test_baselines_beside_the_model():
-    texts, ratings = ["awful", "a film", "a wonderful film"], [-2.0, 0.0, 3.0]
-    beside = beside_baselines(
-        lambda scores: accuracy_by_margin(scores, ratings, [0.5])[0]["accuracy"],
-        [3.0, 2.0, 1.0],
-        baseline_scores(texts),
-    )
-    assert beside == {"model": 0.0, "length": 1.0, "vader": 1.0, "constant": 0.5}
-
-
-def test_a_text_that_vader_cannot_read_is_neutral():
-    assert baseline_scores(["电影", ""]) == {"length": [2.0, 0.0], "vader": [0.0, 0.0], "constant": [0.0, 0.0]}
-
-
-def test_fitted_baselines_are_least_squares_lines():
-    # Lengths 1, 2, 3 and ratings 1, 2, 6: slope 2.5, through (2, 3). No sentiment: the mean.
-    fitted = fit_baselines(["aaaa", ""], ["a", "aa", "aaa"], [1.0, 2.0, 6.0])
-    assert fitted["length"] == pytest.approx([8.0, -2.0])
-    assert fitted["vader"] == fitted["constant"] == [3.0, 3.0]
-    with pytest.raises(ValueError, match="3 training texts for 2 rows"):
-        fit_baselines(["a"], ["a", "b", "c"], [1.0, 2.0])
-    with pytest.raises(ValueError, match="no training rows"):
-        fit_baselines(["a"], [], [])
 
 
 def test_all_figures_are_json():
