@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from rlhf_recipes.data.feedback.convert import clicks_to_unpaired
 from rlhf_recipes.data.feedback.formats import Kind
+from rlhf_recipes.data.feedback.labels import clicks_to_unpaired
 from rlhf_recipes.data.pairs import TOLERANCE
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.statistics import Floats, Ints, rows_by_key
@@ -70,7 +70,7 @@ class Material:
             return cls._of_ratings(dataset, kind, groups, min_gap, seed)
         raise ValueError(
             f"Bias cannot be measured on {kind}. It can on {', '.join((*PAIRS, *RATED, 'clicks', *LISTS))}; "
-            "`rlhf_recipes.data.feedback.convert.convert` makes ratings of objectives and of steps."
+            "`rlhf_recipes.data.feedback.convert` makes ratings of objectives and of steps."
         )
 
     @classmethod
