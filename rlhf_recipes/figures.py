@@ -10,15 +10,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+
+if TYPE_CHECKING:  # takes a third of a second
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # matplotlib wants real colours. These near-blacks stand for the style sheet's names and are replaced in the SVG.
 THEME = {f"#0102{index:02x}": f"var(--{name})" for index, name in enumerate(("ink", "muted", "grid"))}
@@ -60,7 +59,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def draw(name: str, label: str, size: tuple[int, int], paint: Callable[[Axes], None]) -> Markup:
+def draw(name: str, label: str, size: tuple[int, int], paint: Callable[["Axes"], None]) -> Markup:
     """Paint one pair of axes and return it as inline SVG.
 
     Args:
@@ -73,6 +72,9 @@ def draw(name: str, label: str, size: tuple[int, int], paint: Callable[[Axes], N
         paint (`Callable`):
             Draws on the axes.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a matplotlibrc of the reader's must not change the page
         # ids are hashes; without a fixed salt every run of the program would give others
@@ -126,7 +128,7 @@ def plot_curves(
             Whether the upright axis shows 0, for a quantity whose distance from 0 is what matters.
     """
 
-    def paint(axes: Axes) -> None:
+    def paint(axes: "Axes") -> None:
         for index, points in enumerate(series.values()):
             episodes, values = zip(*points, strict=True)
             color = SERIES[index % len(SERIES)]
@@ -146,8 +148,9 @@ def plot_curves(
 
 def plot_score_histogram(name: str, label: str, before: Sequence[float], after: Sequence[float]) -> Markup:
     """Draw how many prompts got which score before and after, each mean as an upright line."""
+    from matplotlib.ticker import MaxNLocator
 
-    def paint(axes: Axes) -> None:
+    def paint(axes: "Axes") -> None:
         everything = [*before, *after]
         low, high = math.floor(min(everything)), math.ceil(max(everything))
         bins = np.linspace(low, max(high, low + 1), 25).tolist()
@@ -166,7 +169,7 @@ def plot_score_histogram(name: str, label: str, before: Sequence[float], after: 
 def plot_gains(name: str, label: str, gains: Sequence[tuple[float, float]], names: tuple[str, str]) -> Markup:
     """Draw one dot per prompt: the change of one score across, the change of another upwards."""
 
-    def paint(axes: Axes) -> None:
+    def paint(axes: "Axes") -> None:
         axes.axhline(0, color=MUTED, linewidth=0.9)
         axes.axvline(0, color=MUTED, linewidth=0.9)
         first, second = zip(*gains, strict=True)
@@ -180,8 +183,9 @@ def plot_gains(name: str, label: str, gains: Sequence[tuple[float, float]], name
 
 def plot_accuracy(name: str, label: str, bars: Sequence[tuple[str, float]]) -> Markup:
     """Draw shares of 1 as lying bars from the top down, the first one in colour, with a line at chance."""
+    from matplotlib.ticker import FuncFormatter
 
-    def paint(axes: Axes) -> None:
+    def paint(axes: "Axes") -> None:
         rows = range(len(bars))
         values = [value for _, value in bars]
         axes.barh(rows, values, height=0.55, color=[SERIES[0], *[MUTED] * (len(bars) - 1)], alpha=0.75)
@@ -201,7 +205,7 @@ def plot_fitted_curve(
 ) -> Markup:
     """Draw human rating over logit, one dot per sentence, and the curve that turns the logit into a score."""
 
-    def paint(axes: Axes) -> None:
+    def paint(axes: "Axes") -> None:
         logits, ratings = zip(*points, strict=True)
         axes.scatter(logits, ratings, s=9, color=MUTED, alpha=0.4, linewidths=0)
         if curve is not None:
@@ -222,7 +226,7 @@ def plot_calibration(name: str, label: str, bins: Sequence[tuple[float, float, f
             For each bin the mean score, the mean rating and the standard error of the mean rating.
     """
 
-    def paint(axes: Axes) -> None:
+    def paint(axes: "Axes") -> None:
         scores, ratings, errors = (np.array(column) for column in zip(*bins, strict=True))
         low = math.floor(min(scores.min(), (ratings - 2 * errors).min())) - 0.25
         high = math.ceil(max(scores.max(), (ratings + 2 * errors).max())) + 0.25
@@ -254,7 +258,9 @@ def bin_predictions(pairs: Sequence[tuple[float, float]], count: int = 10) -> li
     ]
 
 
-def _few_ticks(axes: Axes) -> None:
+def _few_ticks(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
         axis.set_major_formatter(ScalarFormatter(useOffset=False))
@@ -267,8 +273,12 @@ COLORS = {INK: "#1c232e", MUTED: "#596271", GRID: "#e9e8e4", SERIES[0]: "#2361a5
 # --- As an image ------------------------------------------------------------------------------
 
 
-def draw_png(path: str | Path, size: tuple[float, float], paint: Callable[[Figure], None]) -> Path:
+def draw_png(path: str | Path, size: tuple[float, float], paint: Callable[["Figure"], None]) -> Path:
     """Paint a figure in the report's style, of a size in inches, and write it as PNG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context():

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, stdtrit
 
 TAIL = 0.025  # beyond each end of an interval
 NORMAL_QUANTILE = 1.959964
@@ -81,6 +80,8 @@ class Spread:
         """
         if self.units < 2:
             return None
+        from scipy.special import betaincinv  # takes a tenth of a second
+
         width = high - low
         p = min(max((value - low) / width, 0.0), 1.0)
         if self.together:
@@ -104,6 +105,8 @@ class Spread:
 
     @property
     def _t(self) -> float:
+        from scipy.special import stdtrit
+
         return float(stdtrit(self.units - 1, 1 - TAIL))
 
 

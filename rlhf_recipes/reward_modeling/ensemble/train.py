@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
@@ -287,6 +287,8 @@ def _check_possible(loss: str, training_args: RewardConfig, model_args: ModelArg
 
 def _head_is_new(model_args: ModelArguments, outputs: int) -> bool:
     """Whether the files of the base have no head of that size, so that one is drawn at random."""
+    from transformers import AutoConfig  # lists all models that there are
+
     config = AutoConfig.from_pretrained(str(model_args.model_name_or_path), revision=model_args.model_revision)
     has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     return not has_head or config.num_labels != outputs

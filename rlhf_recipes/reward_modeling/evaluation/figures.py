@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erf
 
 from rlhf_recipes.data.pairs import Comparison, compare_all
 from rlhf_recipes.rewards.sentiment import Vader
@@ -402,6 +401,8 @@ def calibration(
 
 def _ece_interval(gaps: Floats, units: Units) -> list[float] | None:
     """Of `sum_b |sum_n gaps[n, b]|`, `(N, B)`; see [`calibration`] for what is done to its lower end."""
+    from scipy.special import erf
+
     of_bins = gaps.sum(axis=0)
     ece = float(np.abs(of_bins).sum())
     errors = np.array([units.spread(gap - gap.mean()).variance ** 0.5 for gap in gaps.T])

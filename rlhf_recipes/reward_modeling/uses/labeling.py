@@ -32,7 +32,6 @@ from rlhf_recipes.reward_modeling.examples import in_share
 from rlhf_recipes.reward_modeling.uses.candidates import score_in_chunks
 from rlhf_recipes.reward_modeling.uses.confidence import Evidence, Known, Method, Verdicts, is_right
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
-from rlhf_recipes.rewards.workbench.table import Sample
 from rlhf_recipes.statistics import Floats, linked, ratio_interval
 from rlhf_recipes.texts import Text, as_text, is_conversational
 
@@ -136,6 +135,7 @@ def _scored(
     rewards: WeightedSum, dataset: Dataset, texts: Sequence[Text], there: Sequence[int], chunk_size: int
 ) -> tuple[Floats, Floats]:
     """Weighted sum `(N,)` and each reward `(K, N)`; NaN where there is no text, or a reward does not apply."""
+    from rlhf_recipes.rewards.workbench.table import Sample
 
     nothing: Text = [] if is_conversational(texts[there[0]]) else ""
     prompts: list[Any] = list(dataset["prompt"]) if "prompt" in dataset.column_names else [None] * len(dataset)

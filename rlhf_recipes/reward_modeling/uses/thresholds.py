@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
 
 from rlhf_recipes.imports import optional
 from rlhf_recipes.statistics import Floats, Spread, numbers
@@ -111,6 +110,8 @@ def accuracy_bound(right: float, rows: float, delta: float) -> float:
     `delta`, `P(Binomial(rows, a) >= right) = delta`; 0 where none is right. In terms of errors it is what Geifman and
     El-Yaniv (arXiv 1705.08500) bound the risk of a selective classifier with.
     """
+    from scipy.special import betaincinv
+
     return float(betaincinv(right, rows - right + 1, delta)) if right > 0 else 0.0
 
 

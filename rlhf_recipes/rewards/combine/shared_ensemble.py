@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from rlhf_recipes.modeling.calibration import Calibration
 from rlhf_recipes.modeling.frozen import labels_of_adapter, warn_of_truncation
@@ -274,6 +273,8 @@ def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward
     Raises:
         `FileNotFoundError`, `ValueError`: as [`SharedBaseEnsemble`].
     """
+    from transformers import AutoTokenizer  # lists all models that there are
+
     places = [member_folder(folder, index) for index in range(count)]
     check_members(places)
     # Without a tokenizer of its own the folder has that of the base.

@@ -20,14 +20,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 from rich.text import Text as Cell
@@ -38,6 +34,10 @@ from rlhf_recipes.rewards.contract.checks import Weight
 from rlhf_recipes.rewards.loading import LoadedReward
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule
 from rlhf_recipes.texts import Text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DUPLICATE = 0.95  # from this |r| on two rewards say the same
 OPPOSED = -0.5  # below this r two rewards pull against each other
@@ -208,7 +208,7 @@ class Balance:
         side = 2.4 + 0.6 * count if several else 0.0
         size = (side + 5.2, max(side * 0.86, 1.35 * len(series), 3.0))
 
-        def paint(canvas: Figure) -> None:
+        def paint(canvas: "Figure") -> None:
             halves = canvas.add_gridspec(1, 2 if several else 1, width_ratios=[side, 5.2] if several else [1])
             if several:
                 _paint_correlations(canvas.add_subplot(halves[0]), [one.name for one in self.rewards], self.pearson)
@@ -599,8 +599,10 @@ def _said(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def paint_histogram(axes: Axes, name: str, values: Series) -> None:
+def paint_histogram(axes: "Axes", name: str, values: Series) -> None:
     """How many rows have which value, with the mean as an upright line; in words where there is nothing to draw."""
+    from matplotlib.ticker import MaxNLocator
+
     finite = np.array([value for value in values if value is not None and math.isfinite(value)])
     axes.set_title(shortened(name, 24), loc="left", fontsize=10.5, fontweight="bold")
     axes.grid(visible=False, axis="x")
@@ -631,6 +633,8 @@ def bins(values: np.ndarray, count: int) -> tuple[np.ndarray, list[float] | None
 
     Then there is a bin around each.
     """
+    from matplotlib.ticker import MaxNLocator
+
     distinct = np.unique(values)
     if len(distinct) <= 8:
         gap = float(np.diff(distinct).min()) if len(distinct) > 1 else max(abs(float(distinct[0])), 1.0) * 0.2
@@ -646,7 +650,9 @@ def shortened(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
-def _paint_correlations(axes: Axes, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
+def _paint_correlations(axes: "Axes", names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
     size = len(names)
     colors = LinearSegmentedColormap.from_list("both", [COLORS[SERIES[1]], "#ffffff", COLORS[SERIES[0]]])
     axes.set_facecolor(COLORS[GRID])  # seen where there is no correlation

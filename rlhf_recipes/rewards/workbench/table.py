@@ -15,11 +15,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -42,6 +41,9 @@ from rlhf_recipes.rewards.loading import load_rewards
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.balance import Balance, balance_of, bins, figure, paint_histogram
 from rlhf_recipes.texts import Text, as_text, cell_text, is_conversational, readable, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 SCORE = """Score a table of texts with a list of rewards, and look at what they say.
@@ -711,7 +713,7 @@ def _draw_histograms(path: Any, balance: Balance) -> None:
     columns = min(3, len(series))
     lines = math.ceil(len(series) / columns)
 
-    def paint(canvas: Figure) -> None:
+    def paint(canvas: "Figure") -> None:
         for number, (name, values) in enumerate(series.items()):
             axes = canvas.add_subplot(lines, columns, number + 1)
             paint_histogram(axes, name, values)
