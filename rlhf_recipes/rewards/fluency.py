@@ -2,7 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from rlhf_recipes.modeling.reading import (
     pad_id_of,
     part_to_read,
 )
+from rlhf_recipes.modeling.shortcuts import ROWS, TOKENS, base_of, limit_of, put_aside
 from rlhf_recipes.texts import Text, as_text
 
 # Tokens whose logits are turned into float32 at once.
@@ -92,14 +94,16 @@ def _logprobs(
 ) -> list[list[float]]:
     result: list[list[float]] = [[] for _ in rows]
     scored = [row for row, (_, positions) in enumerate(rows) if positions]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    saves_memory = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    inner = base_of(model)
+    if scored and model not in _keeps_logits:
+        first = [rows[row][0][: TOKENS // ROWS] for row in scored[:ROWS]]
+        _keeps_logits[model] = _may_keep_logits(model, first, pad_id)
     for batch in length_batches([len(rows[row][0]) for row in scored], batch_size):
         chosen = [scored[index] for index in batch]
         width = max(len(rows[row][0]) for row in chosen)
         # Logits of prompts are not needed, and with a large vocabulary they are most of the memory.
-        dropped = min(rows[row][1][0] for row in chosen) - 1 if saves_memory else 0
-        kwargs = {"logits_to_keep": width - dropped} if saves_memory else {}
+        kept = width - min(rows[row][1][0] for row in chosen) + 1
+        kwargs = {"logits_to_keep": kept} if _keeps_logits[model] else {}
         with _whole_rows(inner):
             logits = forward(model, [rows[row][0] for row in chosen], pad_id, **kwargs).logits  # (b, kept, V)
         for index, row in enumerate(chosen):
@@ -107,8 +111,30 @@ def _logprobs(
             for start in range(0, len(positions), SLICE):
                 some = torch.tensor(positions[start : start + SLICE])
                 targets = torch.tensor([ids[position] for position in some.tolist()])
-                result[row] += _chosen_logprobs(logits[index, some - 1 - dropped], targets)
+                result[row] += _chosen_logprobs(logits[index, some - 1 - width], targets)
     return result
+
+
+# Of models that were asked: whether they give the logits of the last positions alone, and the same ones.
+_keeps_logits: MutableMapping[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def _may_keep_logits(model: Any, rows: Sequence[list[int]], pad_id: int) -> bool:
+    """Whether a model says of the last positions what it says of them among all; where not, one line says so."""
+    inner = base_of(model)
+    if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+        return False
+    width = max(map(len, rows))
+    kept = max(1, width - 1)
+    with _whole_rows(inner):
+        whole = forward(model, rows, pad_id).logits[:, -kept:]
+        asked = forward(model, rows, pad_id, logits_to_keep=kept).logits[:, -kept:]
+    real = torch.tensor([[width - kept + column < len(row) for column in range(kept)] for row in rows])
+    distance = float((asked.float().log_softmax(-1) - whole.float().log_softmax(-1)).abs().amax(-1)[real].mean())
+    fits = distance <= limit_of(model, whole.device)  # NaN is not
+    if not fits:
+        put_aside("kept logits", type(inner).__name__, f"its log-probabilities are {distance:.2g} nats away")
+    return fits
 
 
 @contextlib.contextmanager

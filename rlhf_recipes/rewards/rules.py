@@ -145,7 +145,9 @@ class RegexMatch(Rule):
     """1 if the pattern is found in the completion, else 0; or the other way round.
 
     An empty completion is searched like any other: most patterns are not found in it. A pattern with a repeat inside
-    of a repeat, `(a+)+b`, may take minutes on one long text.
+    of a repeat, `(a+)+b`, may take minutes on one long text. Give the reward of such a pattern a time limit: in YAML
+    `{func: RegexMatch, args: {pattern: "(a+)+b"}, timeout: 5}`, in Python `TimedReward(RegexMatch("(a+)+b"), 5)`.
+    It then runs in a process of its own, and a row that takes longer gets `None`.
 
     Args:
         pattern (`str`):

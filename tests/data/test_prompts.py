@@ -103,7 +103,9 @@ def test_blank_prompts_are_left_out_and_counted(heard):
 @pytest.mark.parametrize("prompt", [None, []])
 def test_a_prompt_that_is_not_there_is_named_with_its_row(prompt):
     there = "Why?" if prompt is None else [{"role": "user", "content": "Why?"}]
-    with pytest.raises(ValueError, match=r"my\.jsonl, row 1, column 'prompt': .*\. Fill it in, or leave the row out\."):
+    with pytest.raises(
+        ValueError, match=r"my\.jsonl, row 1, column 'prompt': .*\. Fill it in, or leave the row out\."
+    ):
         prepare_prompts(rows(prompt=[there, prompt]), PromptArguments(), "my.jsonl")
 
 

@@ -24,6 +24,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from rlhf_recipes.data.chat_rows import TemplateArguments
+from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import (
     ModelArguments,
     add_adapters,
@@ -35,7 +37,7 @@ from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.losses.base import Objective
-from rlhf_recipes.reward_modeling.splits import Splits
+from rlhf_recipes.reward_modeling.splits import Splits, check_conversations
 from rlhf_recipes.rewards.combine.shared_ensemble import member_folder
 
 if TYPE_CHECKING:
@@ -127,6 +129,8 @@ def train_members(
     training_args: RewardConfig,
     model_args: ModelArguments,
     args: EnsembleArguments,
+    template_args: TemplateArguments,
+    data_args: DataArguments,
 ) -> list[dict[str, Any]]:
     """Train the members that the folder does not have yet.
 
@@ -142,25 +146,30 @@ def train_members(
         training_args ([`RewardConfig`]): `seed` is that of the first member.
         model_args ([`~rlhf_recipes.modeling.loading.ModelArguments`]): The base, and how it is adapted.
         args ([`EnsembleArguments`]): The ensemble.
+        template_args ([`~rlhf_recipes.data.chat_rows.TemplateArguments`]): What the chat template is told.
+        data_args ([`~rlhf_recipes.data.loading.DataArguments`]): Where the rows are, for errors that name one.
 
     Returns:
         `list[dict]`: what `member.json` of each says: its seed, rows, seconds and what it was made from.
 
     Raises:
-        `ValueError`: if `use_peft` is not set; if steps are to be judged, of which an ensemble has no one score; if a
-            member is there that was made from something else.
+        `ValueError`: if `use_peft` is not set; if the chat template cannot render a row; if steps are to be judged, of
+            which an ensemble has no one score; if a member is there that was made from something else.
     """
     _check_possible(loss, training_args, model_args)
     tokenizer = load_tokenizer(cast(str, model_args.model_name_or_path), revision=model_args.model_revision)
+    template_kwargs = template_args.chat_template_kwargs
+    _check_conversations(splits, loss, tokenizer, training_args, template_args, data_args)
     base: _Base | None = None
     facts = []
     for index in range(args.num_members):
         seed = training_args.seed + index
         rows = member_dataset(splits.train, seed, args)
         plan = _plan(seed, rows, loss, training_args, model_args, args)
+        plan |= {"chat_template_kwargs": template_kwargs} if template_kwargs else {}
         place = member_folder(folder, index)
         if not place.exists():
-            base = base or _Base(tokenizer, loss, splits, training_args, model_args, args)
+            base = base or _Base(tokenizer, loss, splits, training_args, model_args, args, template_kwargs)
             base.train(place, seed, rows, plan)
         facts.append(_checked(place, plan))
     if base is None:
@@ -179,7 +188,9 @@ class _Base:
         training_args: RewardConfig,
         model_args: ModelArguments,
         args: EnsembleArguments,
+        template_kwargs: Mapping[str, Any] | None,
     ) -> None:
+        self.template_kwargs = template_kwargs
         self.tokenizer, self.loss, self.splits, self.args = tokenizer, loss, splits, args
         self.training_args = training_args
         self.threads_chosen = False
@@ -235,7 +246,7 @@ class _Base:
         work = place.with_name(f".{place.name}")
         args = dataclasses.replace(self.training_args, seed=seed, output_dir=str(work), push_to_hub=False)
         model, objective = self.fresh(seed), self.objective()
-        settings = settings_for(self.tokenizer, cast(Any, model), args.max_length, rows)
+        settings = settings_for(self.tokenizer, cast(Any, model), args.max_length, rows, self.template_kwargs)
         held_out = (self.splits.validation or self.splits.test) if args.eval_strategy != "no" else None
         trainer = make_trainer(model, self.loss, objective, rows, held_out, self.tokenizer, settings, args)
         if not self.threads_chosen:
@@ -260,6 +271,20 @@ class _Base:
             shutil.rmtree(work)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
+
+
+def _check_conversations(
+    splits: Splits,
+    loss: str,
+    tokenizer: PreTrainedTokenizerBase,
+    training_args: RewardConfig,
+    template_args: TemplateArguments,
+    data_args: DataArguments,
+) -> None:
+    from rlhf_recipes.reward_modeling.trainer import fitted_objective
+
+    objective = fitted_objective(loss, splits.train, training_args)
+    check_conversations(splits, objective, tokenizer, template_args, data_args, training_args.validation_split)
 
 
 def _check_possible(loss: str, training_args: RewardConfig, model_args: ModelArguments) -> None:

@@ -30,6 +30,8 @@ class HiddenFeatures(FeatureGroup):
         model (`str`):
             The folder or Hub id of a reward model, as `recipes/reward.py` makes it. It is not copied into what is
             saved.
+        chat_template_kwargs (`dict`, *optional*):
+            What the model's chat template is given besides what it was trained with.
         batch_size (`int`, *optional*, defaults to 32):
             Texts in one forward pass.
         size (`int`, *optional*):
@@ -40,6 +42,7 @@ class HiddenFeatures(FeatureGroup):
     opaque: ClassVar[bool] = True
 
     model: str
+    chat_template_kwargs: dict[str, Any] | None = None
     batch_size: int = 32
     size: int = 0
 
@@ -56,18 +59,23 @@ class HiddenFeatures(FeatureGroup):
         return replace(self, size=_head(_load(self.model).model)[1].in_features)
 
     def matrix(self, readings: Sequence[Reading]) -> Matrix:
-        vectors: Matrix = hidden_vectors(_load(self.model), readings, self.batch_size).double().numpy()
+        reward = _load(self.model)
+        vectors: Matrix = hidden_vectors(reward, readings, self.batch_size, self.chat_template_kwargs).double().numpy()
         return vectors
 
 
-def hidden_vectors(reward: LearnedReward, readings: Sequence[Reading], batch_size: int = 32) -> Tensor:
+def hidden_vectors(
+    reward: LearnedReward, readings: Sequence[Reading], batch_size: int = 32, template_kwargs: Any = None
+) -> Tensor:
     """What the head of a reward model is given for each text, in float32 on the CPU. `(N, H)`
 
     Raises:
         `ValueError`: if the model has no linear layer that is known to be a head.
     """
     _, layer = _head(reward.model)
-    ids = [reward._encode(*reward._render(reading.prompt, reading.completion)) for reading in readings]
+    ids = [
+        reward._encode(*reward._render(reading.prompt, reading.completion, template_kwargs)) for reading in readings
+    ]
     vectors = torch.zeros(len(ids), layer.in_features)
     given: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))

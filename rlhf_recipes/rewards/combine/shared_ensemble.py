@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.modeling.calibration import Calibration
 from rlhf_recipes.modeling.frozen import labels_of_adapter, warn_of_truncation
 from rlhf_recipes.modeling.heads import RewardModelSettings
@@ -213,26 +214,33 @@ class SharedBaseEnsemble:
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
-        rows = self.members(prompts, completions).T.tolist()  # (B, K)
+        rows = self.members(prompts, completions, template_kwargs=kwargs.get(KWARGS)).T.tolist()  # (B, K)
         if rows and kwargs.get("log_metric") is not None:
             spread = math.fsum(math.sqrt(variance(row)) for row in rows) / len(rows)
             kwargs["log_metric"](f"{self.__name__}/disagreement", spread)
         return [reduced(row, self.reduce, self.penalty) for row in rows]
 
     def members(
-        self, prompts: Sequence[Text], completions: Sequence[Text], scale: Scale | None = None
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        scale: Scale | None = None,
+        template_kwargs: Sequence[Any] | None = None,
     ) -> NDArray[np.float64]:
         """What each member says, on one scale and before it is reduced. `(K, B)`
 
         Args:
             scale (`str`, *optional*): Instead of the ensemble's.
+            template_kwargs (`Sequence`, *optional*): What the chat template is told of each row.
         """
         wanted = scale or self.scale
         _check_scale(wanted)
         if wanted == "rating":
             self._check_calibrations()
         with self._switching:
-            scores = score_members(self.reader, self.settings.members, prompts, completions, self.__name__)
+            scores = score_members(
+                self.reader, self.settings.members, prompts, completions, self.__name__, template_kwargs
+            )
         return self.scaled(scores, wanted)
 
     def scaled(self, scores: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
@@ -292,7 +300,12 @@ def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward
 
 
 def score_members(
-    reader: LearnedReward, count: int, prompts: Sequence[Text], completions: Sequence[Text], name: str
+    reader: LearnedReward,
+    count: int,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    name: str,
+    template_kwargs: Sequence[Any] | None = None,
 ) -> NDArray[np.float64]:
     """Raw scores of every adapter. `(K, B)`
 
@@ -300,7 +313,8 @@ def score_members(
         `RewardError`: if one gives NaN or infinity.
     """
     truncated = reader.truncated
-    texts = [reader._render(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    own = template_kwargs or [None] * len(prompts)
+    texts = [reader._render(*row) for row in zip(prompts, completions, own, strict=True)]
     token_ids = [reader._encode(text, special) for text, special in texts]
     if truncated == 0 and reader.truncated:
         warn_of_truncation(name, reader.truncated, len(texts), reader.max_length)
