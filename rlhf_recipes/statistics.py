@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_recipes.texts import sentence
+
 TAIL = 0.025  # beyond each end of an interval
 NORMAL_QUANTILE = 1.959964
 
@@ -322,7 +324,7 @@ def numbers(values: Any, what: str) -> Floats:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The {what} must be one number for each row: {error}.") from error
+        raise ValueError(f"The {what} must be one number for each row: {sentence(error)}") from error
     if array.ndim != 1:
         raise ValueError(f"The {what} must be one number for each row; they have the shape {array.shape}.")
     bad = np.flatnonzero(~np.isfinite(array))

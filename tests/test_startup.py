@@ -207,7 +207,7 @@ def processor_seconds(command):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_help_and_wrong_names_take_little_more_than_torch_and_transformers(place):
     """What is imported is the same for all mistakes of a recipe, so that two recipes stand for all of them."""
     least = processor_seconds(["-c", "import torch, transformers"])

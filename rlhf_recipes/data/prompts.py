@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.data.chat import OPENING, TOOLS, ChatError, kwargs_of, once, open_ids, opening_of, render, with_tools
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.texts import is_conversational
+from rlhf_recipes.texts import is_conversational, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,9 @@ def tokenize_prompts(
             is_chat = is_conversational(prompt)
             texts.append(render(tokenizer, prompt, own, is_open=True) if is_chat else prompt)
         except ChatError as error:
-            raise ValueError(f"The prompt of row {row} cannot be read: {error}. It is {str(prompt)[:160]}.") from None
+            raise ValueError(
+                f"The prompt of row {row} cannot be read: {sentence(error)} It is {str(prompt)[:160]}."
+            ) from None
     if is_conversational(prompts[0]):
         rendered: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
         ids = [once(row, tokenizer) for row in rendered]

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from rlhf_recipes.modeling.logprobs import completion_logprobs
 from rlhf_recipes.modeling.roles import ActorCritic
+from rlhf_recipes.texts import sentence
 
 logger = logging.getLogger(__name__)
 ROWS, TOKENS = 4, 2048  # of the first batch, at most
@@ -126,7 +127,7 @@ def may_keep_logits(model: Any, tokens: Mapping[str, Tensor], temperature: float
 
 def put_aside(name: str, models: str, reason: str) -> None:
     """The one line on a shortcut that is not the model."""
-    logger.warning("%s: put aside for %s, because %s. %s.", name.capitalize(), models, reason, COSTS[name])
+    logger.warning("%s: put aside for %s, because %s %s.", name.capitalize(), models, sentence(reason), COSTS[name])
 
 
 def limit_of(model: nn.Module, device: torch.device) -> float:

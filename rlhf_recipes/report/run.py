@@ -14,6 +14,7 @@ import yaml
 
 from rlhf_recipes.errors import ReportError
 from rlhf_recipes.modeling.calibration import LogisticCalibration
+from rlhf_recipes.texts import sentence
 
 MAIN_REWARD = "reward_model"  # the reward that the run is about; its series carries this name in every file
 JUDGE = "judge"
@@ -134,7 +135,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ReportError(f"{path} is not UTF-8 text: {error}. {_remedy(path)}") from None
+        raise ReportError(f"{path} is not UTF-8 text: {sentence(error)} {_remedy(path)}") from None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import load_tokenizer
 from rlhf_recipes.modeling.reading import TokenPlaces, check_finite, first_special, joined, model_outputs, pad_id_of
 from rlhf_recipes.rewards.base import Series, TokenSeries
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, sentence
 
 Span: TypeAlias = tuple[int, int]  # first character, and the one after the last
 Reduction = Literal["last", "min", "mean", "product", "per_token"]
@@ -541,7 +541,7 @@ def _pattern(separator: str | re.Pattern[str], regex: bool) -> re.Pattern[str]:
     try:
         return re.compile(separator if regex else re.escape(separator))
     except re.error as error:
-        raise ValueError(f"The separator {separator!r} is no pattern of Python's re: {error}.") from error
+        raise ValueError(f"The separator {separator!r} is no pattern of Python's re: {sentence(error)}") from error
 
 
 def _scorer(score: Any) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from rlhf_recipes.rewards.contract.checks import check_setting
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, sentence
 from rlhf_recipes.words import is_blank, language_identifier, language_probability, ngrams, words
 
 # Letters, marks, numbers, punctuation and currency signs (Unicode's general categories).
@@ -167,7 +167,7 @@ class RegexMatch(Rule):
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"RegexMatch cannot read the pattern {self.pattern!r}: {error}.") from error
+            raise ValueError(f"RegexMatch cannot read the pattern {self.pattern!r}: {sentence(error)}") from error
 
     def score(self, text: str) -> float:
         found = re.search(self.pattern, text, re.IGNORECASE if self.ignore_case else 0) is not None

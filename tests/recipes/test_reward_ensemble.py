@@ -226,9 +226,8 @@ def test_members_are_told_what_the_template_is_told_and_a_row_that_it_refuses_is
     for index in range(2):
         assert read(tmp_path / f"out/adapter_{index}", "reward_config.json")["chat_template_kwargs"] == {"think": True}
     reward, row = SharedBaseEnsemble(tmp_path / "out"), chat("test")[0]
-    by_column = [
-        reward([row["prompt"]], [row["chosen"]], chat_template_kwargs=[{"think": on}]) for on in (True, False)
-    ]
+    given = {"prompts": [row["prompt"]], "completions": [row["chosen"]]}
+    by_column = [reward(**given, chat_template_kwargs=[{"think": on}]) for on in (True, False)]
     assert reward(**given) == by_column[0] != by_column[1]
 
     bad = chat("train")

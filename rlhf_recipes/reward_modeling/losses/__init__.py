@@ -30,6 +30,7 @@ from rlhf_recipes.reward_modeling.losses.labels import BinaryCrossEntropy, Multi
 from rlhf_recipes.reward_modeling.losses.lists import BestWorst, InfoNCE, PlackettLuce
 from rlhf_recipes.reward_modeling.losses.pairs import BradleyTerry, Hinge, PairsInBatch
 from rlhf_recipes.reward_modeling.losses.ratings import MAE, MSE, Classification, Huber, Ordinal
+from rlhf_recipes.texts import sentence
 
 __all__ = ["AUTO", "DEFAULTS", "LOSSES", "WEIGHT", "Batch", "Item", "Objective", "choose_loss", "make_objective"]
 AUTO = "auto"
@@ -106,4 +107,4 @@ def make_objective(name: str, loss_args: Mapping[str, Any] | None = None, **defa
     try:
         return objective(**settings)
     except TypeError as error:
-        raise ValueError(f"loss_args {dict(loss_args or {})} do not fit the loss {name}: {error}.") from None
+        raise ValueError(f"loss_args {dict(loss_args or {})} do not fit the loss {name}: {sentence(error)}") from None

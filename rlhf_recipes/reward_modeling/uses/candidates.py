@@ -121,7 +121,7 @@ def _logprobs(policy: Any, written: "Written", temperature: float, keep: bool) -
     return per_token.masked_fill(written.mask == 0, 0.0).double().sum(dim=1).tolist()
 
 
-def _tokens(written: "Written") -> dict[str, torch.Tensor]:
+def _tokens(written: "Written") -> dict[str, Any]:
     return {name: getattr(written, name) for name in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
 
 
