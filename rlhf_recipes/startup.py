@@ -114,7 +114,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _remember_distributions() -> None:
+def remember_distributions() -> None:
     """Let `importlib.metadata` say once which package has which modules, until something is installed."""
     import importlib.metadata
 
@@ -135,7 +135,7 @@ def _remember_distributions() -> None:
 class _Finder(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname in LISTING:
-            _remember_distributions()
+            remember_distributions()
         is_outermost = gc.isenabled() and fullname.partition(".")[0] in LARGE
         if fullname not in COMPARED and not is_outermost:
             return None

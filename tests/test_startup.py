@@ -1,5 +1,9 @@
 """What a command waits for before it answers, and what it leaves unsaid."""
 
+import gc
+import importlib
+import importlib.metadata
+import inspect
 import json
 import logging
 import os
@@ -7,11 +11,12 @@ import resource
 import statistics
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
 
-import rlhf_recipes  # noqa: F401 - it has put the libraries' loggers in order
+from rlhf_recipes import startup
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +181,33 @@ def test_two_lines_go_unsaid_and_all_others_are_said(name, caplog):
         assert "The weights are not there." in caplog.messages
     finally:
         library.removeHandler(caplog.handler)
+
+
+def test_what_is_installed_is_listed_once_until_something_is_installed(tmp_path, monkeypatch):
+    plain = importlib.metadata.packages_distributions
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", plain)  # is put back
+    monkeypatch.syspath_prepend(str(tmp_path))
+    startup.remember_distributions()
+    before = importlib.metadata.packages_distributions()
+    assert importlib.metadata.packages_distributions() is before
+    assert "brand_new" not in before
+    (tmp_path / "brand_new-1.0.dist-info").mkdir()
+    (tmp_path / "brand_new-1.0.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: brand-new\nVersion: 1.0\n"
+    )
+    (tmp_path / "brand_new-1.0.dist-info/top_level.txt").write_text("brand_new\n")
+    assert importlib.metadata.packages_distributions()["brand_new"] == ["brand-new"]
+
+
+def test_garbage_is_looked_for_again_after_an_import_and_modules_are_as_they_would_be(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "torch_like.py").write_text("import gc\nwas_enabled = gc.isenabled()\n")
+    monkeypatch.setattr(startup, "LARGE", ("torch_like",))
+    module = importlib.import_module("torch_like")
+    assert not module.was_enabled
+    assert gc.isenabled()
+    assert type(module.__loader__) is type(module.__spec__.loader) is SourceFileLoader
+    assert "was_enabled" in inspect.getsource(module)
 
 
 IN_ANOTHER_ORDER = """

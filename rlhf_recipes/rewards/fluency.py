@@ -22,11 +22,14 @@ from rlhf_recipes.modeling.reading import (
     pad_id_of,
     part_to_read,
 )
-from rlhf_recipes.modeling.shortcuts import ROWS, TOKENS, base_of, limit_of, put_aside
+from rlhf_recipes.modeling.shortcuts import ROWS, base_of, limit_of, put_aside
 from rlhf_recipes.texts import Text, as_text
 
 # Tokens whose logits are turned into float32 at once.
 SLICE = 256
+
+# Of the first texts, tokens on which kept logits are compared with all.
+FIRST_TOKENS = 64
 
 
 def token_logprobs(
@@ -96,7 +99,7 @@ def _logprobs(
     scored = [row for row, (_, positions) in enumerate(rows) if positions]
     inner = base_of(model)
     if scored and model not in _keeps_logits:
-        first = [rows[row][0][: TOKENS // ROWS] for row in scored[:ROWS]]
+        first = [rows[row][0][:FIRST_TOKENS] for row in scored[:ROWS]]
         _keeps_logits[model] = _may_keep_logits(model, first, pad_id)
     for batch in length_batches([len(rows[row][0]) for row in scored], batch_size):
         chosen = [scored[index] for index in batch]
@@ -129,8 +132,11 @@ def _may_keep_logits(model: Any, rows: Sequence[list[int]], pad_id: int) -> bool
     with _whole_rows(inner):
         whole = forward(model, rows, pad_id).logits[:, -kept:]
         asked = forward(model, rows, pad_id, logits_to_keep=kept).logits[:, -kept:]
-    real = torch.tensor([[width - kept + column < len(row) for column in range(kept)] for row in rows])
-    distance = float((asked.float().log_softmax(-1) - whole.float().log_softmax(-1)).abs().amax(-1)[real].mean())
+    distance = float("inf")
+    if asked.shape == whole.shape:
+        real = torch.tensor([[width - kept + column < len(row) for column in range(kept)] for row in rows])
+        apart = (asked.float().log_softmax(-1) - whole.float().log_softmax(-1)).abs()
+        distance = float(apart.amax(-1)[real].mean())
     fits = distance <= limit_of(model, whole.device)  # NaN is not
     if not fits:
         put_aside("kept logits", type(inner).__name__, f"its log-probabilities are {distance:.2g} nats away")
