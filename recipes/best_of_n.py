@@ -27,7 +27,7 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
+from rlhf_recipes.data.prompts import PromptArguments, load_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json, write_jsonl
 from rlhf_recipes.report import end_run
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Data and models.
     rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
+    if args.completions_column is None:
+        rows = load_prompts(data_args, prompt_args, held_out=True)
     tokenizer = load_policy_tokenizer(model_args, "left") if model_args.model_name_or_path else None
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     judges = load_rewards(args.judge_funcs) if args.judge_funcs else None
@@ -89,9 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, columns = sample_rows(rows, data_args.max_eval_samples), (prompt_args.prompt_column, args.gold_column)
         found = candidates.given_candidates(rows, args.completions_column, *columns, tokenizer)
     else:
-        rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), data_args.max_eval_samples)
         prompts = ready_prompts(rows, tokenizer, template_args, data_args, data_args.dataset_test_split)
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         policy = load_policy(model_args, is_trainable=False, tokenizer=tokenizer).to(device).eval()
         lengths = (args.max_prompt_length, args.max_completion_length)
         options = {"temperature": args.temperature, "batch_size": args.batch_size, "seed": args.seed}

@@ -56,9 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
 
-    # A tokenizer whose pad token is not the end of a text.
-    tokenizer = load_policy_tokenizer(model_args, must_end=True)
-
     # Data. The texts of ratings without prompts share nothing, so they are compared as wholes: their prompt is empty.
     def pairs(split: str, count: int | None):
         rows, _ = own_columns(load_rows(data_args.dataset_name, split, data_args.dataset_config))
@@ -67,21 +64,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = sample_rows(rows, count)
         if "score" in columns:
             rows = Dataset.from_dict(preferences(rows[:], min_gap=training_args.min_gap))
-        return ready_texts(rows, ["chosen", "rejected"], tokenizer, template_args, data_args, split)
+        return rows
 
     train = pairs(data_args.dataset_train_split, data_args.max_train_samples)
     evaluates = training_args.eval_strategy != "no"
     held_out = pairs(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
 
-    # Model, with adapters or in 4 bits where asked for.
+    # A tokenizer whose pad token is not the end of a text, and whose chat template must be able to read them.
+    tokenizer = load_policy_tokenizer(model_args, must_end=True)
+    reader = (["chosen", "rejected"], tokenizer, template_args, data_args)
+    train = ready_texts(train, *reader, data_args.dataset_train_split)
+    held_out = ready_texts(held_out, *reader, data_args.dataset_test_split) if evaluates else None
+
+    # Model, with adapters or in 4 bits where asked for, and training.
     torch.manual_seed(training_args.seed)
     model = load_policy(model_args, tokenizer=tokenizer)
     if model_args.model_revision != "main":  # TRL loads the reference by its name, and else the newest revision
         training_args.model_init_kwargs = {"revision": model_args.model_revision}
-
-    # Trainer.
-    data = {"train_dataset": train, "eval_dataset": held_out}
-    trainer = trl.DPOTrainer(model, args=training_args, processing_class=tokenizer, **data)
+    trainer = trl.DPOTrainer(model, None, training_args, None, train, held_out, tokenizer)
     fit_reference(trainer, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
 

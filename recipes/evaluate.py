@@ -24,8 +24,8 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
-from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
+from rlhf_recipes.data.loading import DataArguments
+from rlhf_recipes.data.prompts import PromptArguments, load_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
 from rlhf_recipes.report import end_run
@@ -73,10 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = prepare_output_dir(args.output_dir, "evaluate", args.overwrite_output_dir)
     save_config(output_dir / "config.yaml", args, data_args, prompt_args, template_args, model_args)
 
-    # Data, and the policy's tokenizer, whose chat template must be able to read it.
+    # Data, and then the policy's tokenizer, whose chat template must be able to read it.
+    prompts = load_prompts(data_args, prompt_args, held_out=True)
     tokenizer = load_policy_tokenizer(model_args, padding_side="left")
-    rows = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
-    prompts = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), data_args.max_eval_samples)
     prompts = ready_prompts(prompts, tokenizer, template_args, data_args, data_args.dataset_test_split)
 
     # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.

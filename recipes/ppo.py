@@ -28,8 +28,8 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
-from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
+from rlhf_recipes.data.loading import DataArguments
+from rlhf_recipes.data.prompts import PromptArguments, load_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
 from rlhf_recipes.ppo import PPOConfig
@@ -48,17 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint, required=[STATE_FILE])
     save_config(output_dir / "config.yaml", training_args, reward_args, *others)
-    tokenizer = load_policy_tokenizer(model_args, padding_side="left")
 
-    # Data, which the policy's chat template must be able to read.
-    def prompts(split: str, count: int | None):
-        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-        rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), count)
-        return ready_prompts(rows, tokenizer, template_args, data_args, split)
-
-    train = prompts(data_args.dataset_train_split, data_args.max_train_samples)
+    # Data, and then the policy's tokenizer, whose chat template must be able to read it.
     evaluates = training_args.eval_strategy != "no"
-    held_out = prompts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
+    train = load_prompts(data_args, prompt_args)
+    held_out = load_prompts(data_args, prompt_args, held_out=True) if evaluates else None
+    tokenizer = load_policy_tokenizer(model_args, padding_side="left")
+    train = ready_prompts(train, tokenizer, template_args, data_args, data_args.dataset_train_split)
+    if evaluates:
+        held_out = ready_prompts(held_out, tokenizer, template_args, data_args, data_args.dataset_test_split)
 
     # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)

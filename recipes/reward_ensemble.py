@@ -24,6 +24,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.cleaning.steps import CleaningArguments
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
@@ -40,9 +41,9 @@ from rlhf_recipes.rewards.combine.shared_ensemble import member_folder
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    arguments = (DataArguments, FeedbackArguments, CleaningArguments, RewardConfig, ModelArguments, EnsembleArguments)
-    parsed = RecipeParser(arguments, __doc__).parse(argv)
-    data_args, feedback_args, cleaning_args, training_args, model_args, ensemble_args = parsed
+    arguments = (DataArguments, FeedbackArguments, CleaningArguments, TemplateArguments)
+    parsed = RecipeParser((*arguments, RewardConfig, ModelArguments, EnsembleArguments), __doc__).parse(argv)
+    data_args, feedback_args, cleaning_args, template_args, training_args, model_args, ensemble_args = parsed
     output_dir = prepare_output_dir(training_args.output_dir, "reward_ensemble", training_args.overwrite_output_dir)
     save_config(output_dir / "config.yaml", *parsed)
 
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Members, those that are not there yet.
     training_args = fit_precision(training_args, model_args)
-    members = train_members(output_dir, splits, loss, training_args, model_args, ensemble_args)
+    of_run = (training_args, model_args, ensemble_args, template_args, data_args)
+    members = train_members(output_dir, splits, loss, *of_run)
     if training_args.process_index != 0:
         return
 

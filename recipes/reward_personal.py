@@ -22,6 +22,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
+from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
@@ -67,9 +68,10 @@ class PersonalArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
-    data_args, args = RecipeParser((DataArguments, PersonalArguments), description=__doc__).parse(argv)
+    arguments = (DataArguments, PersonalArguments, TemplateArguments)
+    data_args, args, template_args = RecipeParser(arguments, __doc__).parse(argv)
     output_dir = prepare_output_dir(args.output_dir, "reward_personal", args.overwrite_output_dir)
-    save_config(output_dir / "config.yaml", data_args, args)
+    save_config(output_dir / "config.yaml", data_args, args, template_args)
 
     # Data: texts, and who rated which of them.
     needed = ("completion", "score", "votes" if args.simulated_users else args.user_column)
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = [train_rows[args.others_column][text] for text in train.texts] if args.others_column else None
 
     # Model: the features once, the heads for each number of ratings.
-    hidden = [HiddenFeatures(args.model_name_or_path)] if args.model_name_or_path else []
+    hidden = [HiddenFeatures(name, template_args.chat_template_kwargs) for name in [args.model_name_or_path] if name]
     model = PersonalRewardModel([*hidden, *args.features], args.rank, seed=args.seed)
     matrix = model.learn_features(texts.prompts, texts.completions)
     asked = model.matrix(test_texts.prompts, test_texts.completions)
@@ -111,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(output_dir / "curve.json", curve)
     plot_curve(curve, output_dir / "curve.png")
     end_run(output_dir, metrics)
-    print("\n".join(f"{point['ratings_per_user']} ratings of each user: {summary(point)}" for point in curve))
-    print(f"Saved in {output_dir}")
+    points = (f"{point['ratings_per_user']} ratings of each user: {summary(point)}" for point in curve)
+    print(*points, f"Saved in {output_dir}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.checkpoints import find_checkpoint
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.chat_rows import TemplateArguments, for_trl, ready_prompts
-from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.data.prompts import PromptArguments, prepare_prompts
+from rlhf_recipes.data.loading import DataArguments
+from rlhf_recipes.data.prompts import PromptArguments, load_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
 from rlhf_recipes.rewards.loading import RewardArguments
 
@@ -61,17 +61,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = outputs.prepare_output_dir(training_args.output_dir, "rloo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args.asked, reward_args, *others)
-    tokenizer = load_policy_tokenizer(model_args, padding_side="left", must_end=True)
 
-    # Data, which the policy's chat template must be able to read.
-    def prompts(split: str, count: int | None):
-        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-        rows = sample_rows(prepare_prompts(rows, prompt_args, data_args.dataset_name), count)
-        return for_trl(ready_prompts(rows, tokenizer, template_args, data_args, split), tokenizer)
-
-    train = prompts(data_args.dataset_train_split, data_args.max_train_samples)
+    # Data, and then the policy's tokenizer, whose chat template must be able to read it.
     evaluates = training_args.eval_strategy != "no"
-    held_out = prompts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
+    train = load_prompts(data_args, prompt_args)
+    held_out = load_prompts(data_args, prompt_args, held_out=True) if evaluates else None
+    tokenizer = load_policy_tokenizer(model_args, padding_side="left", must_end=True)
+    reader = (tokenizer, template_args, data_args)
+    train = for_trl(ready_prompts(train, *reader, data_args.dataset_train_split), tokenizer)
+    if evaluates:
+        held_out = for_trl(ready_prompts(held_out, *reader, data_args.dataset_test_split), tokenizer)
     if len(train) < (needed := training_args.generation_batch_size // training_args.num_generations):
         raise ValueError(f"There are {len(train)} prompts, but a rollout takes {needed}. Make the batch smaller.")
 

@@ -53,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)
 
-    # A tokenizer whose pad token is not the end of a text.
-    tokenizer = load_policy_tokenizer(model_args, must_end=True)
-
     # Data. Ratings are texts too: their column completion is learned, where there are no prompts.
     def texts(split: str, count: int | None):
         rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
@@ -68,11 +65,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         training_args.dataset_text_field = columns[-1]
         unused = {"prompt"}.intersection(rows.column_names) - set(columns)  # TRL would look for a completion of it
         rows, _ = drop_blank(rows.remove_columns(sorted(unused)), columns[-1:], data_args.dataset_name)
-        return ready_texts(sample_rows(rows, count), columns[-1:], tokenizer, template_args, data_args, split)
+        return sample_rows(rows, count)
 
     train = texts(data_args.dataset_train_split, data_args.max_train_samples)
     evaluates = training_args.eval_strategy != "no"
     held_out = texts(data_args.dataset_test_split, data_args.max_eval_samples) if evaluates else None
+
+    # A tokenizer whose pad token is not the end of a text, and whose chat template must be able to read them.
+    tokenizer = load_policy_tokenizer(model_args, must_end=True)
+    reader = ([training_args.dataset_text_field], tokenizer, template_args, data_args)
+    train = ready_texts(train, *reader, data_args.dataset_train_split)
+    held_out = ready_texts(held_out, *reader, data_args.dataset_test_split) if evaluates else None
 
     # Model, with adapters or in 4 bits where asked for.
     torch.manual_seed(training_args.seed)

@@ -1,12 +1,14 @@
 """From a YAML file and a command line to the dataclasses of a recipe: one YAML is one run, and typed flags win.
 
+Reading, the help and what is written back stand in one file, because all three rest on the types of the same fields.
+
 A preset holds a part of a run: of several `--config` files each wins over those before it.
 
 The file is turned into the flags that a user could have typed, so that there is one set of conversions and one set of
 errors. Its scalars are handed on as they are written: `learning_rate: 1e-5` and `eval_strategy: no` mean what they
 say, although PyYAML would read a string and `False`. Three things look unlike flags:
 
-- `max_length: null` sets an option to `None` (`--max_length none`). Leave a key out to keep its default.
+- `max_length: null` sets an option to `None` (`--max_length null`). Leave a key out to keep its default.
 - `reward_funcs: [{func: my_rewards.py:brevity, weight: 0.5}]`: a mapping stands for the JSON one would have typed.
 - `env: {WANDB_PROJECT: ppo}` sets environment variables, as TRL's parser does.
 
@@ -24,7 +26,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -154,9 +156,11 @@ class RecipeParser(HfArgumentParser):
         kwargs["type"] = _converter(members, kwargs.get("type", str))
         if bool in members and "nargs" not in kwargs:  # `bool | None`: let the bare flag mean yes here too
             kwargs |= {"nargs": "?", "const": True}
-        if type(None) in _top_members(hint) and not members & {str, list, dict} and "choices" not in kwargs:
-            kwargs["type"] = _or_none(kwargs["type"])
         self._shown[names[0].removeprefix("--")] = dict(kwargs)
+        if type(None) in _top_members(hint):
+            is_text = bool(members & {str, list, dict}) or "choices" in kwargs
+            kwargs["type"] = _or_none(kwargs["type"], ("null",) if is_text else ("none", "null"))
+            kwargs |= {"choices": [*kwargs["choices"], None]} if kwargs.get("choices") else {}
         return super().add_argument(*names, **(kwargs | {"default": argparse.SUPPRESS, "required": False}))
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -182,9 +186,10 @@ class RecipeParser(HfArgumentParser):
                 in_files |= self._read_config(path)
             if self._recipe_keys is not None:
                 self.recipe, in_files = in_files, {}
+            given = _without_null_lists(in_files | given)
             if self._training is not None:
-                watch_deepspeed(in_files | given)
-            built = self._build(in_files | given)
+                watch_deepspeed(given)
+            built = self._build(given)
             if self._training is not None:
                 *built, launch = built
                 check_launch(built[self._training], launch.expect_processes)
@@ -365,14 +370,25 @@ def _converter(members: set[Any], convert: Any) -> Callable[[str], Any]:
     return text_or_mapping if str in members else _json_mapping
 
 
-def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let `--max_length none` say on the command line what `max_length: null` says in a file."""
+def _or_none(convert: Callable[[str], Any], words: Collection[str]) -> Callable[[str], Any]:
+    """Let `--max_length null` say on the command line what `max_length: null` says in a file.
+
+    Where a text is possible, `none` is one, as in `--report_to none`.
+    """
 
     def optional(text: str) -> Any:
-        return None if text.lower() in ("none", "null") else convert(text)
+        return None if text.lower() in words else convert(text)
 
     optional.__name__ = getattr(convert, "__name__", "optional")  # argparse puts it into "invalid int value"
     return optional
+
+
+def _without_null_lists(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, with `None` for a list of one null: `--reward_weights null`."""
+    for name, value in given.items():
+        if isinstance(value, list) and None in value and len(value) > 1:
+            raise UsageError(f"--{name}: null stands alone, and means no list at all.")
+    return {name: None if value == [None] else value for name, value in given.items()}
 
 
 def _has_no_default(classes: Iterable[type], name: str) -> bool:

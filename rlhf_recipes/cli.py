@@ -1,5 +1,6 @@
 """What makes a recipe's `main` a command: one clear message instead of a traceback."""
 
+import gc
 import logging
 import os
 import sys
@@ -29,6 +30,7 @@ def run(main: Callable[[], object], to_go_on: str = "The same command starts it 
         `SystemExit`: with code 1 after an error of `USER_ERRORS`, 130 after Ctrl-C. Where the environment variable
             `RLHF_RECIPES_DEBUG` is 1, errors pass through with their traceback.
     """
+    gc.freeze()  # what was imported stays, and is looked through neither for garbage nor when all is over
     # Of one library to another, about names that it will rename one day: nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
     logging.basicConfig(format="%(message)s")

@@ -11,16 +11,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+
+if TYPE_CHECKING:  # takes a third of a second
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 # matplotlib wants real colours. These near-blacks stand for the style sheet's names and are replaced in the SVG.
@@ -60,7 +58,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def draw(name: str, label: str, size: tuple[int, int], paint: Callable[[Axes], None]) -> Markup:
+def draw(name: str, label: str, size: tuple[int, int], paint: Callable[["Axes"], None]) -> Markup:
     """Paint one pair of axes and return it as inline SVG.
 
     Args:
@@ -73,6 +71,9 @@ def draw(name: str, label: str, size: tuple[int, int], paint: Callable[[Axes], N
         paint (`Callable`):
             Draws on the axes.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a matplotlibrc of the reader's must not change the page
         # ids are hashes; without a fixed salt every run of the program would give others
@@ -116,10 +117,10 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 def drawn(
     size: tuple[int, int],
-) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[Concatenate[str, str, P], Markup]]:
+) -> Callable[[Callable[Concatenate["Axes", P], None]], Callable[Concatenate[str, str, P], Markup]]:
     """Make a function that paints on axes one that takes the name and the label of [`draw`] in their place."""
 
-    def of(paint: Callable[Concatenate[Axes, P], None]) -> Callable[Concatenate[str, str, P], Markup]:
+    def of(paint: Callable[Concatenate["Axes", P], None]) -> Callable[Concatenate[str, str, P], Markup]:
         @functools.wraps(paint)
         def plot(name: str, label: str, /, *args: P.args, **kwargs: P.kwargs) -> Markup:
             return draw(name, label, size, lambda axes: paint(axes, *args, **kwargs))
@@ -131,7 +132,7 @@ def drawn(
 
 @drawn(SMALL)
 def plot_curves(
-    axes: Axes,
+    axes: "Axes",
     unit: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
     from_zero: bool = False,
@@ -162,8 +163,10 @@ def plot_curves(
 
 
 @drawn(LARGE)
-def plot_score_histogram(axes: Axes, before: Sequence[float], after: Sequence[float]) -> None:
+def plot_score_histogram(axes: "Axes", before: Sequence[float], after: Sequence[float]) -> None:
     """Draw how many prompts got which score before and after, each mean as an upright line."""
+    from matplotlib.ticker import MaxNLocator
+
     everything = [*before, *after]
     low, high = math.floor(min(everything)), math.ceil(max(everything))
     bins = np.linspace(low, max(high, low + 1), 25).tolist()
@@ -177,7 +180,7 @@ def plot_score_histogram(axes: Axes, before: Sequence[float], after: Sequence[fl
 
 
 @drawn(LARGE)
-def plot_gains(axes: Axes, gains: Sequence[tuple[float, float]], names: tuple[str, str]) -> None:
+def plot_gains(axes: "Axes", gains: Sequence[tuple[float, float]], names: tuple[str, str]) -> None:
     """Draw one dot per prompt: the change of one score across, the change of another upwards."""
     axes.axhline(0, color=MUTED, linewidth=0.9)
     axes.axvline(0, color=MUTED, linewidth=0.9)
@@ -188,8 +191,10 @@ def plot_gains(axes: Axes, gains: Sequence[tuple[float, float]], names: tuple[st
 
 
 @drawn(LARGE)
-def plot_accuracy(axes: Axes, bars: Sequence[tuple[str, float]]) -> None:
+def plot_accuracy(axes: "Axes", bars: Sequence[tuple[str, float]]) -> None:
     """Draw shares of 1 as lying bars from the top down, the first one in colour, with a line at chance."""
+    from matplotlib.ticker import FuncFormatter
+
     rows = range(len(bars))
     values = [value for _, value in bars]
     axes.barh(rows, values, height=0.55, color=[SERIES[0], *[MUTED] * (len(bars) - 1)], alpha=0.75)
@@ -203,7 +208,7 @@ def plot_accuracy(axes: Axes, bars: Sequence[tuple[str, float]]) -> None:
 
 
 @drawn(LARGE)
-def plot_calibration(axes: Axes, bins: Sequence[tuple[float, float, float]]) -> None:
+def plot_calibration(axes: "Axes", bins: Sequence[tuple[float, float, float]]) -> None:
     """Draw the mean human rating over the mean score of each bin, with its standard error twice each way.
 
     Args:
@@ -221,14 +226,20 @@ def plot_calibration(axes: Axes, bins: Sequence[tuple[float, float, float]]) -> 
     _few_ticks(axes)
 
 
-def _few_ticks(axes: Axes) -> None:
+def _few_ticks(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
         axis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
-def draw_png(path: str | Path, size: tuple[float, float], paint: Callable[[Figure], None]) -> Path:
+def draw_png(path: str | Path, size: tuple[float, float], paint: Callable[["Figure"], None]) -> Path:
     """Paint a figure in the report's style, of a size in inches, and write it as PNG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context():
@@ -275,6 +286,8 @@ def bins(values: np.ndarray, count: int) -> tuple[np.ndarray, list[float] | None
 
     Then there is a bin around each.
     """
+    from matplotlib.ticker import MaxNLocator
+
     distinct = np.unique(values)
     if len(distinct) <= 8:
         gap = float(np.diff(distinct).min()) if len(distinct) > 1 else max(abs(float(distinct[0])), 1.0) * 0.2
@@ -285,8 +298,10 @@ def bins(values: np.ndarray, count: int) -> tuple[np.ndarray, list[float] | None
     return np.asarray(locator.tick_values(float(distinct[0]), float(distinct[-1])), dtype=float), None
 
 
-def paint_histogram(axes: Axes, name: str, values: Sequence[float | None]) -> None:
+def paint_histogram(axes: "Axes", name: str, values: Sequence[float | None]) -> None:
     """How many rows have which value, with the mean as an upright line; in words where there is nothing to draw."""
+    from matplotlib.ticker import MaxNLocator
+
     finite = finite_values(values)
     axes.set_title(shortened(name, 24), loc="left", fontsize=10.5, fontweight="bold")
     axes.grid(visible=False, axis="x")
@@ -312,8 +327,10 @@ def paint_histogram(axes: Axes, name: str, values: Sequence[float | None]) -> No
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
 
-def paint_correlations(axes: Axes, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
+def paint_correlations(axes: "Axes", names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> None:
     """A square of colours, with numbers; grey where there is no correlation."""
+    from matplotlib.colors import LinearSegmentedColormap
+
     size = len(names)
     colors = LinearSegmentedColormap.from_list("both", [COLORS[SERIES[1]], "#ffffff", COLORS[SERIES[0]]])
     axes.set_facecolor(COLORS[GRID])  # seen where there is no correlation

@@ -5,8 +5,11 @@ trains (peft, bitsandbytes, the models and trainers of transformers and TRL) is 
 """
 
 import contextlib
+import functools
+import gc
 import importlib.util
 import logging
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -88,27 +91,82 @@ def _stand_ins(source: str, home: str, names: tuple[str, ...]) -> Iterator[None]
             del sys.modules[source]
 
 
+# --- Work that is done for nothing ------------------------------------------------------------------
+# Importing makes a million objects that stay, and Python looks through them for garbage again and again: a tenth and
+# more of the time until a help is there. While one of these, or a part of it, is imported, it does not.
+LARGE = ("rlhf_recipes", "torch", "transformers", "trl", "datasets", "pandas", "peft", "accelerate")
+
+# Each of these lists all packages that are installed, for which their files are read.
+LISTING = ("transformers.utils.import_utils", "trl.import_utils")
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()  # all that was made is old now, and not looked through at once
+            gc.enable()
+
+
+def remember_distributions() -> None:
+    """Let `importlib.metadata` say once which package has which modules, until something is installed."""
+    import importlib.metadata
+
+    listed = importlib.metadata.packages_distributions
+    if listed.__module__ == __name__:
+        return
+
+    @functools.lru_cache(maxsize=1)
+    def of_state(*state: tuple[str, int]) -> Any:
+        return listed()
+
+    def packages_distributions() -> Any:
+        return of_state(*((folder, os.stat(folder).st_mtime_ns) for folder in sys.path if os.path.isdir(folder)))
+
+    importlib.metadata.packages_distributions = packages_distributions
+
+
 class _Finder(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname not in COMPARED:
+        if fullname in LISTING:
+            remember_distributions()
+        is_outermost = gc.isenabled() and fullname.partition(".")[0] in LARGE
+        if fullname not in COMPARED and not is_outermost:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, COMPARED[fullname])
+            spec.loader = _Loader(spec.loader)
         return spec
 
 
 class _Loader(Loader):
-    def __init__(self, loader: Loader, compared: tuple[str, str, tuple[str, ...]]) -> None:
+    """One that calls the loader of a module, and is forgotten when that is done."""
+
+    def __init__(self, loader: Loader) -> None:
         self.loader = loader
-        self.compared = compared
+
+    def __getattr__(self, name: str) -> Any:  # of what runs a module as a program, or looks at its source
+        return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        try:
-            with _stand_ins(*self.compared):
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        with _no_collection():
+            if module.__name__ not in COMPARED:
                 self.loader.exec_module(module)
-        except ImportError:  # of a release that does more with these classes
-            self.loader.exec_module(module)
+                return
+            try:
+                with _stand_ins(*COMPARED[module.__name__]):
+                    self.loader.exec_module(module)
+            except ImportError:  # of a release that does more with these classes
+                self.loader.exec_module(module)

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, stdtrit
+
+from rlhf_recipes.texts import sentence
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -89,6 +90,8 @@ class Spread:
         """
         if self.units < 2:
             return None
+        from scipy.special import betaincinv  # takes a tenth of a second
+
         width = high - low
         p = min(max((value - low) / width, 0.0), 1.0)
         if self.together:
@@ -112,6 +115,8 @@ class Spread:
 
     @property
     def _t(self) -> float:
+        from scipy.special import stdtrit
+
         return float(stdtrit(self.units - 1, 1 - TAIL))
 
 
@@ -346,7 +351,7 @@ def numbers(values: Any, what: str) -> Floats:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The {what} must be one number for each row: {error}.") from error
+        raise ValueError(f"The {what} must be one number for each row: {sentence(error)}") from error
     if array.ndim != 1:
         raise ValueError(f"The {what} must be one number for each row; they have the shape {array.shape}.")
     bad = np.flatnonzero(~np.isfinite(array))

@@ -117,6 +117,7 @@ def short(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 4]}...{text[-1]}"
 
 
-def sentence(text: str) -> str:
-    """A text with one full stop at its end, unless it ends as a sentence already."""
+def sentence(words: object) -> str:
+    """A text, or what an error says, with one full stop at its end, unless it ends as a sentence already."""
+    text = str(words).rstrip()
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,9 +1,11 @@
 """From flags and YAML to dataclasses: what is accepted, what is refused and with which words."""
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -134,6 +136,39 @@ def test_null_means_none_and_a_missing_key_the_default(parse):
     assert parse("max_prompt_length: null\n").max_prompt_length is None
     assert parse("max_prompt_length:\n", "--max_prompt_length", "7").max_prompt_length == 7
     assert parse("max_prompt_length: 7\n", "--max_prompt_length", "none").max_prompt_length is None
+
+
+@dataclass
+class Optionals:
+    """One option of each kind that may be None, with another default."""
+
+    word: str | None = field(default="a", metadata={"help": "A word."})
+    number: float | None = field(default=1.0, metadata={"help": "A number."})
+    switch: bool | None = field(default=True, metadata={"help": "A switch."})
+    kind: Literal["a", "b"] | None = field(default="a", metadata={"help": "A kind."})
+    words: list[str] | None = field(default_factory=list, metadata={"help": "Words."})
+    numbers: list[float] | None = field(default_factory=list, metadata={"help": "Numbers."})
+    mapping: dict[str, float] | None = field(default_factory=dict, metadata={"help": "A mapping."})
+    either: str | dict | None = field(default="a", metadata={"help": "A name or a mapping."})
+
+
+@pytest.mark.parametrize("name", [one.name for one in dataclasses.fields(Optionals)])
+def test_null_on_the_command_line_is_the_null_of_a_file_for_every_optional_option(name, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"{name}: null\n")
+    parser = RecipeParser(Optionals)
+    assert getattr(parser.parse(["--config", str(tmp_path / "run.yaml")])[0], name) is None
+    assert getattr(parser.parse([f"--{name}", "null"])[0], name) is None
+    assert getattr(parser.parse([])[0], name) is not None
+
+
+def test_null_is_no_element_and_none_is_a_word_where_a_text_is_possible(capsys):
+    assert RecipeParser(Optionals).parse(["--word", "none"])[0].word == "none"
+    with pytest.raises(SystemExit):
+        RecipeParser(Optionals).parse(["--numbers", "1", "null"])
+    assert "--numbers: null stands alone" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        RecipeParser(Optionals).parse(["--kind", "c"])
+    assert "invalid choice: 'c' (choose from 'a', 'b'" in capsys.readouterr().err
 
 
 def test_lists(parse):

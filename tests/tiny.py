@@ -192,3 +192,16 @@ def _build(model_class: type, config: object, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return model_class(config).eval()
+
+
+def keep_the_wrong_logits(model):
+    """Let a model give the logits of the first positions where it is asked for those of the last."""
+    plain = model.forward
+
+    def forward(*args, logits_to_keep=0, **kwargs):
+        said = plain(*args, **kwargs)
+        said.logits = said.logits[:, :logits_to_keep] if logits_to_keep else said.logits
+        return said
+
+    model.forward = forward
+    return model

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.texts import is_conversational
 
 KWARGS = "chat_template_kwargs"  # the column, by TRL's name
+TOOLS = "tools"  # the column, by TRL's name, with what the model may call
 OPENING = "answer_opening"  # the column that tells rewards what the template has written of the answer
 TAG_AT_THE_START = re.compile(r"\s*<([A-Za-z_][\w-]*)>")
 TAG_AT_THE_END = re.compile(r"<[A-Za-z_][\w-]*>\s*\Z")
@@ -230,6 +231,33 @@ def read_kwargs(value: Any) -> dict[str, Any]:
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ChatError(f"{KWARGS} is {value!r}: give a mapping such as {{'enable_thinking': False}}")
     return {name: given for name, given in (kwargs or {}).items() if given is not None}
+
+
+def read_tools(value: Any) -> list[dict[str, Any]]:
+    """One value of the column `tools`: descriptions of functions, as JSON or not, without what other rows have.
+
+    Raises:
+        `ChatError`: if it is something else.
+    """
+    try:
+        tools = json.loads(value) if isinstance(value, str) and value.strip() else value or []
+    except json.JSONDecodeError:
+        tools = value
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ChatError(f"{TOOLS} is {value!r}: give a list with a description of each function, or its JSON")
+    return [_without_none(tool) for tool in tools]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+
+
+def with_tools(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template is given for a row besides its messages: its tools, and what its kwargs say, which win."""
+    tools = read_tools(row.get(TOOLS))
+    return {**({TOOLS: tools} if tools else {}), **read_kwargs(row.get(KWARGS))}
 
 
 def kwargs_of(rows: Dataset) -> list[dict[str, Any]]:

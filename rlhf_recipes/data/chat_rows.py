@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.data.chat import (
     KWARGS,
     OPENING,
+    TOOLS,
     ChatError,
     answered,
     opening_of,
@@ -23,6 +24,7 @@ from rlhf_recipes.data.chat import (
     render,
     starts_itself,
     whole,
+    with_tools,
 )
 from rlhf_recipes.data.loading import DataArguments, load_rows
 from rlhf_recipes.texts import is_conversational
@@ -83,8 +85,8 @@ def ready_prompts(
 ) -> Dataset:
     """Prompts whose messages are plain text and which the policy's template can render, with what it is given.
 
-    Rows get the column `chat_template_kwargs`, where the option or the dataset says something, and `answer_opening`
-    where the template writes the beginning of the answer (`<think>`): rewards are given both.
+    Rows get the column `chat_template_kwargs`, where the option or the dataset says something or has `tools`, and
+    `answer_opening` where the template writes the beginning of the answer (`<think>`): rewards are given both.
 
     Raises:
         `ValueError`: for a prompt that is no conversation that the template can render, with file and row.
@@ -92,16 +94,20 @@ def ready_prompts(
     origin = Origin(data, split)
     rows = _with_kwargs(rows, args, "prompt", origin)
     openings: list[str] = []
+    given: list[dict[str, Any]] = []
 
     def ready(row: dict[str, Any]) -> dict[str, Any]:
         if not is_conversational(row["prompt"]):
             openings.append("")
             return row
         messages = plain_messages(row["prompt"])
-        openings.append(opening_of(messages, render(tokenizer, messages, row.get(KWARGS), is_open=True)))
+        given.append(with_tools(row))
+        openings.append(opening_of(messages, render(tokenizer, messages, given[-1], is_open=True)))
         return {**row, "prompt": messages}
 
     rows = _each(rows, ready, ["prompt"], origin)
+    if TOOLS in rows.column_names and len(given) == len(rows):  # as JSON, since each tool has fields of its own
+        rows = _with_column(rows, KWARGS, [json.dumps(kwargs) for kwargs in given])
     return rows.add_column(OPENING, openings) if any(openings) else rows
 
 
@@ -143,7 +149,7 @@ def ready_texts(
             if not is_conversational(row[column]):
                 continue
             messages = plain_messages(whole(prompt, row[column]) if prompt else row[column])
-            render(tokenizer, messages, row.get(KWARGS))
+            render(tokenizer, messages, with_tools(row))
             begun = bool(prompt) and len(messages) < len(prompt) + len(row[column])
             before = len(prompt) - begun if isinstance(prompt, list) else 1
             if prompt:

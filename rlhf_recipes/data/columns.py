@@ -89,16 +89,32 @@ def require_columns(
 def _missing_columns(present: Sequence[str], choices: Sequence[Sequence[str]], what_for: str) -> str:
     wanted = ", or ".join(" and ".join(f"'{column}'" for column in columns) for columns in choices)
     message = f"{what_for} needs the columns {wanted}. The dataset has: {', '.join(present) or 'none'}."
-    renames: dict[str, str] = {}
-    for column in dict.fromkeys(column for columns in choices for column in columns if column not in present):
-        free = [name for name in present if name not in renames and not any(name in columns for columns in choices)]
-        near = _nearest_column(column, free)
-        if near:
-            renames[near] = column
+    free = [name for name in present if not any(name in columns for columns in choices)]
+    tried = [_renames(columns, present, free) for columns in choices]
+    renames, left = min(tried, key=lambda one: (not one[0], len(one[1]), len(one[0])))
+    if left == ["rejected"] and "chosen" in renames.values():  # a verdict more often than a text
+        (verdict,) = (old for old, new in renames.items() if new == "chosen")
+        return (
+            f"{message} If {verdict!r} says which of two answers is the better one, write that answer into a column "
+            "'chosen' and the other one into 'rejected', row by row. If it holds the better answers themselves, "
+            f"`dataset.rename_column({verdict!r}, 'chosen')`, and name the column with the worse ones 'rejected'."
+        )
     if renames:
         calls = ", ".join(f"`dataset.rename_column({old!r}, {new!r})`" for old, new in renames.items())
-        return f"{message} Perhaps {calls} and save it, or rename them in the file."
+        still = f" Still missing is then {' and '.join(map(repr, left))}." if left else ""
+        return f"{message} Perhaps {calls} and save it, or rename them in the file.{still}"
     return f"{message} Rename columns with `dataset.rename_column(old, new)` and save it, or in the file."
+
+
+def _renames(columns: Sequence[str], present: Sequence[str], free: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Which columns that are free might be meant by those of one format, and which of these are then still missing."""
+    renames: dict[str, str] = {}
+    missing = [column for column in columns if column not in present]
+    for column in missing:
+        near = _nearest_column(column, [name for name in free if name not in renames])
+        if near:
+            renames[near] = column
+    return renames, [column for column in missing if column not in renames.values()]
 
 
 def _nearest_column(column: str, present: Sequence[str]) -> str | None:

@@ -25,6 +25,7 @@ from rlhf_recipes.data.local_files import (
     read_local,
     without_decimals,
 )
+from rlhf_recipes.texts import sentence
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ def _load_files(name: str, files: Sequence[Path], split: str) -> Dataset:
     try:
         return _load(kind, files, split, data_files=[str(file) for file in files])
     except Exception as error:  # as above
-        raise ValueError(f"Cannot read {name!r}: {_reason(error)}.") from error
+        raise ValueError(f"Cannot read {name!r}: {sentence(_reason(error))}") from error
 
 
 def _load(path: str, files: Sequence[Path], split: str, **kwargs: Any) -> Dataset:
@@ -246,7 +247,7 @@ def _load_from_hub(name: str, split: str, config: str | None) -> Dataset:
     except ConnectionError as error:
         raise ConnectionError(
             f"No local folder or file {name!r} (looked in {Path(name).absolute()}), and the Hugging Face Hub cannot "
-            f"be reached: {error}. If you meant a local path, begin it with './'."
+            f"be reached: {sentence(error)} If you meant a local path, begin it with './'."
         ) from error
     except ValueError as error:
         if not str(error).startswith("Unknown split"):

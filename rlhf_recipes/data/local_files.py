@@ -21,6 +21,7 @@ from datasets import Dataset, Features, Value
 
 from rlhf_recipes.data.json_rows import parse_json
 from rlhf_recipes.data.tables import Columns, parse_table
+from rlhf_recipes.texts import sentence
 
 # The kind of file by its ending; parquet and text are also the names of what reads them in `datasets`.
 KINDS: Mapping[str, str] = {
@@ -215,7 +216,9 @@ def _as_dataset(columns: Columns, file: Path) -> Dataset:
             # one column at a time, so that the error can name it
             made[name] = Dataset.from_dict({name: values}, on_mixed_types="use_json")
         except (pa.ArrowException, OverflowError, TypeError, UnicodeError, ValueError) as error:
-            raise ValueError(f"Cannot read {str(file)!r}: column {name!r} cannot be held: {error}.") from error
+            raise ValueError(
+                f"Cannot read {str(file)!r}: column {name!r} cannot be held: {sentence(error)}"
+            ) from error
     return datasets.concatenate_datasets(list(made.values()), axis=1)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import OPENING, ChatError, kwargs_of, once, open_ids, opening_of, render
+from rlhf_recipes.data.chat import OPENING, TOOLS, ChatError, kwargs_of, once, open_ids, opening_of, render, with_tools
 from rlhf_recipes.data.columns import drop_blank, require_columns
-from rlhf_recipes.texts import is_conversational
+from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
+from rlhf_recipes.texts import is_conversational, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,20 @@ class PromptArguments:
             )
 
 
+def load_prompts(data: DataArguments, args: PromptArguments, held_out: bool = False) -> Dataset:
+    """The prompts to train on, or the held-out ones, as text or messages.
+
+    No tokenizer is needed, so that a wrong file or column is told before one is loaded.
+
+    Raises:
+        `ValueError`: as [`prepare_prompts`]; the errors of [`~rlhf_recipes.data.loading.load_rows`] too.
+    """
+    split = data.dataset_test_split if held_out else data.dataset_train_split
+    rows = load_rows(data.dataset_name, split, data.dataset_config)
+    rows = prepare_prompts(rows, args, f"{data.dataset_name} (split {split!r})")
+    return sample_rows(rows, data.max_eval_samples if held_out else data.max_train_samples)
+
+
 def prepare_prompts(dataset: Dataset, args: PromptArguments, name: str | None = None) -> Dataset:
     """A dataset with a column `prompt`, blank ones left out, and all other columns as they were.
 
@@ -61,9 +76,15 @@ def prepare_prompts(dataset: Dataset, args: PromptArguments, name: str | None = 
         name (`str`, *optional*): What the log calls the dataset.
 
     Raises:
-        `ValueError`: if the column is missing (saying which exist), or no prompt is left.
+        `ValueError`: if the column is missing (saying which exist), a prompt is `None` or a conversation without
+            messages (naming the row), or no prompt is left.
     """
     require_columns(dataset, [args.prompt_column], "A list of prompts")
+    for row, prompt in enumerate(dataset.with_format(None)[args.prompt_column]):
+        if prompt is None or prompt == []:
+            what = "it is None" if prompt is None else "the conversation is empty"
+            where = f"row {row}, column {args.prompt_column!r}"
+            raise ValueError(f"{name or 'The dataset'}, {where}: {what}. Fill it in, or leave the row out.")
     dataset, _ = drop_blank(dataset, [args.prompt_column], name)
     if args.prompt_column != "prompt":
         if "prompt" in dataset.column_names:
@@ -129,7 +150,9 @@ def tokenize_prompts(
             is_chat = is_conversational(prompt)
             texts.append(render(tokenizer, prompt, own, is_open=True) if is_chat else prompt)
         except ChatError as error:
-            raise ValueError(f"The prompt of row {row} cannot be read: {error}. It is {str(prompt)[:160]}.") from None
+            raise ValueError(
+                f"The prompt of row {row} cannot be read: {sentence(error)} It is {str(prompt)[:160]}."
+            ) from None
     if is_conversational(prompts[0]):
         rendered: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
         ids = [once(row, tokenizer) for row in rendered]
@@ -187,8 +210,6 @@ def encode_prompts(
     taken = [name for name in TAKEN if name in dataset.column_names]
     if taken:
         raise ValueError(f"The dataset's column {taken[0]!r} has the name of what every reward is given; rename it.")
-    if "tools" in dataset.column_names:
-        logger.warning("The dataset's column 'tools' is given to the rewards; the chat template does not get it.")
     if "prompt" in dataset.column_names:
         if "input_ids" in dataset.column_names:
             logger.warning(
@@ -197,7 +218,10 @@ def encode_prompts(
             )
             dataset = dataset.remove_columns("input_ids")
         prompts = list(dataset.with_format(None)["prompt"])
-        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs_of(dataset))
+        kwargs = kwargs_of(dataset)
+        if TOOLS in dataset.column_names and is_conversational(prompts[0]):
+            kwargs = [with_tools(row) for row in dataset.with_format(None)]
+        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs)
         dataset = with_openings(dataset, ids, tokenizer)
     elif "input_ids" in dataset.column_names:
         ids = _without_padding(dataset, tokenizer.pad_token_id)

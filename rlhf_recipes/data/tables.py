@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from rlhf_recipes.texts import sentence
+
 Columns: TypeAlias = dict[str, list[Any]]
 
 # What must be numbers, in feedback of any format.
@@ -67,8 +69,8 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             begins = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
-            f"line {begins}: {error}. A field that begins with a quote ends with one, and each quote inside it is "
-            'doubled: "She said ""no"", twice".'
+            f"line {begins}: {sentence(error)} A field that begins with a quote ends with one, and each quote inside "
+            'it is doubled: "She said ""no"", twice".'
         ) from None
     finally:
         csv.field_size_limit(limit)

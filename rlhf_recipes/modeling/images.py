@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rlhf_recipes.data.collators import number_columns, own_pad_token
 from rlhf_recipes.modeling.reading import first_special
-from rlhf_recipes.texts import Messages, Text
+from rlhf_recipes.texts import Messages, Text, sentence
 
 IMAGE_COLUMNS = ("image", "images")
 SIDES = ("chosen", "rejected")
@@ -266,8 +266,8 @@ def read_image(image: Any, row: int = 0) -> Image.Image:
         return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
         raise ValueError(
-            f"An image of text {row} cannot be read: {error}. Give a PIL image, a file's path, its bytes, or an array "
-            "of shape (height, width, 3) and of type uint8."
+            f"An image of text {row} cannot be read: {sentence(error)} Give a PIL image, a file's path, its bytes, "
+            "or an array of shape (height, width, 3) and of type uint8."
         ) from error
 
 

@@ -15,7 +15,7 @@ import yaml
 from rlhf_recipes.errors import ReportError
 from rlhf_recipes.outputs import RUN_MARKER
 from rlhf_recipes.report.words import number
-from rlhf_recipes.texts import readable
+from rlhf_recipes.texts import readable, sentence
 
 # Where a run's completions may lie, and under which name a row has them; the first that is there is read.
 COMPLETIONS = (
@@ -172,7 +172,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogatepass")
     except UnicodeDecodeError as error:
-        raise ReportError(f"{path} is not UTF-8 text: {error}. {remedy(path)}") from None
+        raise ReportError(f"{path} is not UTF-8 text: {sentence(error)} {remedy(path)}") from None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -2,8 +2,9 @@
 
 import inspect
 import math
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS
+from rlhf_recipes.modeling.checks.shortcuts import ROWS, base_of, limit_of, put_aside
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
 from rlhf_recipes.modeling.logprobs import read_by_head
 from rlhf_recipes.modeling.reading import check_finite, first_special, forward, joined, length_batches, pad_id_of
@@ -22,6 +24,12 @@ from rlhf_recipes.texts import Text, as_text, lines_of
 
 # Tokens whose logits are turned into float32 at once.
 SLICE = 256
+
+# Of the first texts, tokens on which kept logits are compared with all.
+FIRST_TOKENS = 64
+
+# Of the first texts, tokens on which kept logits are compared with all.
+FIRST_TOKENS = 64
 
 
 class CausalReward(ModelReward):
@@ -284,14 +292,16 @@ def _logprobs(
 ) -> list[list[float]]:
     result: list[list[float]] = [[] for _ in rows]
     scored = [row for row, (_, positions) in enumerate(rows) if positions]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    saves_memory = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    inner = base_of(model)
+    if scored and model not in _keeps_logits:
+        first = [rows[row][0][:FIRST_TOKENS] for row in scored[:ROWS]]
+        _keeps_logits[model] = _may_keep_logits(model, first, pad_id)
     for batch in length_batches([len(rows[row][0]) for row in scored], batch_size):
         chosen = [scored[index] for index in batch]
         width = max(len(rows[row][0]) for row in chosen)
         # Logits of prompts are not needed, and with a large vocabulary they are most of the memory.
-        dropped = min(rows[row][1][0] for row in chosen) - 1 if saves_memory else 0
-        kwargs = {"logits_to_keep": width - dropped} if saves_memory else {}
+        kept = width - min(rows[row][1][0] for row in chosen) + 1
+        kwargs = {"logits_to_keep": kept} if _keeps_logits[model] else {}
         with read_by_head(inner):  # which reads a copy of the rows that are kept: much faster on a CPU
             logits = forward(model, [rows[row][0] for row in chosen], pad_id, **kwargs).logits  # (b, kept, V)
         for index, row in enumerate(chosen):
@@ -299,8 +309,33 @@ def _logprobs(
             for start in range(0, len(positions), SLICE):
                 some = torch.tensor(positions[start : start + SLICE])
                 targets = torch.tensor([ids[position] for position in some.tolist()])
-                result[row] += _chosen_logprobs(logits[index, some - 1 - dropped], targets)
+                result[row] += _chosen_logprobs(logits[index, some - 1 - width], targets)
     return result
+
+
+# Of models that were asked: whether they give the logits of the last positions alone, and the same ones.
+_keeps_logits: MutableMapping[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def _may_keep_logits(model: Any, rows: Sequence[list[int]], pad_id: int) -> bool:
+    """Whether a model says of the last positions what it says of them among all; where not, one line says so."""
+    inner = base_of(model)
+    if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+        return False
+    width = max(map(len, rows))
+    kept = max(1, width - 1)
+    with read_by_head(inner):
+        whole = forward(model, rows, pad_id).logits[:, -kept:]
+        asked = forward(model, rows, pad_id, logits_to_keep=kept).logits[:, -kept:]
+    distance = float("inf")
+    if asked.shape == whole.shape:
+        real = torch.tensor([[width - kept + column < len(row) for column in range(kept)] for row in rows])
+        apart = (asked.float().log_softmax(-1) - whole.float().log_softmax(-1)).abs()
+        distance = float(apart.amax(-1)[real].mean())
+    fits = distance <= limit_of(model, whole.device)  # NaN is not
+    if not fits:
+        put_aside("kept logits", type(inner).__name__, f"its log-probabilities are {distance:.2g} nats away")
+    return fits
 
 
 def _chosen_logprobs(logits: Tensor, targets: Tensor) -> list[float]:

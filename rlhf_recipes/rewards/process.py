@@ -19,7 +19,7 @@ from rlhf_recipes.rewards.base import Series, TokenSeries
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.rewards.step_model import Span, StepModel
 from rlhf_recipes.statistics import is_finite
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, sentence
 
 Reduction = Literal["last", "min", "mean", "product", "per_token"]
 REDUCED: dict[str, Callable[[Sequence[float]], float]] = {
@@ -298,7 +298,7 @@ def _pattern(separator: str | re.Pattern[str], regex: bool) -> re.Pattern[str]:
     try:
         return re.compile(separator if regex else re.escape(separator))
     except re.error as error:
-        raise ValueError(f"The separator {separator!r} is no pattern of Python's re: {error}.") from error
+        raise ValueError(f"The separator {separator!r} is no pattern of Python's re: {sentence(error)}") from error
 
 
 def _scorer(score: Any) -> Any:

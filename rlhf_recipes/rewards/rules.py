@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from rlhf_recipes.rewards.contract.checks import check_choice, check_setting
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, sentence
 from rlhf_recipes.words import is_blank, language_identifier, language_probability, ngrams, words
 
 # Letters, marks, numbers, punctuation and currency signs (Unicode's general categories).
@@ -148,7 +148,9 @@ class RegexMatch(Rule):
     """1 if the pattern is found in the completion, else 0; or the other way round.
 
     An empty completion is searched like any other: most patterns are not found in it. A pattern with a repeat inside
-    of a repeat, `(a+)+b`, may take minutes on one long text.
+    of a repeat, `(a+)+b`, may take minutes on one long text. Give the reward of such a pattern a time limit: in YAML
+    `{func: RegexMatch, args: {pattern: "(a+)+b"}, timeout: 5}`, in Python `TimedReward(RegexMatch("(a+)+b"), 5)`.
+    It then runs in a process of its own, and a row that takes longer gets `None`.
 
     Args:
         pattern (`str`):
@@ -168,7 +170,7 @@ class RegexMatch(Rule):
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"RegexMatch cannot read the pattern {self.pattern!r}: {error}.") from error
+            raise ValueError(f"RegexMatch cannot read the pattern {self.pattern!r}: {sentence(error)}") from error
 
     def score(self, text: str) -> float:
         found = re.search(self.pattern, text, re.IGNORECASE if self.ignore_case else 0) is not None

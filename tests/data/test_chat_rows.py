@@ -1,12 +1,15 @@
 """Rows with conversations: what is made of them before a run, and which row of which file is named."""
 
 import json
+from pathlib import Path
 
 import pytest
+import trl
 from datasets import Dataset
 
 from rlhf_recipes.data.chat_rows import TemplateArguments, as_rewards_see, for_trl, ready_prompts, ready_texts
 from rlhf_recipes.data.loading import DataArguments, load_rows
+from rlhf_recipes.data.prompts import encode_prompts
 from tests.base_tokenizers import base_tokenizer
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -149,3 +152,40 @@ def test_trl_reads_the_beginning_of_a_sequence_once():
     chats = {"prompt": [[user("Good?")]], "chat_template_kwargs": [{"think": False}]}
     text = for_trl(Dataset.from_dict(chats), tokenizer)["prompt"][0]
     assert tokenizer(text)["input_ids"].count(tokenizer.bos_token_id) == 1
+
+
+# ---- tools
+
+WEATHER = {"type": "function", "function": {
+    "name": "weather", "description": "Of a place.",
+    "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+}}  # fmt: skip
+CLOCK = {"type": "function", "function": {"name": "clock", "description": "Now."}}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_tools_of_a_row_reach_the_template_and_those_of_other_rows_do_not(written, as_json):
+    """What is right is the template of Qwen3, called by transformers with the tools of the row."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text()
+    tools = [[WEATHER], [CLOCK], None]
+    given = [json.dumps(own) if as_json and own else own for own in tools]
+    rows = [{"prompt": [user(f"Rain in {n}?")], "tools": own} for n, own in enumerate(given)]
+    expected = [
+        tokenizer.apply_chat_template(row["prompt"], tools=own, tokenize=False, add_generation_prompt=True)
+        for row, own in zip(rows, tools, strict=True)
+    ]
+    assert "weather" in expected[0]
+    assert "weather" not in expected[1]
+    loaded = written(rows)
+    ready = prompts(loaded, tokenizer)
+    assert for_trl(ready, tokenizer)["prompt"] == expected
+    wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in expected]
+    assert encode_prompts(ready, tokenizer, 9999).ids == wanted
+    assert encode_prompts(loaded[0], tokenizer, 9999).ids == wanted  # by whoever calls the trainer himself
+
+
+def test_tools_that_are_none_are_named_with_their_row(written, chatty):
+    loaded = written([{"prompt": [user("Why?")], "tools": "[]"}, {"prompt": [user("How?")], "tools": "{a hammer"}])
+    with pytest.raises(ValueError, match="row 1, column 'prompt': tools is '{a hammer': give a list"):
+        prompts(loaded, chatty)

@@ -192,6 +192,10 @@ def test_require_columns_says_what_is_needed_what_exists_and_how_to_rename():
         "`dataset.rename_column('Chosen', 'chosen')`, `dataset.rename_column('loser', 'rejected')` and save it, or "
         "rename them in the file."
     )
+    verdict = r"If 'winner' says which of two answers is the better one, write that answer into a column 'chosen' and"
+    arena = Dataset.from_dict({name: ["a"] for name in ("prompt", "response_a", "response_b", "winner")})
+    with pytest.raises(ValueError, match=verdict):
+        require_columns(arena, [["chosen", "rejected"], ["completion", "score"]], "Feedback")
     with pytest.raises(ValueError, match=r"The dataset has: id. Rename columns with `dataset.rename_column\(old, new"):
         require_columns(dataset.select_columns("id"), ["prompt"], "PPO")
 

@@ -95,9 +95,18 @@ def test_a_missing_column_is_told_with_those_that_exist():
 
 
 def test_blank_prompts_are_left_out_and_counted(heard):
-    data = prepare_prompts(rows(prompt=["Why?", "", " \n\t", None, "\u200b", "How?"]), PromptArguments())
+    data = prepare_prompts(rows(prompt=["Why?", "", " \n\t", "\u200b", "How?"]), PromptArguments())
     assert data["prompt"] == ["Why?", "How?"]
-    assert "Left out 4 of 6 rows" in heard.text
+    assert "Left out 3 of 5 rows" in heard.text
+
+
+@pytest.mark.parametrize("prompt", [None, []])
+def test_a_prompt_that_is_not_there_is_named_with_its_row(prompt):
+    there = "Why?" if prompt is None else [{"role": "user", "content": "Why?"}]
+    with pytest.raises(
+        ValueError, match=r"my\.jsonl, row 1, column 'prompt': .*\. Fill it in, or leave the row out\."
+    ):
+        prepare_prompts(rows(prompt=[there, prompt]), PromptArguments(), "my.jsonl")
 
 
 def test_nothing_but_blank_prompts_is_an_error():

@@ -133,9 +133,9 @@ def test_a_pad_token_inside_a_prompt_is_the_users():
     assert encode_prompts(data, TOKENIZER, 99).ids == [[7, PAD, 8]]
 
 
-def test_tools_are_said_to_reach_the_rewards_alone(caplog):
-    encode_prompts(Dataset.from_dict({"prompt": ["The film"], "tools": ["[]"]}), TOKENIZER, 99)
-    assert "'tools' is given to the rewards; the chat template does not get it" in caplog.text
+def test_plain_prompts_have_no_use_for_tools():
+    data = Dataset.from_dict({"prompt": ["The film"], "tools": ["a hammer"]})
+    assert encode_prompts(data, TOKENIZER, 99).ids == [TOKENIZER("The film")["input_ids"]]
 
 
 @pytest.mark.parametrize("name", ["completions", "prompt_ids", "trainer_state"])

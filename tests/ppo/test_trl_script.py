@@ -101,4 +101,6 @@ def test_it_is_a_script_for_trl(tmp_path):
     theirs = tmp_path / "theirs.py"
     theirs.write_text(SCRIPT.read_text().replace(IMPORT, "from trl.experimental.ppo import PPOConfig, PPOTrainer"))
     run(theirs, folder, tmp_path / "out", PYTHONPATH=str(overlay.find()))
-    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    before = AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert any(not torch.equal(after[name], before[name]) for name in before)

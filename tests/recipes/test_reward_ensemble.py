@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertModel
 from rlhf_recipes.rewards.combine.shared_ensemble import SharedBaseEnsemble
 from rlhf_recipes.rewards.learned import LearnedReward
 from tests.recipes.tiny_runs import check_page, equal, load_main, read, write_rows
-from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_causal_lm, tiny_classifier, tiny_tokenizer
 
 VALUES = {"good": 2, "great": 3, "fine": 1, "bad": -2, "dull": -1, "awful": -3, "film": 0, "plot": 0, "cast": 0}
 FAST = ["--use_cpu", "--bf16", "false", "--disable_tqdm", "true", "--learning_rate", "1e-2", "--max_steps", "6"]
@@ -205,3 +205,33 @@ def test_options_that_cannot_be_are_refused(main, place, tmp_path, flags, words,
     with pytest.raises(SystemExit):
         main([*command(place, tmp_path / "out"), *flags])
     assert words in capsys.readouterr().err
+
+
+def chat(split):
+    return [
+        {"prompt": [{"role": "user", "content": f"Is {word} of {split} good?"}],
+         "chosen": [{"role": "assistant", "content": "yes"}], "rejected": [{"role": "assistant", "content": "no"}]}
+        for word in list(VALUES)[:8]
+    ]  # fmt: skip
+
+
+def test_members_are_told_what_the_template_is_told_and_a_row_that_it_refuses_is_named(main, tmp_path):
+    tokenizer = tiny_tokenizer("llama")
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = f"{refuses}{CHAT_TEMPLATE}{{% if think %}}{{{{ ' thinking' }}}}{{% endif %}}"
+    save_tiny(tmp_path / "base", tiny_causal_lm(tokenizer), tokenizer)
+    for split in ("train", "validation", "test"):
+        write_rows(tmp_path / f"chats/{split}.jsonl", chat(split))
+    main([*command(tmp_path, tmp_path / "out", "chats", "base"), "--chat_template_kwargs", '{"think": true}'])
+    for index in range(2):
+        assert read(tmp_path / f"out/adapter_{index}", "reward_config.json")["chat_template_kwargs"] == {"think": True}
+    reward, row = SharedBaseEnsemble(tmp_path / "out"), chat("test")[0]
+    given = {"prompts": [row["prompt"]], "completions": [row["chosen"]]}
+    by_column = [reward(**given, chat_template_kwargs=[{"think": on}]) for on in (True, False)]
+    assert reward(**given) == by_column[0] != by_column[1]
+
+    bad = chat("train")
+    bad[5]["prompt"] = [{"role": "system", "content": "Be brief"}]
+    write_rows(tmp_path / "chats/train.jsonl", bad)
+    with pytest.raises(ValueError, match=r"chats \(split 'train'\), row 5, .*no system"):
+        main(command(tmp_path, tmp_path / "again", "chats", "base"))

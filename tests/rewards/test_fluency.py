@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_recipes.rewards import Fluency, RewardError, WeightedSum
-from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
+from tests.tiny import keep_the_wrong_logits, save_tiny, tiny_causal_lm, tiny_tokenizer
 
 PROMPTS = ["The film is", "A dull script", "It was bad, but", "", "What a "]
 COMPLETIONS = [" good.", " and a tired cast make this a long evening.", " 😀 今天 the music was great", "!", "picture"]
@@ -43,6 +43,17 @@ def test_each_token_of_the_completion_is_scored_after_all_before_it(model, token
     assert Fluency(model, processing_class=tokenizer)(["The film is"], [" good."]) == pytest.approx(
         [sum(expected) / len(expected)], abs=1e-5
     )
+
+
+def test_a_model_that_keeps_the_wrong_logits_is_asked_for_all(model, tokenizer, caplog):
+    wrong = keep_the_wrong_logits(tiny_causal_lm(tokenizer, initializer_range=0.3))
+    ids = tokenizer("The film is good.").input_ids
+    count = len(tokenizer(" good.").input_ids)
+    expected = [pytest.approx(logprobs_of_ids(model, ids)[-count:], abs=1e-5)]
+    assert token_logprobs(wrong, tokenizer, ["The film is"], [" good."]) == expected
+    assert caplog.text.count("Kept logits: put aside for LlamaForCausalLM, because") == 1
+    assert token_logprobs(wrong, tokenizer, ["The film is"], [" good."]) == expected
+    assert caplog.text.count("put aside") == 1  # said once
 
 
 def test_a_uniform_model_gives_every_token_one_over_the_vocabulary(tokenizer):

@@ -37,6 +37,7 @@ from rlhf_recipes.data.starter.fetch import (
     wheel_file,
 )
 from rlhf_recipes.data.starter.sentences import build_splits
+from rlhf_recipes.texts import sentence
 
 logger = logging.getLogger(__name__)
 MARKER = ".complete.json"
@@ -80,7 +81,7 @@ def lay_down(output_dir: Path, parts: Sequence[Part], source: str | None = None,
             raise no_space(output_dir, needed) from error
         if isinstance(error, OSError):
             raise StarterKitError(
-                f"Cannot write to {output_dir}: {error}. Name another folder with --output_dir."
+                f"Cannot write to {output_dir}: {sentence(error)} Name another folder with --output_dir."
             ) from error
         raise
 

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from rlhf_recipes.modeling.logprobs import completion_logprobs
 from rlhf_recipes.modeling.roles import ActorCritic
+from rlhf_recipes.texts import sentence
 
 logger = logging.getLogger(__name__)
 ROWS, TOKENS = 4, 2048  # of the first batch, at most
@@ -57,10 +58,13 @@ def plain_logprobs(model: Any, tokens: Mapping[str, Tensor], temperature: float)
 
 
 @torch.no_grad()
-def unfit_shortcuts(model: Any, tokens: Mapping[str, Tensor], temperature: float, limit: float) -> dict[str, str]:
+def unfit_shortcuts(
+    model: Any, tokens: Mapping[str, Tensor], temperature: float, limit: float, names: Iterable[str] = tuple(COSTS)
+) -> dict[str, str]:
     """The shortcuts that do not give the log-probabilities of the plain forward, each with what it gives.
 
-    It reads [`few_rows`]. Up to a mean absolute difference of `limit` nats two log-probabilities are the same.
+    It reads [`few_rows`]. Up to a mean absolute difference of `limit` nats two log-probabilities are the same; `names`
+    are those to look at.
     """
     expected, real = plain_logprobs(model, tokens, temperature), tokens["mask"].bool()
     padded = {name: pad(tokens[name], (2, 0)) for name in ("prompt_ids", "prompt_mask")}
@@ -70,9 +74,9 @@ def unfit_shortcuts(model: Any, tokens: Mapping[str, Tensor], temperature: float
         "trimming": {**tokens, **padded, "keep": False},
     }
     unfit = {}
-    for name, way in ways.items():
+    for name in names:
         try:
-            logprobs, _, _ = completion_logprobs(model, temperature=temperature, **way)
+            logprobs, _, _ = completion_logprobs(model, temperature=temperature, **ways[name])
             distance = float((logprobs[real] - expected).abs().mean())
             said = f"its log-probabilities are {distance:.2g} nats away from the model's on average"
         except torch.OutOfMemoryError:
@@ -95,15 +99,36 @@ def check_shortcuts(roles: ActorCritic, tokens: Mapping[str, Tensor], temperatur
     for role, model in {"policy": roles.policy, "reference": roles.ref_model}.items():
         if model is None:
             continue
-        limit = 1e-5 if in_full_precision(model, tokens["mask"].device) else 0.02
-        unfit = unfit_shortcuts(model, tokens, temperature, limit)
+        unfit = unfit_shortcuts(model, tokens, temperature, limit_of(model, tokens["mask"].device))
         for name in of_all_processes(unfit):
             roles.put_aside[role].add(name)
             named.setdefault(name, []).append(f"{role} ({type(base_of(model)).__name__})")
             reasons.setdefault(name, unfit.get(name, "another process saw other log-probabilities"))
     for name, models in named.items():
-        logger.warning("%s: put aside for %s, because %s. %s.",
-                       *(name.capitalize(), " and ".join(models), reasons[name], COSTS[name]))  # fmt: skip
+        put_aside(name, " and ".join(models), reasons[name])
+
+
+def may_keep_logits(model: Any, tokens: Mapping[str, Tensor], temperature: float) -> bool:
+    """Whether [`completion_logprobs`] may ask a model for no logits of the prompt; where not, one line says so.
+
+    Args:
+        tokens (`Mapping`): Of the first batch, as for [`few_rows`].
+    """
+    limit = limit_of(model, tokens["mask"].device)
+    unfit = unfit_shortcuts(model, few_rows(tokens), temperature, limit, ["kept logits"])
+    for name, reason in unfit.items():
+        put_aside(name, type(base_of(model)).__name__, reason)
+    return not unfit
+
+
+def put_aside(name: str, models: str, reason: str) -> None:
+    """The one line on a shortcut that is not the model."""
+    logger.warning("%s: put aside for %s, because %s %s.", name.capitalize(), models, sentence(reason), COSTS[name])
+
+
+def limit_of(model: nn.Module, device: torch.device) -> float:
+    """Up to which mean absolute difference, in nats, two log-probabilities of a model are the same."""
+    return 1e-5 if in_full_precision(model, device) else 0.02
 
 
 def base_of(model: Any) -> Any:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PROBES = ("a", "the", "0", ".", "\u4e00")  # of one of them any vocabulary has a token
 SAMPLES = ("The film", " is good.", "", "Caf\u00e9\n\n  42!? \u4f60\u597d", "USER: it's <b>so-so</b>\tIt\u2019s ok")
@@ -153,6 +153,8 @@ def _lasts(
     after: Sequence[int],
 ) -> bool:
     """Whether a tokenizer, saved beside its model, puts these ids around texts that it splits as the old one does."""
+    from transformers import AutoTokenizer  # lists all models that there are
+
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import answered, kwargs_of
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
+from rlhf_recipes.modeling.checks.shortcuts import check_shortcuts, few_rows
 from rlhf_recipes.modeling.decoders import check_ids
 from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional
 from rlhf_recipes.ppo.functional import kl_per_token
 from rlhf_recipes.ppo.metrics import figures_of_rewards
-from rlhf_recipes.ppo.rollout import Rollout, gathered, prompt_lists, read, reference_lists
+from rlhf_recipes.ppo.rollout import TOKENS, Rollout, gathered, prompt_lists, read, reference_lists
 from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import WeightedSum
@@ -171,6 +172,8 @@ def write_completions(
             rows = list(range(start, min(start + batch_size, len(dataset))))
             keys = [stable_key(seed, "evaluate", row) for row in rows]
             written = write(generator, [prompt_ids[row] for row in rows], keys, config, device, batch_size)
+            if start == 0:
+                check_shortcuts(roles, few_rows({name: getattr(written, name) for name in TOKENS}), temperature)
             rollout = read(roles, written, temperature, batch_size)
             yield from _scored_rows(dataset[rows], rollout, tokenizer, reward)
             bar.update(len(rows))

@@ -15,7 +15,7 @@ from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.contract.checks import is_per_token, reward_name
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.statistics import Floats, numbers
-from rlhf_recipes.texts import Text
+from rlhf_recipes.texts import Text, sentence
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ class Correction:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(**{key: tuple(values) for key, values in data.items()})
         except (TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(path)!r} holds no correction: {error}. `Correction.save` writes one.") from error
+            raise ValueError(
+                f"{str(path)!r} holds no correction: {sentence(error)} `Correction.save` writes one."
+            ) from error
 
 
 class ResidualReward:

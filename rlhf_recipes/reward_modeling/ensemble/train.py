@@ -23,11 +23,13 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from rlhf_recipes.data.chat_rows import TemplateArguments
+from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
-from rlhf_recipes.reward_modeling.splits import Splits
+from rlhf_recipes.reward_modeling.splits import Splits, check_conversations
 from rlhf_recipes.rewards.combine.shared_ensemble import member_folder
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,8 @@ def train_members(
     training_args: RewardConfig,
     model_args: ModelArguments,
     args: EnsembleArguments,
+    template_args: TemplateArguments,
+    data_args: DataArguments,
 ) -> list[dict[str, Any]]:
     """Train the members that the folder does not have yet.
 
@@ -114,12 +118,13 @@ def train_members(
         `list[dict]`: what `member.json` of each says: its seed, rows, seconds and what it was made from.
 
     Raises:
-        `ValueError`: if `use_peft` is not set; if steps are to be judged, of which an ensemble has no one score; if a
-            member is there that was made from something else.
+        `ValueError`: if `use_peft` is not set; if the chat template cannot render a row; if steps are to be judged, of
+            which an ensemble has no one score; if a member is there that was made from something else.
     """
     _check_possible(loss, training_args, model_args)
     tokenizer = load_tokenizer(cast(str, model_args.model_name_or_path), revision=model_args.model_revision)
-    run = _Run(tokenizer, loss, splits, training_args, model_args, args)
+    _check_conversations(splits, loss, tokenizer, training_args, template_args, data_args)
+    run = _Run(tokenizer, loss, splits, training_args, model_args, args, template_args.chat_template_kwargs)
     facts, trained = [], 0
     for index in range(args.num_members):
         seed = training_args.seed + index
@@ -145,6 +150,7 @@ class _Run:
     training_args: RewardConfig
     model_args: ModelArguments
     args: EnsembleArguments
+    template_kwargs: Mapping[str, Any] | None
 
     def plan(self, seed: int, rows: Dataset) -> dict[str, Any]:
         """What a member is made from, to tell whether one that is there is the one that is wanted."""
@@ -152,6 +158,7 @@ class _Run:
         plan |= {name: getattr(self.training_args, name) for name in OF_TRAINING}
         plan |= {name: getattr(self.model_args, name) for name in OF_MODEL}
         plan["rows"] = _digest(rows)
+        plan |= {"chat_template_kwargs": self.template_kwargs} if self.template_kwargs else {}
         return json.loads(json.dumps(plan, default=str))
 
     def train(self, place: Path, seed: int, rows: Dataset, plan: Mapping[str, Any], chooses_threads: bool) -> None:
@@ -168,7 +175,7 @@ class _Run:
         set_seed(self.training_args.seed if shared else seed)
         kinds: dict[str, Any] = {"labels": objective.label_names, "adapter_seed": seed if shared else None}
         model: Any = load_reward_model(self.model_args, self.tokenizer, **kinds)
-        settings = settings_for(self.tokenizer, model, args.max_length, rows)
+        settings = settings_for(self.tokenizer, model, args.max_length, rows, self.template_kwargs)
         held_out = self.splits.validation or self.splits.test
         trainer = make_trainer(model, self.loss, objective, rows, held_out, self.tokenizer, settings, args)
         if chooses_threads:
@@ -191,6 +198,20 @@ class _Run:
             shutil.rmtree(work)
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()
+
+
+def _check_conversations(
+    splits: Splits,
+    loss: str,
+    tokenizer: PreTrainedTokenizerBase,
+    training_args: RewardConfig,
+    template_args: TemplateArguments,
+    data_args: DataArguments,
+) -> None:
+    from rlhf_recipes.reward_modeling.trainer import fitted_objective
+
+    objective = fitted_objective(loss, splits.train, training_args)
+    check_conversations(splits, objective, tokenizer, template_args, data_args, training_args.validation_split)
 
 
 def _check_possible(loss: str, training_args: RewardConfig, model_args: ModelArguments) -> None:

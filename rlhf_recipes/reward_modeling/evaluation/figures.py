@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import erf
 
 from rlhf_recipes.data.pairs import Comparison, compare_all
 from rlhf_recipes.statistics import (
@@ -249,6 +248,8 @@ def calibration(
 
 def _ece_interval(gaps: Floats, units: Units) -> list[float] | None:
     """Of `sum_b |sum_n gaps[n, b]|`, `(N, B)`; see [`calibration`] for what is done to its lower end."""
+    from scipy.special import erf
+
     of_bins = gaps.sum(axis=0)
     ece = float(np.abs(of_bins).sum())
     errors = np.array([units.spread(gap - gap.mean()).variance ** 0.5 for gap in gaps.T])

@@ -35,6 +35,7 @@ from rlhf_recipes.reward_modeling.losses.pairs import BradleyTerry, Hinge
 from rlhf_recipes.reward_modeling.losses.pairs_in_batch import PairsInBatch
 from rlhf_recipes.reward_modeling.losses.ratings import MAE, MSE, Huber
 from rlhf_recipes.reward_modeling.losses.steps import Process
+from rlhf_recipes.texts import sentence
 
 AUTO = "auto"  # the first that reads the feedback
 LOSSES: Mapping[str, type[Objective]] = {
@@ -98,4 +99,4 @@ def make_objective(name: str, loss_args: Mapping[str, Any] | None = None, **defa
     try:
         return objective(**settings)
     except TypeError as error:
-        raise ValueError(f"loss_args {dict(loss_args or {})} do not fit the loss {name}: {error}.") from None
+        raise ValueError(f"loss_args {dict(loss_args or {})} do not fit the loss {name}: {sentence(error)}") from None

@@ -27,11 +27,14 @@ class HiddenFeatures(Vectors):
         model (`str`):
             The folder or Hub id of a reward model, as `recipes/reward.py` makes it. It is not copied into what is
             saved.
+        chat_template_kwargs (`dict`, *optional*):
+            What the model's chat template is given besides what it was trained with.
         batch_size (`int`, *optional*, defaults to 32):
             Texts in one forward pass.
     """
 
     model: str
+    chat_template_kwargs: dict[str, Any] | None = None
     batch_size: int = 32
     size: int = 0
 
@@ -41,17 +44,20 @@ class HiddenFeatures(Vectors):
         return tuple(Feature(f"hidden[{index}]", meaning, "of a hidden vector") for index in range(self.size))
 
     def vectors(self, readings: Sequence[Reading]) -> Tensor:
-        return hidden_vectors(_load(self.model), readings, self.batch_size)
+        return hidden_vectors(_load(self.model), readings, self.batch_size, self.chat_template_kwargs)
 
 
-def hidden_vectors(reward: LearnedReward, readings: Sequence[Reading], batch_size: int = 32) -> Tensor:
+def hidden_vectors(
+    reward: LearnedReward, readings: Sequence[Reading], batch_size: int = 32, template_kwargs: Any = None
+) -> Tensor:
     """What the head of a reward model is given for each text, in float32 on the CPU. `(N, H)`
 
     Raises:
         `ValueError`: if the model has no linear layer that is known to be a head.
     """
     layer = _head(reward.model)
-    ids = [reward.encode_text(*reward.render(reading.prompt, reading.completion)) for reading in readings]
+    rendered = [reward.render(reading.prompt, reading.completion, template_kwargs) for reading in readings]
+    ids = [reward.encode_text(*text) for text in rendered]
     vectors = torch.zeros(len(ids), layer.in_features)
     given: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))

@@ -72,6 +72,7 @@ def generate_candidates(
     Raises:
         `ValueError`: if `count` is below 1, or a prompt has no token or does not fit into the policy's context.
     """
+    from rlhf_recipes.modeling.checks.shortcuts import may_keep_logits
     from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
 
     if count < 1:
@@ -92,7 +93,9 @@ def generate_candidates(
             keys = [stable_key(seed, "candidates", *place) for place in part]
             written = write(generator, [prompt_ids[row] for row, _ in part], keys, config, policy.device, batch_size)
             ids += token_lists(written)
-            logprobs += _logprobs(policy, written, temperature)
+            if start == 0:
+                keep = may_keep_logits(policy, _tokens(written), temperature)
+            logprobs += _logprobs(policy, written, temperature, keep)
             bar.update(len(part))
     decoded = tokenizer.batch_decode(ids, skip_special_tokens=True)
     asked, texts = answered([prompts[row] for row, _ in order], decoded)
@@ -103,12 +106,15 @@ def generate_candidates(
 
 
 @torch.no_grad()
-def _logprobs(policy: Any, written: "Written", temperature: float) -> list[float]:
+def _logprobs(policy: Any, written: "Written", temperature: float, keep: bool) -> list[float]:
     from rlhf_recipes.modeling.logprobs import completion_logprobs
 
-    tokens = (written.prompt_ids, written.prompt_mask, written.completion_ids, written.mask)
-    per_token, _, _ = completion_logprobs(policy, *tokens, temperature)
+    per_token, _, _ = completion_logprobs(policy, **_tokens(written), temperature=temperature, keep=keep)
     return per_token.masked_fill(written.mask == 0, 0.0).double().sum(dim=1).tolist()
+
+
+def _tokens(written: "Written") -> dict[str, Any]:
+    return {name: getattr(written, name) for name in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
 
 
 def _in_lists(values: Iterable[Any], sizes: Sequence[int]) -> list[list[Any]]:

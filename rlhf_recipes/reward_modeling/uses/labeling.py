@@ -32,7 +32,6 @@ from rlhf_recipes.reward_modeling.uses.candidates import score_in_chunks
 from rlhf_recipes.reward_modeling.uses.confidence import Evidence, Known, Method, Verdicts, is_right
 from rlhf_recipes.reward_modeling.uses.thresholds import coverage_curve
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
-from rlhf_recipes.rewards.workbench.table import Sample
 from rlhf_recipes.statistics import Floats, linked
 from rlhf_recipes.texts import Text, as_text
 
@@ -130,6 +129,8 @@ def _scored(
     rewards: WeightedSum, dataset: Dataset, texts: Sequence[Text], there: Sequence[int], chunk_size: int
 ) -> tuple[Floats, Floats]:
     """Weighted sum `(N,)` and each reward `(K, N)`; NaN where there is no text, or a reward does not apply."""
+    from rlhf_recipes.rewards.workbench.table import Sample
+
     rows = dataset.select(there)
     used = {"prompt", *(name for side in SIDES for name in side)}
     columns = {name: list(rows[name]) for name in rows.column_names if name not in used}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, expit
 
 from rlhf_recipes.statistics import Floats, Spread, numbers
 
@@ -47,6 +46,8 @@ class Sigmoid:
             raise ValueError(f"{self} gives no probabilities: both must be finite, and the scale above 0.")
 
     def __call__(self, x: ArrayLike) -> Floats:
+        from scipy.special import expit
+
         return np.asarray(expit(self.scale * np.asarray(x, dtype=np.float64) + self.offset))
 
     @property
@@ -107,6 +108,8 @@ def accuracy_bound(right: float, rows: float, delta: float) -> float:
     `delta`, `P(Binomial(rows, a) >= right) = delta`; 0 where none is right. In terms of errors it is what Geifman and
     El-Yaniv (arXiv 1705.08500) bound the risk of a selective classifier with.
     """
+    from scipy.special import betaincinv
+
     return float(betaincinv(right, rows - right + 1, delta)) if right > 0 else 0.0
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
+from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.modeling.frozen import labels_of_adapter
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.reading import check_finite
@@ -193,19 +193,28 @@ class SharedBaseEnsemble(ModelReward):
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
-        rows = self.members(prompts, completions).T.tolist()  # (B, K)
+        rows = self.members(prompts, completions, template_kwargs=kwargs.get(KWARGS)).T.tolist()  # (B, K)
         disagreement = [math.sqrt(variance(row)) for row in rows]
         log_means(kwargs.get("log_metric"), self.__name__, {"disagreement": disagreement})
         return [reduced(row, self.reduce, self.penalty) for row in rows]
 
     def members(
-        self, prompts: Sequence[Text], completions: Sequence[Text], scale: Scale | None = None
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        scale: Scale | None = None,
+        template_kwargs: Sequence[Any] | None = None,
     ) -> NDArray[np.float64]:
-        """What each member says, on one scale (instead of the ensemble's) and before it is reduced. `(K, B)`"""
+        """What each member says, on one scale (instead of the ensemble's) and before it is reduced. `(K, B)`
+
+        `template_kwargs` are what the chat template is told of each row.
+        """
         wanted = scale or self.scale
         check_choice("SharedBaseEnsemble", "scale", wanted, get_args(Scale))
         with self._switching:
-            scores = score_members(self.reader, self.settings.members, prompts, completions, self.__name__)
+            scores = score_members(
+                self.reader, self.settings.members, prompts, completions, self.__name__, template_kwargs
+            )
         return self.scaled(scores, wanted)
 
     def scaled(self, scores: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
@@ -229,6 +238,8 @@ class SharedBaseEnsemble(ModelReward):
 
 def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward:
     """The first member as a reward, whose model holds all `count` adapters; `kwargs` are for [`LearnedReward`]."""
+    from transformers import AutoTokenizer  # lists all models that there are
+
     places = [member_folder(folder, index) for index in range(count)]
     check_members(places)
     # Without a tokenizer of its own the folder has that of the base.
@@ -246,14 +257,19 @@ def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward
 
 
 def score_members(
-    reader: LearnedReward, count: int, prompts: Sequence[Text], completions: Sequence[Text], name: str
+    reader: LearnedReward,
+    count: int,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    name: str,
+    template_kwargs: Sequence[Any] | None = None,
 ) -> NDArray[np.float64]:
     """Raw scores of every adapter. `(K, B)`
 
     Raises:
         `RewardError`: if one gives NaN or infinity.
     """
-    token_ids = reader.encode(prompts, completions)
+    token_ids = reader.encode(prompts, completions, template_kwargs)
     scores = np.empty((count, len(token_ids)))
     for index in range(count):
         reader.model.set_adapter(f"adapter_{index}", inference_mode=True)

@@ -268,7 +268,7 @@ def _first_failing_row(func: Callable[..., Any], batch: Mapping[str, Any]) -> st
     for row, attempt in enumerate(attempts):
         try:
             attempt()
-        except Exception:  # reported by the caller, with the first error as its cause
+        except Exception:  # a reward may raise anything; its caller reports it, with the first error as its cause
             return f"Tried one by one, the first row to fail is {_describe(row, batch)}."
     return f"None of its {size} rows fails alone."
 

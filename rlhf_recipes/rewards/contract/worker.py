@@ -137,7 +137,7 @@ def serve(fd: int, memory_gb: float | None, busy: bool) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         function = pickle.loads(connection.recv_bytes())
-    except Exception as error:
+    except Exception as error:  # what is read imports the function's module, and that may raise anything
         _send(connection, True, error)
         return
     _send(connection, False, None)
@@ -152,7 +152,7 @@ def serve(fd: int, memory_gb: float | None, busy: bool) -> None:
         signal.setitimer(signal.ITIMER_PROF, timeout if busy else 0)
         try:
             answer = False, function(argument)
-        except Exception as error:
+        except Exception as error:  # of any kind: it is raised where the call was made
             answer = True, error
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -163,7 +163,7 @@ def _send(connection: Connection, raised: bool, value: Any) -> None:
     try:
         message = pickle.dumps((raised, value))
         pickle.loads(message)  # an exception whose arguments are not those of its class pickles, and cannot be read
-    except Exception as error:
+    except Exception as error:  # classes say themselves how they are pickled and read, and may raise anything
         kind = f"raised {type(value).__name__}: {value}" if raised else f"gave {type(value).__name__} ({error})"
         message = pickle.dumps((True, RuntimeError(f"It {kind}, which cannot be sent to another process.")))
     with contextlib.suppress(BrokenPipeError):

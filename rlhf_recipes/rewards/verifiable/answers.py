@@ -15,7 +15,7 @@ from rlhf_recipes.rewards.verifiable.answer import Reference, VerifiableAnswer
 from rlhf_recipes.rewards.verifiable.equality import DEFAULT_TOLERANCE, are_equal, number_of
 from rlhf_recipes.rewards.verifiable.numbers import number_reader
 from rlhf_recipes.rewards.verifiable.statement import stated
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, sentence
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class JsonSchema(Rule):
         try:
             _ = self._validator
         except TypeError as error:
-            raise ValueError(f"The schema of JsonSchema is not JSON: {error}.") from error
+            raise ValueError(f"The schema of JsonSchema is not JSON: {sentence(error)}") from error
         except jsonschema.SchemaError as error:
             where = "/".join(map(str, error.absolute_path)) or "its top"
             raise ValueError(f"The schema of JsonSchema is none: at {where}, {error.message}.") from error
@@ -93,7 +93,7 @@ def _read_schema(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"The schema in {str(path)!r} is not JSON: {error}.") from error
+        raise ValueError(f"The schema in {str(path)!r} is not JSON: {sentence(error)}") from error
 
 
 @functools.cache

@@ -17,14 +17,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text as Cell
-from scipy.stats import pearsonr, spearmanr
 
 from rlhf_recipes.figures import as_figure, draw_png, paint_correlations, paint_histogram, percent, shortened
 from rlhf_recipes.rewards.base import Ids, Parts, Series, Texts
@@ -32,6 +30,9 @@ from rlhf_recipes.rewards.contract.checks import Weight
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule
 from rlhf_recipes.rewards.workbench.as_yaml import entry_of, specs_of
 from rlhf_recipes.rewards.workbench.remarks import remarks_on_proposal, remarks_on_values, remarks_on_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONSTANT = 1e-9  # a spread below this part of the largest value is rounding
 # What is said of the values of a reward, and the title of the column.
@@ -179,7 +180,7 @@ class Balance:
         series, beside = self.series(), correlations and len(self.rewards) > 1
         side = 2.4 + 0.6 * len(self.rewards) if beside else 0.0
 
-        def paint(canvas: Figure) -> None:
+        def paint(canvas: "Figure") -> None:
             halves = canvas.add_gridspec(1, 2 if beside else 1, width_ratios=[side, 5.2] if beside else [1])
             if beside:
                 paint_correlations(canvas.add_subplot(halves[0]), [one.name for one in self.rewards], self.pearson)
@@ -231,6 +232,8 @@ def balance_of(
     weight_of = rewards.weights_at(progress)
     weights = {name: weight_of[name] for name in series}
     balances, totals, new_totals = _balances(values, weights, rewards.token_names, has_reward)
+    from scipy.stats import pearsonr, spearmanr  # takes most of a second
+
     pearson = _correlations(values, pearsonr)
     of_row = iter(totals.tolist())
     scale_of = {one.name: one.scale for one in balances}

@@ -12,7 +12,7 @@ from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_
 from rlhf_recipes.rewards import RewardError, WeightedSum
 from rlhf_recipes.statistics import paired_gain
 from rlhf_recipes.words import distinct_n
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.tiny import keep_the_wrong_logits, tiny_causal_lm, tiny_tokenizer
 
 # ---- distinct-n
 
@@ -167,6 +167,13 @@ def test_rows_come_in_the_order_of_the_dataset_with_their_columns_and_weighted_s
         assert row["score"] == 0.5 * row["scores"]["letters"] + 10 * row["scores"]["echo"]
         assert 1 <= row["tokens"] <= 8
         assert row["finished"] or row["tokens"] == 8
+
+
+def test_a_reference_that_keeps_the_wrong_logits_is_asked_for_all(roles, tokenizer, caplog):
+    expected = [row["kl"] for row in measure(roles, tokenizer)]
+    wrong = ActorCritic(roles.policy, keep_the_wrong_logits(tiny_causal_lm(tokenizer, seed=2))).eval()
+    assert [row["kl"] for row in measure(wrong, tokenizer)] == pytest.approx(expected, abs=1e-3)
+    assert "Kept logits: put aside for reference (LlamaForCausalLM), because" in caplog.text
 
 
 def test_the_batch_size_changes_nothing(roles, tokenizer):

@@ -189,11 +189,12 @@ def test_a_markdown_table_escapes_what_markdown_and_html_would_read():
     ]
 
 
-def test_callbacks_that_keep_no_tables_are_passed_over_and_no_tracker_is_imported(monkeypatch):
+def test_callbacks_that_keep_no_tables_are_passed_over_and_no_tracker_is_imported(monkeypatch, capsys):
     for tracker in ("tensorboard", "wandb", "trackio"):
         monkeypatch.setitem(sys.modules, tracker, None)  # importing it is an ImportError from here on
     report([row()], [PrinterCallback(), TrainerCallback()], step=8)
     report([row()], [], step=8)
+    assert capsys.readouterr().out == ""
 
 
 def begin(callback, folder, main_process=True):

@@ -16,7 +16,7 @@ from rlhf_recipes.reward_modeling.uses.candidates import (
     score_candidates,
 )
 from rlhf_recipes.rewards import EndsWithSentence, WeightedSum, load_rewards
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.tiny import keep_the_wrong_logits, tiny_causal_lm, tiny_tokenizer
 
 
 def length(completions, **kwargs):
@@ -73,6 +73,17 @@ def test_the_log_probability_is_that_of_the_model_at_the_temperature(policy):
     said = [logits[start + t - 1].log_softmax(-1)[token].item() for t, token in enumerate(found.ids[1][0])]
     assert len(said) == 5  # nothing in this case is padding
     assert found.logprobs[1][0] == pytest.approx(sum(said), abs=1e-4)
+
+
+def test_a_model_that_keeps_the_wrong_logits_is_asked_for_all(policy, caplog):
+    model, tokenizer = policy
+    found = sampled((keep_the_wrong_logits(tiny_causal_lm(tokenizer)), tokenizer), 1)
+    assert "Kept logits: put aside for LlamaForCausalLM, because" in caplog.text
+    prompt, written = tokenizer("It was").input_ids, found.ids[1][0]
+    with torch.no_grad():
+        said = model(torch.tensor([prompt + written])).logits[0].log_softmax(-1)
+    expected = [said[len(prompt) + t - 1, token].item() for t, token in enumerate(written)]
+    assert found.logprobs[1][0] == pytest.approx(sum(expected), abs=1e-4)
 
 
 def test_messages_are_answered_with_messages():

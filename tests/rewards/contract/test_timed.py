@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rlhf_recipes.rewards import EndsWithSentence, RewardError, TimedReward, WeightedSum, load_rewards
+from rlhf_recipes.rewards import EndsWithSentence, RegexMatch, RewardError, TimedReward, WeightedSum, load_rewards
 
 FILE = '''
 import os, signal, time
@@ -113,3 +113,10 @@ def test_a_reward_that_no_other_process_finds_is_refused():
             TimedReward(of_main, 5)
     finally:
         of_main.__module__ = __name__
+
+
+def test_a_pattern_that_would_take_for_ever_is_ended():
+    reward = TimedReward(RegexMatch("(a+)+b"), 1.0)
+    start = time.monotonic()
+    assert reward(prompts=["", ""], completions=["aab", "a" * 60], completion_ids=[[1], [1]]) == [1.0, None]
+    assert time.monotonic() - start < 60
