@@ -31,7 +31,13 @@ from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.cleaning.steps import CleaningArguments
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.modeling.loading import ModelArguments, freeze_lower_layers, load_reward_model, load_tokenizer
+from rlhf_recipes.modeling.loading import (
+    ModelArguments,
+    check_model_path,
+    freeze_lower_layers,
+    load_reward_model,
+    load_tokenizer,
+)
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
 from rlhf_recipes.reward_modeling.evaluation.measure import measure, summary
@@ -51,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
     # Data, the loss that reads it, and the tokenizer.
+    if model_args.model_name_or_path:  # told before minutes are spent on reading rows
+        check_model_path(model_args.model_name_or_path)
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
     loss = choose_loss(training_args.loss, splits.kind)
     tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
