@@ -112,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pairs, metrics["prompts_without_pair"] = candidates.pair_rows(found, scored, args.min_gap)
         write_jsonl(output_dir / "pairs.jsonl", pairs)
         metrics["pairs"] = len(pairs)
-    metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
-    end_run(output_dir, metrics)
+    end_run(output_dir, metrics | {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()})
     print("", best_of_n.curve_table(curve), "", *best_of_n.remarks(curve), f"Saved in {output_dir}", sep="\n")
 
 

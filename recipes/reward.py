@@ -31,7 +31,8 @@ from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.cleaning.steps import CleaningArguments
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.modeling.loading import ModelArguments, freeze_lower_layers, load_reward_model, load_tokenizer
+from rlhf_recipes.modeling import loading
+from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
 from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
     # Data, the loss that reads it, and the tokenizer.
+    if model_args.model_name_or_path:  # told before minutes are spent on reading rows
+        loading.check_model_path(model_args.model_name_or_path)
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
     loss = choose_loss(training_args.loss, splits.kind)
     tokenizer = load_tokenizer(model_args.model_name_or_path, revision=model_args.model_revision)
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_conversations(splits, objective, tokenizer, template_args, data_args, training_args.validation_split)
     of_steps = objective.step_token is not None
     model = load_reward_model(model_args, tokenizer, labels=objective.label_names, token_level=of_steps)
-    freeze_lower_layers(model, training_args.num_frozen_layers)
+    loading.freeze_lower_layers(model, training_args.num_frozen_layers)
     settings = settings_for(
         tokenizer, model, training_args.max_length, splits.train, template_args.chat_template_kwargs
     )

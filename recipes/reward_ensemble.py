@@ -28,7 +28,7 @@ from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.cleaning.steps import CleaningArguments
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
-from rlhf_recipes.modeling.loading import ModelArguments, load_tokenizer
+from rlhf_recipes.modeling.loading import ModelArguments, check_model_path, load_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir, write_json
 from rlhf_recipes.report import end_run
 from rlhf_recipes.reward_modeling.config import RewardConfig, fit_precision
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_config(output_dir / "config.yaml", *parsed)
 
     # Data, and the loss that reads it.
+    if model_args.model_name_or_path:  # told before minutes are spent on reading rows
+        check_model_path(model_args.model_name_or_path)
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)
     loss = choose_loss(training_args.loss, splits.kind)
     print(f"{splits}\nLoss          {loss}")

@@ -111,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = importance_for_pairs(model, texts.prompts, texts.completions, others.completions, seed=args.seed)
     write_explanation(model, found, output_dir)
     metrics |= {"features": len(model.features.features), "train_rows": len(train), "fit_seconds": fit_seconds}
-    metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
-    end_run(output_dir, metrics)
+    end_run(output_dir, metrics | {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()})
     print(f"{texts.plain()[0]}\n{model.read_aloud(texts.prompts[0], texts.completions[0])}")
     print(f"\nHeld-out pairs in the right order: {metrics['pairwise_accuracy']:.3f}. Saved in {output_dir}")
 

@@ -109,10 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                   **{args.user_column: test.users[:first]})  # fmt: skip
     difference = float(abs(said - model.scores_of(asked[test.texts[:first]], test.users[:first])).max())
     metrics = flat(curve[-1]) | {"simulated": bool(args.simulated_users), "reload_difference": difference}
-    metrics |= {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()}
     write_json(output_dir / "curve.json", curve)
     plot_curve(curve, output_dir / "curve.png")
-    end_run(output_dir, metrics)
+    end_run(output_dir, metrics | {"seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()})
     points = (f"{point['ratings_per_user']} ratings of each user: {summary(point)}" for point in curve)
     print(*points, f"Saved in {output_dir}", sep="\n")
 

@@ -246,6 +246,7 @@ def test_help_and_wrong_names_take_little_more_than_torch_and_transformers(place
     helps = [recipe(name, "--help") for name in RECIPES] + [["-m", *of_module(name, "--help")] for name in COMMANDS]
     wrong = [command for _, command in wrong_commands(place) if command[0].endswith(("ppo.py", "reward.py"))]
     assert len(wrong) == 12
-    taken = {" ".join(command): processor_seconds(command) for command in [*helps, *wrong]}
-    assert {command: seconds for command, seconds in taken.items() if seconds > 4 / 3 * least} == {}
-    assert max(taken.values()) < max(4.0, 4 / 3 * least)
+    of_helps, of_wrong = ({" ".join(one): processor_seconds(one) for one in commands} for commands in (helps, wrong))
+    assert {command: seconds for command, seconds in of_helps.items() if seconds > 4 / 3 * least} == {}
+    assert {command: seconds for command, seconds in of_wrong.items() if seconds > 3 / 2 * least} == {}  # reads rows
+    assert max(*of_helps.values(), *of_wrong.values()) < max(4.0, 4 / 3 * least)
