@@ -214,10 +214,10 @@ def test_a_wide_table_says_in_each_cell_what_it_is(tmp_path):
 def test_bias_is_drawn_where_it_was_measured(tmp_path):
     folder = reward_folder(tmp_path / "mine", "pairs")
     without = page_of(folder)
-    covariates = {"length": {"partial": 0.3, "partial_ci95": [0.1, 0.5], "logistic": 0.2}}
+    covariates = {"length": {"partial": 0.3, "partial_ci95": [0.1, 0.5]}}
     page = page_of(folder, bias={"covariates": covariates, "changes": {}, "encodings": {}, "groups": None})
     assert "Beyond people's ratings" in page.text
-    assert page.tags.count("svg") == without.tags.count("svg") + 2
+    assert page.tags.count("svg") == without.tags.count("svg") + 1
     assert len(page.ids) == len(set(page.ids))
 
 

@@ -80,7 +80,7 @@ def run(folder: Path, case: cases.Case, trl: dict[str, Any]) -> dict[str, Any]:
     args = PPOConfig(output_dir=str(folder / "ours"), **case.config() | case.ours)
     # Untrimmed, as TRL's: so the tensors have its shapes, and rounding is not what the comparison is about.
     untrimmed = mock.patch.object(trainer_module, "trimmed", lambda batch: batch)
-    with untrimmed, mock.patch.object(trainer_module, "_permutation", orders_of(trl, case)):
+    with untrimmed, mock.patch.object(trainer_module, "permutation", orders_of(trl, case)):
         trainer = Watched(args, **parts, generator=Recorded(completions))
         before = {name: tensor.clone() for name, tensor in trainer.roles.policy.state_dict().items()}
         trainer.train()
