@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from rlhf_recipes import startup
+from rlhf_recipes.starting import startup
 
 # Hugging Face libraries read this once, at their first import; a user who has set it keeps their choice.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

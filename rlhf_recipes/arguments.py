@@ -34,7 +34,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from rlhf_recipes.launch import LaunchArguments, check_launch, tell_launcher, watch_deepspeed
+from rlhf_recipes.starting.launch import LaunchArguments, check_launch, tell_launcher, watch_deepspeed
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class RecipeParser(HfArgumentParser):
 
         Returns:
             `tuple`: One instance per dataclass, in the order given to the constructor. Where one of them has the
-            settings of a training, [`~rlhf_recipes.launch.check_launch`] has logged the size of the batch.
+            settings of a training, [`~rlhf_recipes.starting.launch.check_launch`] has logged the size of the batch.
         """
         try:
             typed, strangers = self.parse_known_args(_shield_negatives(sys.argv[1:] if argv is None else argv))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from rlhf_recipes.errors import RewardError
-from rlhf_recipes.launch import tell_launcher
+from rlhf_recipes.starting.launch import tell_launcher
 
 DEBUG = "RLHF_RECIPES_DEBUG"
 

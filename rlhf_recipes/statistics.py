@@ -12,6 +12,8 @@ Analysis 23): `variance = sum_u r_u^2 - sum_pairs e^2`.
 From there two ways lead to an interval. Shares and all else that has two ends take [`Spread.bounded`], which does not
 pass the ends, nor shrink to nothing where every row is right. All others take [`Spread.interval`]: quantiles of
 Student's t, mended for skewness. How often both hold is shown by simulation in `tests/test_statistics.py`.
+
+All of it rests on [`Spread`] and [`Units`], and so stands in one file.
 """
 
 import json

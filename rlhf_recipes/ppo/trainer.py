@@ -9,6 +9,8 @@ Differences from textbook PPO (arXiv 1707.06347), in the order in which they are
 4. Advantages are whitened over the whole rollout of all processes, not over a mini-batch.
 5. The losses are means over the tokens of an optimizer step, so micro-batches and processes do not change them.
 
+What is longer than elsewhere is one file all the same, to be read from top to bottom.
+
 `Trainer` does the rest (checkpoints, schedules, clipping, logging, callbacks, launchers). It asks for the
 micro-batches of one optimizer step at a time, in `get_batch_samples`; there, every `num_ppo_epochs * num_mini_batches`
 steps, a new rollout is collected. Which prompts are taken, how mini-batches are shuffled and which noise draws the
@@ -47,10 +49,10 @@ from rlhf_recipes.ppo.run.demonstrations import demonstrations_of_step, imitatio
 from rlhf_recipes.ppo.run.inputs import (
     check_arguments,
     check_siblings,
-    resolve_critic,
     resolve_policy,
     resolve_reference,
     resolve_reward,
+    resolve_roles,
     resolve_tokenizer,
 )
 from rlhf_recipes.ppo.run.launching import place_models, policy_for_sampling
@@ -132,8 +134,8 @@ class PPOTrainer(CheckpointOfRoles):
         data = prepare_data(args, tokenizer, policy, train_dataset, eval_dataset, imitation_dataset, data_collator)
         self.prompts, self.sizes, self.demonstrations = data.prompts, data.sizes, data.demonstrations
         self.encoded, self.sampling = data.encoded, data.sampling
-        critic = resolve_critic(value_model, args, policy, reference, reward_model, tokenizer, peft_config)
-        self.credit = Credit(args, has_critic=critic is not None)
+        roles = resolve_roles(value_model, args, policy, reference, reward_model, tokenizer, peft_config)
+        self.credit = Credit(args, has_critic=roles.critic is not None)
         self.generator = generator
         self.rollout: Rollout | None = None
         self.last_rows: list[dict[str, Any]] = []  # of this process: the last rollout's, or of held-out prompts
@@ -146,13 +148,7 @@ class PPOTrainer(CheckpointOfRoles):
         self.first_update = FirstUpdate(self)
         monitor = HackingMonitor.of_rewards(self.reward, action=args.hacking_monitor)
         super().__init__(
-            model=ActorCritic(
-                policy,
-                reference,
-                critic=critic or False,
-                ref_adapter=args.ref_adapter_name,
-                logits_chunk_size=args.logits_chunk_size,
-            ),
+            model=roles,
             args=args.for_trainer(self.sizes),
             train_dataset=self.prompts["train"].dataset,
             eval_dataset=eval_dataset,

@@ -175,8 +175,6 @@ def _ensemble_panels(report: Mapping[str, Any]) -> list[EnsemblePanel]:
         panels.append(("Texts: error by disagreement", _paint_error))
     if report.get("pairs"):
         panels.append(("Pairs: right by disagreement", _paint_pairs))
-    if len(report.get("elsewhere") or ()) > 1:
-        panels.append(("Disagreement on other texts", _paint_elsewhere))
     return panels
 
 
@@ -205,18 +203,3 @@ def _paint_pairs(axes: Axes, report: Mapping[str, Any], colors: Mapping[str, str
     axes.set(xlim=(-0.4, len(points) - 0.3), xticks=range(len(points)), xticklabels=[name for name, _ in points])
     axes.tick_params(axis="x", labelsize=8.5)
     axes.set(xlabel="thirds by deviation; by whether all agree", ylabel="pairs that the mean has right")
-
-
-def _paint_elsewhere(axes: Axes, report: Mapping[str, Any], colors: Mapping[str, str]) -> None:
-    tables = report["elsewhere"]
-    for place, table in enumerate(tables):
-        color = colors[SERIES[0]] if place == 0 else colors[SERIES[1]]
-        low, first, middle, third, high = table["quantiles"]
-        axes.plot([low, high], [place, place], color=color, linewidth=1)
-        axes.plot([first, third], [place, place], color=color, linewidth=6, solid_capstyle="butt")
-        axes.plot(middle, place, "o", markerfacecolor="white", markeredgecolor=color, markersize=6)
-        if "above_test" in table:
-            axes.annotate(f"{table['above_test']:.2f}", (high, place), (5, -3), textcoords="offset points", fontsize=9)
-    axes.set(yticks=range(len(tables)), yticklabels=[table["name"] for table in tables])
-    axes.set(xlim=(0, 1.15 * max(table["quantiles"][-1] for table in tables)), ylim=(len(tables) - 0.5, -0.5))
-    axes.set_xlabel("standard deviation of the members")

@@ -94,24 +94,30 @@ def attribute(
     blank_ids = torch.tensor([[token if token in special else blank for token in ids]], device=device)
     with evaluating(reward.model):
         way = _Way(reward, input_ids, blank_ids, steps, batch_size)
-        pieces = [way.piece(0.0, 1.0)]
-        while True:
-            values = torch.stack([piece.values for piece in pieces]).sum(dim=0)  # (L,)
-            error = math.fsum(abs(piece.error) for piece in pieces)
-            allowed = tolerance * float(values.abs().sum()) + NEGLIGIBLE
-            if error <= allowed or (len(pieces) + 1) * steps > max_steps:
-                break
-            worst = max(pieces, key=lambda piece: abs(piece.error))
-            middle = (worst.start + worst.end) / 2
-            pieces.remove(worst)
-            pieces += [way.piece(worst.start, middle), way.piece(middle, worst.end)]
-    if not error <= allowed:
-        logger.warning("The attributions of a text miss its score by up to %.3g after %d steps.", error, way.taken)
+        values = _added_up(way, steps, tolerance, max_steps)
     score, baseline_score = way.score(1.0), way.score(0.0)
     missed = float(values.sum()) - (score - baseline_score)
     tokens = zip(reward.tokenizer.convert_ids_to_tokens(ids), values.tolist(), strict=True)
     words = _as_words(text, spans, values.tolist(), [token in special for token in ids])
     return HeatMap(text, words, tuple(tokens), score, baseline_score, missed, way.taken, reward.__name__)
+
+
+def _added_up(way: "_Way", steps: int, tolerance: float, max_steps: int) -> Tensor:
+    """The attributions `(L,)` of the whole way; its worst pieces are halved until all of them are exact enough."""
+    pieces = [way.piece(0.0, 1.0)]
+    while True:
+        values = torch.stack([piece.values for piece in pieces]).sum(dim=0)
+        error = math.fsum(abs(piece.error) for piece in pieces)
+        allowed = tolerance * float(values.abs().sum()) + NEGLIGIBLE
+        if error <= allowed or (len(pieces) + 1) * steps > max_steps:
+            break
+        worst = max(pieces, key=lambda piece: abs(piece.error))
+        middle = (worst.start + worst.end) / 2
+        pieces.remove(worst)
+        pieces += [way.piece(worst.start, middle), way.piece(middle, worst.end)]
+    if not error <= allowed:
+        logger.warning("The attributions of a text miss its score by up to %.3g after %d steps.", error, way.taken)
+    return values
 
 
 def _read(reward: LearnedReward, prompt: Text, completion: Text) -> tuple[str, list[int], list[tuple[int, int]]]:

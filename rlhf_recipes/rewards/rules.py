@@ -1,8 +1,9 @@
 """Rewards from rules: fixed, fast, and worth a sentence each in a reward list next to a learned one.
 
-Each is a frozen dataclass that reads the completion, and of the dataset's columns none but the one that it names.
-`name` is what logs show; it defaults to the class's name, and must be given where the same rule is used twice in one
-list. Rules on the form of an answer (JSON, a number, think and answer tags) are in `verifiable/answers.py`.
+Each is a frozen dataclass that reads the completion, and of the dataset's columns none but the one that it names. None
+needs another, so that they stand in one file, however many. `name` is what logs show; it defaults to the class's name,
+and must be given where the same rule is used twice in one list. Rules on the form of an answer (JSON, a number, think
+and answer tags) are in `verifiable/answers.py`.
 """
 
 import functools

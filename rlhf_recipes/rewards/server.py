@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
+GONE = "The client has closed the connection."
 
 # Seconds that the requests under way have when the server is told to end.
 LAST_SECONDS = 5
@@ -62,15 +63,12 @@ def make_app(
     """A FastAPI app that scores rows with a reward.
 
     Args:
-        reward (`RewardFunction`):
-            A [`WeightedSum`], or any single reward.
+        reward (`RewardFunction`): A [`WeightedSum`], or any single reward.
         token_env (`str`, *optional*, defaults to `"REWARD_API_TOKEN"`):
             The environment variable with the bearer token that `/score` asks for. Where it is not set, or this is
             `None`, it asks for none. `/health` never does.
-        max_rows (`int`, *optional*, defaults to 1024):
-            Rows in one request.
-        max_body_mb (`float`, *optional*, defaults to 16):
-            Size of one request, in units of 2^20 bytes.
+        max_rows (`int`, *optional*, defaults to 1024): Rows in one request.
+        max_body_mb (`float`, *optional*, defaults to 16): Size of one request, in units of 2^20 bytes.
         max_text_mb (`float`, *optional*, defaults to 1):
             Length of one prompt or completion, in units of 2^20 characters. One that is longer is refused: a rule
             would keep all other clients waiting while it reads it, and no model reads so much.
@@ -82,7 +80,6 @@ def make_app(
     """
     optional("fastapi", "A reward server", extra="serve")
     from fastapi import FastAPI, HTTPException, Request
-    from starlette.requests import ClientDisconnect
 
     rewards = _as_sum(reward)
     check_setting("a reward server", "max_rows", max_rows, least=1, whole=True)
@@ -97,55 +94,72 @@ def make_app(
     @app.post("/score", openapi_extra=body_schema)
     async def score(request: Request) -> dict[str, Any]:
         if not _is_admitted(request.headers.get("Authorization", ""), token_env):
-            raise HTTPException(
-                401,
-                f"This server wants the token that its {token_env} holds, as a bearer token.",
-                {"WWW-Authenticate": "Bearer"},
-            )
-        body = bytearray()
+            said = f"This server wants the token that its {token_env} holds, as a bearer token."
+            raise HTTPException(401, said, {"WWW-Authenticate": "Bearer"})
+        body = await _read_body(request, max_body_mb)
         try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_body_mb * MEGABYTE:
-                    raise HTTPException(413, f"The request is larger than {max_body_mb:g} MB; send less at once.")
-        except ClientDisconnect:
-            raise HTTPException(499, "The client has closed the connection.") from None
-        try:
-            batch = parse(bytes(body))
+            batch = parse(body)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        if len(batch["completions"]) > max_rows:
-            raise HTTPException(413, f"{len(batch['completions'])} rows are more than {max_rows}; send fewer at once.")
-        longest = max((len(as_text(text)) for name in ("prompts", "completions") for text in batch[name]), default=0)
-        if longest > max_text_mb * MEGABYTE:
-            raise HTTPException(
-                413,
-                f"A text of {longest} characters is longer than {max_text_mb:g} MB (max_text_mb of this server). Cut "
-                "it, or start the server with more.",
-            )
+        _check_size(batch, max_rows, max_text_mb)
         async with turn:
             if await request.is_disconnected():  # it has given up, and will ask again: do not score twice
-                raise HTTPException(499, "The client has closed the connection.")
-            try:
-                scored = asyncio.wrap_future(worker.submit(score_rows, rewards, batch))
-                return await asyncio.wait_for(scored, max_seconds)
-            except TimeoutError:
-                worker.replace()
-                said = (
-                    f"{', '.join(rewards.names)} took longer than {max_seconds:g} s for {len(batch['completions'])} "
-                    "rows (max_seconds of this server)."
-                )
-                logger.warning("%s Other requests go on in another thread.", said)
-                # Final for a client that tries again what may help: the same would happen again.
-                raise HTTPException(422, f"{said} Send less at once, or start the server with more.") from None
-            except (RewardError, ValueError) as error:
-                raise HTTPException(422, str(error)) from None
+                raise HTTPException(499, GONE)
+            return await _scored(worker, rewards, batch, max_seconds)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"name": rewards.__name__, "parts": list(rewards.names), "weights": list(rewards.weights)}
 
     return app
+
+
+async def _read_body(request: Any, max_body_mb: float) -> bytes:
+    from fastapi import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_body_mb * MEGABYTE:
+                raise HTTPException(413, f"The request is larger than {max_body_mb:g} MB; send less at once.")
+    except ClientDisconnect:
+        raise HTTPException(499, GONE) from None
+    return bytes(body)
+
+
+def _check_size(batch: dict[str, Any], max_rows: int, max_text_mb: float) -> None:
+    from fastapi import HTTPException
+
+    if len(batch["completions"]) > max_rows:
+        raise HTTPException(413, f"{len(batch['completions'])} rows are more than {max_rows}; send fewer at once.")
+    longest = max((len(as_text(text)) for name in ("prompts", "completions") for text in batch[name]), default=0)
+    if longest > max_text_mb * MEGABYTE:
+        raise HTTPException(
+            413,
+            f"A text of {longest} characters is longer than {max_text_mb:g} MB (max_text_mb of this server). Cut "
+            "it, or start the server with more.",
+        )
+
+
+async def _scored(worker: "Worker", rewards: WeightedSum, batch: dict[str, Any], max_seconds: float) -> dict[str, Any]:
+    from fastapi import HTTPException
+
+    try:
+        scored = asyncio.wrap_future(worker.submit(score_rows, rewards, batch))
+        return await asyncio.wait_for(scored, max_seconds)
+    except TimeoutError:
+        worker.replace()
+        said = (
+            f"{', '.join(rewards.names)} took longer than {max_seconds:g} s for {len(batch['completions'])} "
+            "rows (max_seconds of this server)."
+        )
+        logger.warning("%s Other requests go on in another thread.", said)
+        # Final for a client that tries again what may help: the same would happen again.
+        raise HTTPException(422, f"{said} Send less at once, or start the server with more.") from None
+    except (RewardError, ValueError) as error:
+        raise HTTPException(422, str(error)) from None
 
 
 class Worker:

@@ -62,8 +62,8 @@ def targets_from_votes(
         average over texts with votes. A text without votes has the target NaN, and the weight 0: leave it out.
 
     Raises:
-        `ValueError`: if `how` is unknown, no text has a vote, or as the methods: raters of another shape, a class that
-            `label_map` lacks, votes from which a model cannot be fitted.
+        `ValueError`: if `how` is unknown, no text has a vote, raters have another shape, `label_map` lacks a class, or
+            a model cannot be fitted to the votes.
     """
     if how not in get_args(How):
         raise ValueError(f"how is {how!r}; give one of {', '.join(get_args(How))}.")
@@ -73,8 +73,7 @@ def targets_from_votes(
     if not counts.any():
         raise ValueError(f"None of {len(given)} texts has a vote, so there is nothing to learn from them.")
     classes = label_map is not None or any(isinstance(vote, str | bool) for of_text in given for vote in of_text)
-    if how == "auto":
-        how = "mean" if raters is None else "dawid_skene" if classes else "raters"
+    how = how if how != "auto" else "mean" if raters is None else "dawid_skene" if classes else "raters"
     if how == "dawid_skene":
         found = dawid_skene(votes, raters)
         return _masked(found.posterior @ _class_values(found.classes, label_map), np.ones(len(given)), counts)

@@ -22,6 +22,7 @@ from rlhf_recipes.modeling.loading import (
     load_policy,
     load_policy_tokenizer,
 )
+from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.tokenizers.padding import ends_of, fit_model
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.run.shared_tokenizer import SharedTokenizerReward
@@ -149,7 +150,7 @@ def resolve_reference(ref_model: Any, args: PPOConfig) -> Any:
     return load_model(str(ref_model), args) if isinstance(ref_model, str | Path) else ref_model
 
 
-def resolve_critic(
+def resolve_roles(
     value_model: Any,
     args: PPOConfig,
     policy: Any,
@@ -157,15 +158,21 @@ def resolve_critic(
     reward_model: Any,
     tokenizer: PreTrainedTokenizerBase,
     peft_config: PeftConfig | None,
-) -> nn.Module | None:
-    """The critic, by default what `args.critic` says, when it and the other models read the policy's vocabulary."""
+) -> ActorCritic:
+    """Policy, reference and critic, by default what `args.critic` says; all models must read one vocabulary."""
     critic = build_critic(args.critic if value_model is None else value_model, policy, reward_model, peft_config)
     fit_model(getattr(critic, "model", None), tokenizer)
     readers = {"ref_model": reference, "value_model": getattr(critic, "model", None), "reward_model": reward_model}
     check_same_vocabulary(readers, policy, tokenizer)
     if critic is not None:
         warn_of_rounding("critic", critic, args.learning_rate)
-    return critic
+    return ActorCritic(
+        policy,
+        reference,
+        critic=critic or False,
+        ref_adapter=args.ref_adapter_name,
+        logits_chunk_size=args.logits_chunk_size,
+    )
 
 
 def load_model(name: str, args: PPOConfig) -> Any:

@@ -63,10 +63,8 @@ def measure_bias(
         dataset ([`~datasets.Dataset`]), kind (`str`):
             Clean rows and their format, as `normalize` and `Check.format.kind` give them: pairs, votes, ratings,
             unpaired, clicks, dwell, rankings or best_worst.
-        group_column (`str`, *optional*):
-            A column that tells groups, such as topic, author or dialect.
-        names (`Sequence[str]`, *optional*, defaults to all):
-            Covariates of `debias.covariates`.
+        group_column (`str`, *optional*): A column that tells groups, such as topic, author or dialect.
+        names (`Sequence[str]`, *optional*, defaults to all): Covariates of `debias.covariates`.
         calibration (callable, *optional*):
             From scores to ratings, for the groups. Default: the straight line of least squares on these rows.
         min_gap (`float`, *optional*, defaults to 0.5): Of ratings: least difference of two texts to be compared.
@@ -96,27 +94,37 @@ def measure_bias(
         logger.warning("%d of %d texts get no score, and are left out.", unscored, unscored + len(scores))
     if len(scores) < 2 or not len(material.pairs):
         raise ValueError("Fewer than two texts that can be compared are scored, so nothing can be measured.")
-    better, other = material.pairs.T
     report: Metrics = {
         "kind": kind,
-        "texts": len(scores),
         "unscored": unscored,
-        "pairs": len(material.pairs),
-        "accuracy": float((0.5 + 0.5 * np.sign(scores[better] - scores[other])).mean()),
-        "score_std": float(scores.std()),
+        **_of_scores(material, scores),
         "covariates": _covariate_figures(material, scores, names),
         "groups": _group_figures(material, scores, group_column, calibration, min_group),
     }
-    changing = _some(material, changed_texts, seed)
-    common: dict[str, Any] = {"std": report["score_std"], "units": changing.units}
-    edits = text_changes(neutral_sentence)
-    report["changes"] = measure_changes(reward, changing.prompts, changing.completions, edits, **common)
-    report["encodings"] = {}
-    if isinstance(reward, LearnedReward) and changed_texts:
-        report["encodings"] = measure_encodings(reward, changing.prompts, changing.completions, **common)
     exact = _some(material, exact_texts, seed)
-    report["exact"] = check_exact(reward, exact.prompts, exact.completions)
-    return report
+    report |= _of_changed(reward, _some(material, changed_texts, seed), report["score_std"], neutral_sentence)
+    return report | {"exact": check_exact(reward, exact.prompts, exact.completions)}
+
+
+def _of_scores(material: Material, scores: Floats) -> Metrics:
+    better, other = material.pairs.T
+    return {
+        "texts": len(scores),
+        "pairs": len(material.pairs),
+        "accuracy": float((0.5 + 0.5 * np.sign(scores[better] - scores[other])).mean()),
+        "score_std": float(scores.std()),
+    }
+
+
+def _of_changed(reward: Callable[..., Any], changing: Material, std: float, neutral_sentence: str) -> Metrics:
+    """What the reward says of texts that were edited, and of the same texts encoded in another way."""
+    common: dict[str, Any] = {"std": std, "units": changing.units}
+    edits = text_changes(neutral_sentence)
+    changes = measure_changes(reward, changing.prompts, changing.completions, edits, **common)
+    encodings: Metrics = {}
+    if isinstance(reward, LearnedReward) and changing.completions:
+        encodings = measure_encodings(reward, changing.prompts, changing.completions, **common)
+    return {"changes": changes, "encodings": encodings}
 
 
 def fit_correction(reward: Callable[..., Any], dataset: Dataset, kind: Kind, names: Sequence[str]) -> Correction:

@@ -211,8 +211,7 @@ def calibration(
             What intervals are over: the prompt of each row; or the two texts of each pair. Default: the rows.
 
     Returns:
-        `dict`: `ece`, `brier`, their intervals, `rows`, and `bins`, a list of `from`, `to`, `rows`, `probability`,
-        `outcome`.
+        `dict`: `ece`, `brier`, their intervals, `rows`, and `bins`: `from`, `to`, `rows`, `probability`, `outcome`.
 
     Raises:
         `ValueError`: if a number is not from 0 to 1, or outcomes are of one class only (without `pairs`).

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_recipes import startup
+from rlhf_recipes.starting import startup
 from tests.tiny import tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 COMMANDS = (
     "data.feedback", "data.cleaning", "data.corruption", "data.starter", "reward_modeling.evaluation",

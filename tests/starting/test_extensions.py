@@ -11,8 +11,8 @@ import pytest
 from torch.utils import cpp_extension
 from torch.utils.file_baton import FileBaton
 
-from rlhf_recipes import extensions
-from rlhf_recipes.extensions import extensions_folder, free_if_left, watch_extensions
+from rlhf_recipes.starting import extensions
+from rlhf_recipes.starting.extensions import extensions_folder, free_if_left, watch_extensions
 from tests.launching import started
 
 HOLDER = """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_recipes.extensions import watch_extensions
+from rlhf_recipes.starting.extensions import watch_extensions
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from transformers import TrainingArguments
 
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.cli import run
-from rlhf_recipes.launch import batch_line, check_launch
 from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.reward_modeling.config import RewardConfig
+from rlhf_recipes.starting.launch import batch_line, check_launch
 
 BATCH = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3", "--use_cpu"]
 

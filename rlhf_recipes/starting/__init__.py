@@ -1,0 +1,1 @@
+"""What happens first: imports that wait until they are needed, launchers, and extensions that are compiled."""
