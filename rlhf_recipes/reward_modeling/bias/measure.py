@@ -58,8 +58,7 @@ def measure_bias(
     """Measure what a score leans on besides people's judgement.
 
     Args:
-        reward (callable):
-            `f(prompts=..., completions=...) -> list[float | None]`. Texts without a score are left out and counted.
+        reward (callable): `f(prompts=..., completions=...) -> list[float | None]`. Texts without a score are counted.
         dataset ([`~datasets.Dataset`]), kind (`str`):
             Clean rows and their format, as `normalize` and `Check.format.kind` give them: pairs, votes, ratings,
             unpaired, clicks, dwell, rankings or best_worst.
@@ -81,8 +80,7 @@ def measure_bias(
         - `covariates`: for each name, and for `place` in lists: `mean`, `std`, `varying` (texts that differ from the
           commonest value); the keys of `statistics.partial_correlation` (of lists, of what is above the mean of the
           list) and of `matched_accuracy`, `None` where fewer than 10 texts vary.
-        - `changes`: `changes.measure_changes`, and `encodings` those of a [`LearnedReward`].
-        - `exact`: `changes.check_exact`.
+        - `changes`: `changes.measure_changes`, `encodings` those of a [`LearnedReward`]; `exact`: `check_exact`.
         - `groups`: `None`, or `column`, `min_group`, `too_small` (name and number of texts), and `groups`, for each
           name `texts` and the keys of `statistics.group_residuals` (of ratings) and `group_preferences`.
 
@@ -101,9 +99,12 @@ def measure_bias(
         "covariates": _covariate_figures(material, scores, names),
         "groups": _group_figures(material, scores, group_column, calibration, min_group),
     }
-    exact = _some(material, exact_texts, seed)
     report |= _of_changed(reward, _some(material, changed_texts, seed), report["score_std"], neutral_sentence)
-    return report | {"exact": check_exact(reward, exact.prompts, exact.completions)}
+    return report | {"exact": _exact(reward, _some(material, exact_texts, seed))}
+
+
+def _exact(reward: Callable[..., Any], some: Material) -> Metrics:
+    return check_exact(reward, some.prompts, some.completions)
 
 
 def _of_scores(material: Material, scores: Floats) -> Metrics:
