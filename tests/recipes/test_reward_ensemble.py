@@ -95,7 +95,9 @@ def test_members_load_alone_and_together_with_the_scores_that_were_measured(main
     assert metrics["member_accuracy"] == pytest.approx(np.mean(accuracies))
     assert metrics["pairwise_accuracy"] == pytest.approx(report["scorers"]["mean"]["pairwise_accuracy"])
     assert (out / "uncertainty.png").stat().st_size > 5000
-    check_page(out, "pairwise_accuracy", "member_accuracy", says=("Uncertainty", "Texts: error by disagreement"))
+    # A decoder that six steps have taught nothing has no curve from scores to ratings, and so no distance from them.
+    drawn = ["Texts: error by disagreement"] if base == "bert" else []
+    check_page(out, "pairwise_accuracy", "member_accuracy", says=("Uncertainty", *drawn))
     # The average is a model of its own, calibrated to ratings.
     assert all(-4 <= score <= 4 for score in LearnedReward(out / "average")([""] * 20, texts))
 

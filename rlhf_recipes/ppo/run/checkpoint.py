@@ -9,8 +9,6 @@ import torch
 from accelerate.utils import gather_object
 
 from rlhf_recipes.checkpoints import find_checkpoint
-from rlhf_recipes.modeling.generation import stable_key
-from rlhf_recipes.ppo.rollout import Rollout
 
 STATE_FILE = "ppo_state.pt"
 
@@ -73,6 +71,8 @@ def state_of(trainer: Any) -> dict[str, Any]:
 
 def restore(trainer: Any, state: Mapping[str, Any]) -> None:
     """Take over what `state_of` gave."""
+    from rlhf_recipes.ppo.rollout import Rollout  # it brings models, for which the name of the file does not wait
+
     trainer.credit.load_state_dict(state["credit"])
     trainer.stopped = state["stopped"]
     tensors = state["rollout"]
@@ -85,6 +85,8 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
 
 def decisive_settings(trainer: Any) -> dict[str, Any]:
     """The settings that a resumed run must share with the checkpoint, as plain values."""
+    from rlhf_recipes.modeling.generation import stable_key  # it brings models too
+
     ids, demonstrations, sizes = trainer.prompts["train"].ids, trainer.demonstrations, trainer.sizes
     settings = {name: getattr(trainer.settings, name) for name in DECISIVE}
     settings |= {"episodes of a rollout": sizes.rollout, "episodes of a mini-batch": sizes.mini}
