@@ -124,6 +124,7 @@ def holds(interval, truth):
     return interval[0] <= truth <= interval[1]
 
 
+LONG = (pytest.mark.slow, pytest.mark.timeout(900))  # simulations
 FEW = [(60, 1, 0.98, 0.0), (60, 1, 0.5, 0.0), (60, 1, 0.02, 0.0), (12, 1, 0.9, 0.0), (30, 10, 0.5, 0.3),
        (30, 10, 0.95, 0.3), (30, 4, 0.98, 1.0), (100, 10, 0.98, 0.3)]  # fmt: skip
 MANY = [(units, size, truth, together) for units in (8, 15, 30, 60, 200) for size, together in
@@ -131,7 +132,7 @@ MANY = [(units, size, truth, together) for units in (8, 15, 30, 60, 200) for siz
         for truth in (0.005, 0.02, 0.1, 0.5, 0.8, 0.95, 0.98, 0.995)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("runs", "cases"), [(1500, FEW), pytest.param(4000, MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("runs", "cases"), [(1500, FEW), pytest.param(4000, MANY, marks=LONG)])
 def test_shares_are_held(runs, cases):
     """At least 93 times of 100; in the middle, of 60 units and more, at most 97 (near the ends more is all right)."""
     generator = np.random.default_rng(0)
@@ -272,7 +273,7 @@ def bound_of(right, size):
     return Point(1.0, 1.0, size * len(right), int(right.sum()), accuracy, groups.spread(influences)).bound(0.05)
 
 
-@pytest.mark.parametrize(("runs", "cases"), [(200, SMALL), pytest.param(2000, LARGE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("runs", "cases"), [(200, SMALL), pytest.param(2000, LARGE, marks=LONG)])
 def test_a_promise_of_95_percent_is_broken_in_at_most_5_runs_of_100(runs, cases):
     """The truth is a little below what is promised, the rows of a prompt are right or wrong together."""
     generator = np.random.default_rng(0)
