@@ -11,7 +11,8 @@ WORKERS ?= 2
 # What pip is told to install as torch: on a machine without a GPU "--index-url URL torch", or the path of a wheel.
 TORCH ?= torch
 # The oldest versions that pyproject.toml allows of what moves under this project, the newest ones, and what is run there.
-OLDEST := trl==1.13.0 transformers==5.19.0 peft==0.19.0 datasets==4.8.0
+# httpx is what that datasets asks the Hub with.
+OLDEST := trl==1.13.0 transformers==5.19.0 peft==0.19.0 datasets==4.8.0 'httpx<1' 'httpcore<2'
 NEWEST := trl transformers peft datasets
 PART ?= tests/ppo/test_trainer.py tests/ppo/test_update_options.py tests/modeling/test_loading.py tests/data \
 	tests/recipes/test_ppo.py tests/recipes/test_reward.py tests/recipes/test_sft.py tests/recipes/test_dpo.py \
