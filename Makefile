@@ -12,7 +12,7 @@ WORKERS ?= 2
 TORCH ?= torch
 # The oldest versions that pyproject.toml allows of what moves under this project, the newest ones, and what is run there.
 # httpx is what that datasets asks the Hub with.
-OLDEST := trl==1.13.0 transformers==5.19.0 peft==0.19.0 datasets==4.8.0 'httpx<1' 'httpcore<2'
+OLDEST := trl==1.13.0 transformers==5.23.0 peft==0.20.0 datasets==4.8.0 'httpx<1' 'httpcore<2'
 NEWEST := trl transformers peft datasets
 PART ?= tests/ppo/test_trainer.py tests/ppo/test_update_options.py tests/modeling/test_loading.py tests/data \
 	tests/recipes/test_ppo.py tests/recipes/test_reward.py tests/recipes/test_sft.py tests/recipes/test_dpo.py \
