@@ -227,7 +227,7 @@ def test_what_is_imported_already_has_no_stand_in():
 
 
 def processor_seconds(command):
-    """The median of five."""
+    """The median of three."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     taken = []
     for _ in range(3):
