@@ -8,7 +8,7 @@ EXTRAS ?= dev,rewards,math,serve,feedback,quantization,deepspeed
 # Test processes side by side; 0 runs the tests in one.
 WORKERS ?= 2
 
-# What pip is told to install as torch: on a machine without a GPU "--index-url URL torch", or the path of a wheel.
+# Where torch comes from: without a GPU an index of CPU builds (TORCH_INDEX=URL), or a wheel (TORCH=FILE).
 TORCH ?= torch
 # The oldest versions that pyproject.toml allows of what moves under this project, the newest ones, and what is run there.
 # httpx is what that datasets asks the Hub with.
@@ -54,7 +54,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+	$(if $(TORCH_INDEX),PIP_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
