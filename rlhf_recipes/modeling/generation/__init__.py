@@ -1,0 +1,43 @@
+"""Who produces completions, from which distribution, and where a completion ends."""
+
+from rlhf_recipes.modeling.generation.config import (
+    DECIDED,
+    WARPERS,
+    distortions,
+    sampling_config,
+    warn_of_distortions,
+)
+from rlhf_recipes.modeling.generation.draw import KeyedGumbel
+from rlhf_recipes.modeling.generation.ends import StopAtString, completion_mask
+from rlhf_recipes.modeling.generation.local import LocalGenerator, without_defaults
+from rlhf_recipes.modeling.generation.written import (
+    Generator,
+    Tokens,
+    Written,
+    pad_left,
+    pad_right,
+    stable_key,
+    token_lists,
+    write,
+)
+
+__all__ = [
+    "DECIDED",
+    "WARPERS",
+    "Generator",
+    "KeyedGumbel",
+    "LocalGenerator",
+    "StopAtString",
+    "Tokens",
+    "Written",
+    "completion_mask",
+    "distortions",
+    "pad_left",
+    "pad_right",
+    "sampling_config",
+    "stable_key",
+    "token_lists",
+    "warn_of_distortions",
+    "without_defaults",
+    "write",
+]
