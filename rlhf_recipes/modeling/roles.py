@@ -1,6 +1,7 @@
 """Which model plays which role in PPO: policy and critic in one module, and the reference beside them."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_recipes.modeling.critics import CRITIC_FOLDER, ValueHead, load_into, without_prefix
-from rlhf_recipes.modeling.logprobs import completion_logprobs, model_inputs
+from rlhf_recipes.modeling.generation import Written
+from rlhf_recipes.modeling.logprobs import Texts, completion_logprobs, texts_of
 from rlhf_recipes.modeling.saving import make_loadable, save_policy
+from rlhf_recipes.modeling.trunk.split import split_of, stack_of
+from rlhf_recipes.modeling.trunk.trunk import Trunk
 from rlhf_recipes.modeling.zero import copy_whole, gathered
 
 
@@ -30,6 +34,8 @@ class ActorCritic(nn.Module):
             none, and then all values are 0.
         ref_adapter (`str`, *optional*): The policy's adapter that is the reference.
         logits_chunk_size (`int`, *optional*): Tokens whose logits may exist at a time; `None` for all.
+        reuse_trunk (`bool`): Whether layers below all that is trained are run once for each token, for all roles and
+            epochs; [`~rlhf_recipes.modeling.trunk.check.check_trunk`] finds out whether they can be.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class ActorCritic(nn.Module):
         critic: nn.Module | None | bool = None,
         ref_adapter: str | None = None,
         logits_chunk_size: int | None = None,
+        reuse_trunk: bool = False,
     ) -> None:
         super().__init__()
         self.policy: Any = policy
@@ -61,6 +68,22 @@ class ActorCritic(nn.Module):
         # What `modeling/checks/shortcuts.py` and `modeling/checks/randomness.py` find in the first batch.
         self.put_aside: dict[str, set[str]] = {"policy": set(), "reference": set()}
         self.always_in_eval: list[nn.Module] = []
+        # What `modeling/trunk/check.py` finds: the frozen lower layers of each role, and whether what was kept while
+        # completions were written is as exact as reading them again.
+        self.trunks: dict[str, Trunk | None] = self._trunks() if reuse_trunk else {"policy": None, "reference": None}
+        self.as_written = False
+
+    def _trunks(self) -> dict[str, Trunk | None]:
+        split = split_of(self.policy)
+        if not split.depth:
+            return {"policy": None, "reference": None}
+        above = self.policy if self.ref_model is None else self.ref_model
+        layers = stack_of(above)
+        deep_enough = layers is not None and len(layers) == len(split.layers)
+        return {
+            "policy": Trunk(self.policy, split.layers, split.depth),
+            "reference": Trunk(above, layers, split.depth) if deep_enough else None,
+        }
 
     @property
     def ref_model(self) -> Any:
@@ -98,6 +121,7 @@ class ActorCritic(nn.Module):
         entropy_grad: bool = False,
         critic_alone: bool = False,
         demonstrations: tuple[Tensor, Tensor] | None = None,
+        states: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Log-probability, entropy and value for each token of the completions.
 
@@ -107,12 +131,12 @@ class ActorCritic(nn.Module):
             entropy_grad (`bool`): let gradients through the entropies.
             critic_alone (`bool`): let no gradient of the values into the policy.
             demonstrations (`tuple`, *optional*): token ids and mask of texts `(D, L)` to imitate, padded on the right.
+            states (`(B, P + T, H)`, *optional*): what the trunk says of prompts and completions.
 
         Returns:
-            `dict[str, Tensor]`: `logprobs`, `entropy`, `values`, each `(B, T)`, padding holds numbers of no meaning;
-            and `demonstration_logprobs` `(D, L - 1)`, of the tokens after the first, where demonstrations were given.
+            `dict[str, Tensor]`: `logprobs`, `entropy`, `values`, each `(B, T)`, 0 where there is no token; and `demonstration_logprobs` `(D, L - 1)`, of the tokens after the first, where demonstrations were given.
         """
-        logprobs, entropy, hidden = completion_logprobs(
+        said = completion_logprobs(
             self.policy,
             prompt_ids,
             prompt_mask,
@@ -120,37 +144,88 @@ class ActorCritic(nn.Module):
             mask,
             temperature,
             entropy_grad=entropy_grad,
+            below=self._below("policy", states),
             **self.shortcuts_of("policy"),
         )
-        out = {"logprobs": logprobs, "entropy": entropy}
-        if self.critic is None:
-            out["values"] = torch.zeros_like(logprobs)
-        elif self.critic.reads_policy:
-            out["values"] = self.critic(hidden.detach() if critic_alone else hidden)
-        else:
-            inputs = model_inputs(prompt_ids, prompt_mask, completion_ids, mask)
-            out["values"] = self.critic(**inputs)[:, prompt_ids.shape[1] - 1 : -1]
+        hidden = said.hidden.detach() if critic_alone else said.hidden
+        values = self._values(said.texts, hidden, states)
+        out = {"logprobs": said.logprobs, "entropy": said.entropy, "values": values}
         if demonstrations is not None:
             ids, texts_mask = demonstrations
             texts = (ids[:, :1], texts_mask[:, :1], ids[:, 1:], texts_mask[:, 1:])
-            said = completion_logprobs(self.policy, *texts, 1.0, **self.shortcuts_of("policy"))
-            out["demonstration_logprobs"] = said[0]
+            out["demonstration_logprobs"] = completion_logprobs(
+                self.policy, *texts, 1.0, **self.shortcuts_of("policy")
+            ).logprobs
         return out
+
+    def _values(self, texts: Texts, hidden: Tensor, states: Tensor | None) -> Tensor:
+        """Values `(B, T)`, from the hidden states `(N, H)` below the output layer or by the critic's own reading."""
+        if self.critic is None:
+            return hidden.new_zeros(texts.real.shape, dtype=torch.float32)
+        if self.critic.reads_policy:
+            return texts.spread(self.critic(hidden))
+        return texts.spread(texts.pick(self.critic(**texts.inputs)))
+
+    def _below(self, role: str, states: Tensor | None) -> Any:
+        trunk = self.trunks[role]
+        return None if states is None or trunk is None else trunk.below(states)
+
+    @torch.no_grad()
+    def read_trunk(self, tokens: Mapping[str, Tensor]) -> Tensor | None:
+        """What the policy's trunk says at each column of prompts and completions `(B, P + T, H)`; `None` without."""
+        trunk = self.trunks["policy"]
+        return None if trunk is None else trunk.read(tokens, trim="trimming" not in self.put_aside["policy"])
 
     def shortcuts_of(self, role: str) -> dict[str, Any]:
         """Options of [`completion_logprobs`] for `"policy"` or `"reference"`, without those that were put aside."""
         aside = self.put_aside[role]
-        return {"chunk": None if "chunks" in aside else self.logits_chunk_size, "keep": "kept logits" not in aside}
+        return {
+            "chunk": None if "chunks" in aside else self.logits_chunk_size,
+            "keep": "kept logits" not in aside,
+            "trim": "trimming" not in aside,
+        }
 
     @torch.no_grad()
     def reference_logprobs(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, mask: Tensor, temperature: float
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        mask: Tensor,
+        temperature: float,
+        states: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities under the reference, `(B, T)`."""
+        """Log-probabilities under the reference, `(B, T)`; `states` are those of the policy's trunk."""
         tokens = (prompt_ids, prompt_mask, completion_ids, mask, temperature)
         role = "policy" if self.ref_model is None else "reference"
+        options = self.shortcuts_of(role) | {"below": self._below("reference", states)}
         with self.as_reference() as model:
-            return completion_logprobs(model, *tokens, **self.shortcuts_of(role))[0]
+            return completion_logprobs(model, *tokens, **options).logprobs
+
+    @torch.no_grad()
+    def read(
+        self, written: Written, temperature: float, keep_states: bool = False
+    ) -> dict[str, Tensor]:
+        """What policy, critic and reference say of completions, read anew only where it was not kept while they were
+        written.
+
+        Returns:
+            `dict[str, Tensor]`: `logprobs`, `values`, `ref_logprobs` `(B, T)`; and with `keep_states` `trunk`
+            `(B, P + T, H)`, where there is a trunk.
+        """
+        tokens = {name: getattr(written, name) for name in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
+        states = written.trunk if self.as_written and self.trunks["policy"] is not None else None
+        if states is None:
+            states = self.read_trunk(tokens)
+        if self.as_written and written.head_inputs is not None:
+            texts = texts_of(**tokens, trim="trimming" not in self.put_aside["policy"])
+            values = self._values(texts, written.head_inputs[texts.real], states)
+            said = {"logprobs": written.logprobs * tokens["mask"], "values": values}
+        else:
+            said = self(**tokens, temperature=temperature, states=states)
+        reference = self.reference_logprobs(**tokens, temperature=temperature, states=states)
+        kept = {"trunk": states} if keep_states and states is not None else {}
+        return {"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference} | kept
 
     @contextlib.contextmanager
     def as_reference(self) -> Any:

@@ -1,8 +1,8 @@
 """Shortcuts that save memory and time, checked against the model itself.
 
 [`~rlhf_recipes.modeling.logprobs.completion_logprobs`] has two: it asks the model for no logits of the prompt ("kept
-logits"), and computes those of the completion for some tokens at a time ("chunks"). PPO has a third: columns that are
-padding in a whole micro-batch are cut away ("trimming"). They rest on how most architectures are built, and no list
+logits"), computes those of the completion for some tokens at a time ("chunks"), and lets it read no padding on the left
+("trimming"). They rest on how most architectures are built, and no list
 would tell which ones differ. So each is compared with the plain forward, on a few rows of the first batch, and put
 aside where it is not the model.
 """
@@ -26,7 +26,9 @@ COSTS = {
     "kept logits": "Logits of the prompts are computed too",
     "chunks": "All logits of a micro-batch exist at a time (logits_chunk_size has no effect)",
     "trimming": "Padding is computed too, and what it says of a text depends on the padding before it",
+    "trunk": "Its frozen layers are run for every role and epoch",
 }
+OF_ONE_READING = ("kept logits", "chunks", "trimming")
 
 
 def in_full_precision(model: nn.Module, device: torch.device) -> bool:
@@ -53,13 +55,13 @@ def few_rows(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def plain_logprobs(model: Any, tokens: Mapping[str, Tensor], temperature: float) -> Tensor:
     """Log-probabilities `(N,)` of the real tokens of completions, by the plain forward of the model."""
     inputs: dict[str, Any] = dict(tokens)
-    logprobs, _, _ = completion_logprobs(model, **inputs, temperature=temperature, keep=False)
-    return logprobs[tokens["mask"].bool()]
+    said = completion_logprobs(model, **inputs, temperature=temperature, keep=False, trim=False)
+    return said.logprobs[tokens["mask"].bool()]
 
 
 @torch.no_grad()
 def unfit_shortcuts(
-    model: Any, tokens: Mapping[str, Tensor], temperature: float, limit: float, names: Iterable[str] = tuple(COSTS)
+    model: Any, tokens: Mapping[str, Tensor], temperature: float, limit: float, names: Iterable[str] = OF_ONE_READING
 ) -> dict[str, str]:
     """The shortcuts that do not give the log-probabilities of the plain forward, each with what it gives.
 
@@ -69,15 +71,16 @@ def unfit_shortcuts(
     expected, real = plain_logprobs(model, tokens, temperature), tokens["mask"].bool()
     padded = {name: pad(tokens[name], (2, 0)) for name in ("prompt_ids", "prompt_mask")}
     ways: dict[str, Any] = {
-        "kept logits": dict(tokens),
-        "chunks": {**tokens, "chunk": max(1, real.numel() // 3)},
-        "trimming": {**tokens, **padded, "keep": False},
+        "kept logits": {**tokens, "trim": False},
+        "chunks": {**tokens, "chunk": max(1, real.numel() // 3), "trim": False},
+        "trimming": {**tokens, "keep": False},
     }
     unfit = {}
     for name in names:
         try:
-            logprobs, _, _ = completion_logprobs(model, temperature=temperature, **ways[name])
-            distance = float((logprobs[real] - expected).abs().mean())
+            logprobs = completion_logprobs(model, temperature=temperature, **ways[name]).logprobs
+            plain = plain_logprobs(model, {**tokens, **padded}, temperature) if name == "trimming" else expected
+            distance = float((logprobs[real] - plain).abs().mean())
             said = f"its log-probabilities are {distance:.2g} nats away from the model's on average"
         except torch.OutOfMemoryError:
             raise
