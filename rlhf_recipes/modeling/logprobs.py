@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -117,12 +116,17 @@ def completion_logprobs(
             logits, hidden = completion_logits(model, texts, keep)
             logprobs, entropy = token_logprobs(logits, texts.ids, temperature, entropy_grad)
         else:
-            inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+            inner = base_of(model)
             states = inner.base_model(**texts.inputs, use_cache=False)
             rows = texts.pick(states.last_hidden_state)
             of_head = _OutputLayer(inner, states, temperature, entropy_grad)
             logprobs, entropy, hidden = of_head.said_of(rows, texts.ids, chunk)
     return Said(texts.spread(logprobs), texts.spread(entropy), hidden, texts)
+
+
+def base_of(model: Any) -> Any:
+    """The model without its adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class _OutputLayer:

@@ -70,20 +70,25 @@ class ActorCritic(nn.Module):
         self.always_in_eval: list[nn.Module] = []
         # What `modeling/trunk/check.py` finds: the frozen lower layers of each role, and whether what was kept while
         # completions were written is as exact as reading them again.
-        self.trunks: dict[str, Trunk | None] = self._trunks() if reuse_trunk else {"policy": None, "reference": None}
+        self.reuse_trunk, self.trunk_depth = reuse_trunk, 0
+        self.trunks: dict[str, Trunk | None] = {"policy": None, "reference": None}
         self.as_written = False
+        self.divide_again()
 
-    def _trunks(self) -> dict[str, Trunk | None]:
+    def divide_again(self) -> bool:
+        """Look for the layers below all that is trained; whether they are others than before."""
         split = split_of(self.policy)
-        if not split.depth:
-            return {"policy": None, "reference": None}
-        above = self.policy if self.ref_model is None else self.ref_model
-        layers = stack_of(above)
-        deep_enough = layers is not None and len(layers) == len(split.layers)
-        return {
-            "policy": Trunk(self.policy, split.layers, split.depth),
-            "reference": Trunk(above, layers, split.depth) if deep_enough else None,
-        }
+        if not self.reuse_trunk or split.depth == self.trunk_depth:
+            return False
+        self.trunk_depth = split.depth
+        self.trunks = {"policy": None, "reference": None}
+        if split.depth:
+            self.trunks["policy"] = Trunk(self.policy, split.layers, split.depth)
+            beside = self.policy if self.ref_model is None else self.ref_model
+            layers = stack_of(beside)
+            if layers is not None and len(layers) == len(split.layers):
+                self.trunks["reference"] = Trunk(beside, layers, split.depth)
+        return True
 
     @property
     def ref_model(self) -> Any:
@@ -203,9 +208,7 @@ class ActorCritic(nn.Module):
             return completion_logprobs(model, *tokens, **options).logprobs
 
     @torch.no_grad()
-    def read(
-        self, written: Written, temperature: float, keep_states: bool = False
-    ) -> dict[str, Tensor]:
+    def read(self, written: Written, temperature: float, keep_states: bool = False) -> dict[str, Tensor]:
         """What policy, critic and reference say of completions, read anew only where it was not kept while they were
         written.
 
@@ -214,9 +217,8 @@ class ActorCritic(nn.Module):
             `(B, P + T, H)`, where there is a trunk.
         """
         tokens = {name: getattr(written, name) for name in ("prompt_ids", "prompt_mask", "completion_ids", "mask")}
-        states = written.trunk if self.as_written and self.trunks["policy"] is not None else None
-        if states is None:
-            states = self.read_trunk(tokens)
+        kept = self.as_written and self.trunks["policy"] is not None
+        states = written.trunk if kept and written.trunk is not None else self.read_trunk(tokens)
         if self.as_written and written.head_inputs is not None:
             texts = texts_of(**tokens, trim="trimming" not in self.put_aside["policy"])
             values = self._values(texts, written.head_inputs[texts.real], states)
@@ -224,8 +226,8 @@ class ActorCritic(nn.Module):
         else:
             said = self(**tokens, temperature=temperature, states=states)
         reference = self.reference_logprobs(**tokens, temperature=temperature, states=states)
-        kept = {"trunk": states} if keep_states and states is not None else {}
-        return {"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference} | kept
+        trunk = {"trunk": states} if keep_states and states is not None else {}
+        return {"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference} | trunk
 
     @contextlib.contextmanager
     def as_reference(self) -> Any:

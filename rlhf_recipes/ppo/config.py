@@ -97,7 +97,12 @@ class PPOConfig(TrainingArguments):
     rollout_forward_batch_size: int = _option(
         64, "Episodes sampled and scored at a time on each device; bounds memory."
     )
-    logits_chunk_size: int = _option(2048, "Tokens whose logits exist at a time; bounds memory.")
+    logits_chunk_size: int = _option(512, "Tokens whose logits exist at a time; bounds memory.")
+    max_tokens_per_batch: int | None = _option(
+        None, "Tokens of a forward and backward pass at most: a micro-batch with more goes in parts. Default: any."
+    )
+    reuse_trunk: bool = _option(True, "Run the layers below all that is trained once for each token.")
+    trunk_memory_gb: float = _option(2.0, "Keep what they say for the update where it takes no more than this.")
     # Prompts and sampling.
     max_prompt_length: int = _option(512, "Longer prompts are cut on the left, or dropped.")
     overlong_prompts: str = _option("cut", "What happens to prompts that are too long.", choices=["cut", "drop"])
@@ -119,6 +124,12 @@ class PPOConfig(TrainingArguments):
     stop_strings: list[str] | None = _option(None, "Texts that end a completion, and stay in it.")
     generation_kwargs: dict | None = _option(None, "Any other option of transformers' GenerationConfig, as a mapping.")
     model_init_kwargs: dict | None = _option(None, "For from_pretrained, where the model is given by its name.")
+    rollout_dtype: str | None = _option(
+        None, "Sample in bfloat16 or float16. Default: as the policy computes.", choices=["bfloat16", "float16"]
+    )
+    importance_cap: float = _option(
+        2.0, "Most that a token counts where another precision or engine has drawn it than the policy."
+    )
     # Scores and KL.
     missing_eos_penalty: float | None = _option(
         None, "Subtracted from the score of a completion that did not end by itself."
@@ -226,11 +237,13 @@ class PPOConfig(TrainingArguments):
         counts = (
             "per_device_train_batch_size gradient_accumulation_steps num_ppo_epochs num_mini_batches num_generations "
             "rollout_forward_batch_size logits_chunk_size max_prompt_length max_completion_length kl_horizon "
-            "total_episodes per_device_eval_batch_size"
+            "total_episodes per_device_eval_batch_size max_tokens_per_batch importance_cap"
         )
         check(counts, lambda x: x >= 1, "1 or more")
         check("gamma lam lam_value", lambda x: 0 <= x <= 1, "a number from 0 to 1")
-        check("kl_coef vf_coef entropy_coef imitation_coef critic_warmup", lambda x: x >= 0, "0 or more")
+        check(
+            "kl_coef vf_coef entropy_coef imitation_coef critic_warmup trunk_memory_gb", lambda x: x >= 0, "0 or more"
+        )
         check("top_k min_new_tokens num_sample_generations num_completions_to_print", lambda x: x >= 0, "0 or more")
         above_zero = (
             "temperature cliprange cliprange_high cliprange_value kl_target target_kl score_clip lam_length_alpha "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.metrics import critic_figures, rollout_figures
+from rlhf_recipes.ppo.metrics import critic_figures, rollout_figures, sampling_figures
 from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.ppo.running import KLController, NegativeKL, RewardMoments, RunningMoments
 
@@ -76,6 +76,10 @@ class Credit:
             figures |= critic_figures(rollout, returns)
         if args.whiten_advantages:
             advantages = F.masked_whiten(advantages, loss_mask)
+        if rollout.sampled_logprobs is not None:
+            weights = F.truncated_weights(rollout.logprobs, rollout.sampled_logprobs, args.importance_cap)
+            figures |= sampling_figures(rollout, weights, args.importance_cap)
+            rollout = replace(rollout, weights=weights)
         if learn:
             self.kl_coef = kl_coef
             self.negative_kl.look(rollout.logprobs - rollout.ref_logprobs, mask)

@@ -9,6 +9,7 @@ from torch import Tensor
 from rlhf_recipes.modeling.checks.randomness import switch_off_randomness
 from rlhf_recipes.modeling.checks.shortcuts import check_shortcuts, few_rows, in_full_precision
 from rlhf_recipes.modeling.generation import Written
+from rlhf_recipes.modeling.trunk.check import check_trunk, check_written
 from rlhf_recipes.ppo.rollout import TOKENS, Rollout
 
 logger = logging.getLogger(__name__)
@@ -34,23 +35,29 @@ class FirstUpdate:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.causes: list[str] | None = None  # until the first batch is there
+        self.seen_written = False
         self.told = False
         self.waits_for = 0
         self.sums = torch.zeros(2)
 
     def prepare(self, roles: Any, written: Written | Rollout) -> None:
-        """With the first batch: put aside the shortcuts that are not the model, and switch off what draws at random.
+        """Put aside the shortcuts that are not the model, and switch off what draws at random: by the first batch.
 
         Every process must call it, with all models in evaluation mode.
         """
-        if self.causes is not None:
-            return
         tokens = few_rows({name: getattr(written, name) for name in TOKENS})
         temperature = self.trainer.settings.temperature
-        check_shortcuts(roles, tokens, temperature)
-        self.causes = switch_off_randomness(roles, tokens, temperature)
-        if "trimming" in roles.put_aside["policy"]:
-            self.causes.append("what the policy says of a text depends on the padding before it")
+        if self.causes is None:
+            check_shortcuts(roles, tokens, temperature)
+            self.causes = switch_off_randomness(roles, tokens, temperature)
+            if "trimming" in roles.put_aside["policy"]:
+                self.causes.append("what the policy says of a text depends on the padding before it")
+            check_trunk(roles, tokens, temperature)
+        elif roles.divide_again():  # layers were frozen or freed since
+            check_trunk(roles, tokens, temperature)
+        if isinstance(written, Written) and not self.seen_written:
+            check_written(roles, written, temperature)
+            self.seen_written = True
 
     def begin(self, micro_batches: int) -> None:
         """A rollout is there; its first optimizer step has so many micro-batches."""

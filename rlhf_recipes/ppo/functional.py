@@ -5,6 +5,8 @@ One polarity throughout: `mask` is 1 where a token counts and 0 on padding, and 
 of a completion is paid with its last token.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -220,6 +222,16 @@ def policy_loss(
         bounded = (advantages < 0) & (loss > bound)
         loss, decided = torch.where(bounded, bound, loss), decided | bounded
     return loss, ratio.detach(), decided.float()
+
+
+def truncated_weights(logprobs: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
+    """Weights `min(pi(a) / q(a), cap)` of tokens that q drew in place of the policy pi (truncated importance sampling).
+
+    Args:
+        logprobs, sampled_logprobs (`(B, T)`): log pi and log q of each token.
+        cap (`float`): the largest weight (Ionides 2008: it bounds the variance, at the price of a bias).
+    """
+    return torch.exp((logprobs - sampled_logprobs).clamp(max=math.log(cap)))
 
 
 def value_loss(

@@ -47,6 +47,9 @@ GLOSSARY: dict[str, str] = {
     "rollout/repetition": "Share of token pairs that were there before in the same completion; mean over episodes.",
     "rollout/length_slope": "Score for one more token: least-squares slope over the episodes of a rollout.",
     "rollout/length_correlation": "Correlation of score and completion length over the episodes of a rollout.",
+    "rollout/importance": "pi / q of the tokens that q drew in place of the policy pi, truncated; mean over tokens.",
+    "rollout/importance_capped": "Share of tokens where importance_cap decided that weight.",
+    "rollout/sampling_kl": "log q - log pi of these tokens: KL(q || pi) for each token, in nats; mean over tokens.",
     "rollout/distinct_1": "Different words divided by all words, over all completions. Only while evaluating.",
     "rollout/distinct_2": "Different word pairs divided by all of them, over all completions. Only while evaluating.",
     "loss": "What is minimized: policy, value, KL, entropy and imitation terms; mean over optimizer steps.",
@@ -221,6 +224,15 @@ def critic_figures(rollout: Any, returns: Tensor) -> dict[str, float]:
     return {
         "value/explained_variance": float(F.explained_variance(rollout.values, returns, rollout.mask)),
         "value/mean": float(F.masked_mean(rollout.values, rollout.mask)),
+    }
+
+
+def sampling_figures(rollout: Any, weights: Tensor, cap: float) -> dict[str, float]:
+    """How far the policy is from who drew the tokens of a rollout, in another precision or another engine."""
+    return {
+        "rollout/importance": float(F.masked_mean(weights, rollout.mask)),
+        "rollout/importance_capped": float(F.masked_mean((weights >= cap).float(), rollout.mask)),
+        "rollout/sampling_kl": float(F.masked_mean(rollout.sampled_logprobs - rollout.logprobs, rollout.mask)),
     }
 
 

@@ -38,6 +38,9 @@ class Rollout:
     token_rewards: Tensor | None = None  # (B, T)  what is paid with each token
     potentials: Tensor | None = None  # (B, T)  Phi(s_t), for shaping
     reward_parts: Tensor | None = None  # (B, K)  each reward before its weight, NaN where it does not apply
+    sampled_logprobs: Tensor | None = None  # (B, T)  of who drew the tokens, where that was not quite the policy
+    weights: Tensor | None = None  # (B, T)  pi_old / who drew it, truncated
+    trunk: Tensor | None = None  # (B, P + T, H)  what the frozen lower layers said
     loss_mask: Tensor | None = None  # (B, T)  mask without the completions that the losses leave out
     advantages: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
@@ -57,30 +60,44 @@ class Rollout:
         return replace(self, **{name: function(name, tensor) for name, tensor in self.tensors().items()})
 
 
-def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A mini-batch without the columns that are padding in all of its rows: they would only be computed."""
-    prompt = int(batch["prompt_mask"].sum(dim=1).max())
-    completion = int(batch["mask"].sum(dim=1).max())
-
-    def cut(name: str, tensor: Tensor) -> Tensor:
-        if tensor.dim() < 2:
-            return tensor
-        return tensor[:, tensor.shape[1] - prompt :] if name.startswith("prompt_") else tensor[:, :completion]
-
-    return {name: cut(name, tensor) for name, tensor in batch.items()}
+def like_lengths(rollout: Rollout, rows: Tensor) -> Tensor:
+    """The same rows, the shortest texts first, so that those of like length share a micro-batch."""
+    lengths = rollout.prompt_mask[rows].sum(dim=1) + rollout.mask[rows].sum(dim=1)
+    return rows[lengths.argsort(stable=True)]
 
 
-def read(actor_critic: ActorCritic, written: Written, temperature: float, chunk: int = 64) -> Rollout:
-    """What policy, reference and critic say of completions. Logits exist for no more than `chunk` rows at a time."""
-    parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(written.mask), chunk):
-        tokens = {name: getattr(written, name)[start : start + chunk] for name in TOKENS}
-        with torch.no_grad():
-            said = actor_critic(**tokens, temperature=temperature)
-        reference = actor_critic.reference_logprobs(**tokens, temperature=temperature)
-        parts.append({"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference})
-    said_of_all = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Rollout(**{field.name: getattr(written, field.name) for field in fields(Written)}, **said_of_all)
+def split_by_tokens(batch: dict[str, Tensor], max_tokens: int | None) -> list[dict[str, Tensor]]:
+    """A micro-batch in parts of at most so many tokens, padding included, and of one row at least."""
+    if max_tokens is None or "mask" not in batch:
+        return [batch]
+    lengths = (batch["prompt_mask"].sum(dim=1) + batch["mask"].sum(dim=1)).tolist()
+    starts, longest = [0], 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > starts[-1] and longest * (row + 1 - starts[-1]) > max_tokens:
+            starts.append(row)
+            longest = length
+    of_episodes = {name: tensor for name, tensor in batch.items() if not name.startswith("demo_")}
+    ends = zip(starts, [*starts[1:], len(lengths)], strict=True)
+    parts = [{name: tensor[start:end] for name, tensor in of_episodes.items()} for start, end in ends]
+    parts[0] |= {name: tensor for name, tensor in batch.items() if name.startswith("demo_")}
+    return parts
+
+
+def read(
+    actor_critic: ActorCritic, written: Written, temperature: float, chunk: int = 64, keep_states: bool = False
+) -> Rollout:
+    """What policy, reference and critic say of completions, `chunk` rows at a time.
+
+    Args:
+        keep_states (`bool`): Keep what the frozen lower layers say, for the update.
+    """
+    parts = [actor_critic.read(written[start : start + chunk], temperature, keep_states)
+             for start in range(0, len(written.mask), chunk)]  # fmt: skip
+    said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    sampled = None if actor_critic.as_written else written.logprobs
+    tokens = {name: getattr(written, name) for name in (*TOKENS, "finished")}
+    return Rollout(**tokens, **said, sampled_logprobs=sampled)
 
 
 def gathered(rollout: Rollout, pad_token_id: int, world: int) -> Rollout:
@@ -94,6 +111,8 @@ def gathered(rollout: Rollout, pad_token_id: int, world: int) -> Rollout:
         if name in ("prompt_ids", "prompt_mask"):
             fill = pad_token_id if name == "prompt_ids" else 0
             tensor = torch.nn.functional.pad(tensor, (missing, 0), value=fill)
+        elif name == "trunk":
+            tensor = torch.nn.functional.pad(tensor, (0, 0, missing, 0))
         return gather(tensor.contiguous())
 
     return rollout.map(joined)

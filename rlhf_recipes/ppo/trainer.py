@@ -42,7 +42,7 @@ from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit
 from rlhf_recipes.ppo.first_update import FirstUpdate
 from rlhf_recipes.ppo.metrics import Meter, figures_of_rewards, log_figures
-from rlhf_recipes.ppo.rollout import Rollout, gathered, permutation, read, trimmed
+from rlhf_recipes.ppo.rollout import Rollout, gathered, like_lengths, permutation, read, split_by_tokens
 from rlhf_recipes.ppo.run import checkpoint, held_out, saving
 from rlhf_recipes.ppo.run.callbacks import AfterEachStep, SaveOnInterrupt
 from rlhf_recipes.ppo.run.demonstrations import demonstrations_of_step, imitation_loss
@@ -228,11 +228,13 @@ class PPOTrainer(CheckpointOfRoles):
         prompts = [self.prompts[split].ids[row] for row in rows]
         chunk = chunk or self.settings.rollout_forward_batch_size
         with policy_for_sampling(self) as roles, self.accelerator.autocast():
-            generator = self.generator or LocalGenerator(roles.policy, self.processing_class)
+            trunk = roles.trunks["policy"] if split == "train" and self.keeps_trunk else None
+            watch = None if trunk is None else trunk.last
+            generator = self.generator or LocalGenerator(roles.policy, self.processing_class, watch=watch)
             written = write(generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class)
             when_written(written)
             self.first_update.prepare(roles, written)
-            rollout = read(roles, written, self.sampling.temperature, chunk)
+            rollout = read(roles, written, self.sampling.temperature, chunk, keep_states=trunk is not None)
         self.model.train(was_training)
         return rollout
 
@@ -251,7 +253,6 @@ class PPOTrainer(CheckpointOfRoles):
         if update == 0:
             self.rollout, self.stopped = self.collect(iteration), False
             self.update_start = time.perf_counter()
-            self.first_update.begin(num_batches)
         assert self.rollout is not None, "a rollout, collected or restored"
         if self.first_update.causes is None:  # going on in the middle of a rollout
             self.model.eval()
@@ -266,14 +267,24 @@ class PPOTrainer(CheckpointOfRoles):
         device = self.rollout.mask.device
         assert self.rollout.loss_mask is not None
         tokens = int(self.rollout.loss_mask[rows.to(device)].sum())
-        mine = rows[self.args.process_index :: sizes.world]
-        batches = [self.rollout[part] for part in mine.to(device).split(sizes.micro)]
-        if "trimming" not in self.roles.put_aside["policy"]:
-            batches = [trimmed(batch) for batch in batches]
+        mine = like_lengths(self.rollout, rows[self.args.process_index :: sizes.world].to(device))
+        batches = [self.rollout[part] for part in mine.split(sizes.micro)]
+        if update == 0:
+            limit = self.settings.max_tokens_per_batch
+            self.first_update.begin(sum(len(split_by_tokens(batch, limit)) for batch in batches))
         self.tokens_of_step = tokens
         if self.settings.imitation_coef:
             self.tokens_of_step += demonstrations_of_step(self, batches)
         return batches, max(tokens, 1)
+
+    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, forward and backward, in parts of at most `max_tokens_per_batch` tokens."""
+        *parts, last = split_by_tokens(inputs, self.settings.max_tokens_per_batch)
+        loss: Any = 0.0
+        for part in parts:
+            with self.accelerator.no_sync(model):  # processes may have more or fewer parts
+                loss = loss + super().training_step(model, part, num_items_in_batch)
+        return loss + super().training_step(model, last, num_items_in_batch)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -294,6 +305,7 @@ class PPOTrainer(CheckpointOfRoles):
             entropy_grad=args.entropy_coef > 0,
             critic_alone=critic_alone,
             demonstrations=demonstrations,
+            states=inputs.get("trunk"),
         )
         # Padding gets ratio 1 and error 0, so that what the models say of it can neither overflow nor count.
         real = mask.bool()
@@ -301,6 +313,7 @@ class PPOTrainer(CheckpointOfRoles):
         policy, ratio, clipped = F.policy_loss(
             logprobs, inputs["logprobs"], inputs["advantages"], args.cliprange, args.cliprange_high, args.dual_clip
         )
+        policy = policy * inputs.get("weights", 1.0)
         values = torch.where(real, out["values"], inputs["values"])
         value, value_clipped = F.value_loss(values, inputs["values"], inputs["returns"], args.cliprange_value)
         terms = {"loss/policy_avg": policy}

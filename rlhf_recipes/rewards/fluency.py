@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS
-from rlhf_recipes.modeling.checks.shortcuts import ROWS, base_of, limit_of, put_aside
+from rlhf_recipes.modeling.checks.shortcuts import ROWS, limit_of, put_aside
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
-from rlhf_recipes.modeling.logprobs import read_by_head
+from rlhf_recipes.modeling.logprobs import base_of, read_by_head
 from rlhf_recipes.modeling.reading import check_finite, first_special, forward, joined, length_batches, pad_id_of
 from rlhf_recipes.rewards.base import Series
 from rlhf_recipes.rewards.contract.checks import check_choice, check_setting

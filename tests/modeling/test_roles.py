@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from rlhf_recipes.modeling.logprobs import completion_logits
+from rlhf_recipes.modeling.logprobs import completion_logits, texts_of
 from rlhf_recipes.modeling.roles import ActorCritic, has_fresh_adapters
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
@@ -167,8 +167,9 @@ def test_the_critic_s_gradient_reaches_the_policy_s_trunk_and_its_own_layer(base
 
 
 def test_reading_leaves_no_hook_behind(base):
-    with pytest.raises(RuntimeError):
-        completion_logits(base, **{**BATCH, "prompt_ids": torch.tensor([[99999, 1, 1], [1, 1, 1]]), "mask": REAL[:1]})
+    beyond = BATCH | {"prompt_ids": torch.full_like(BATCH["prompt_ids"], 99999)}
+    with pytest.raises(IndexError):
+        completion_logits(base, texts_of(**beyond))
     assert not base.get_output_embeddings()._forward_pre_hooks
 
 

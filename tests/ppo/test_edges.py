@@ -9,7 +9,6 @@ from transformers import GenerationConfig
 
 from rlhf_recipes.modeling.roles import ActorCritic, has_fresh_adapters
 from rlhf_recipes.ppo import PPOConfig
-from rlhf_recipes.ppo.rollout import trimmed
 from rlhf_recipes.ppo.run.remote import HTTPGenerator
 from tests.ppo.helpers import DATA, TOKENIZER, logged, lora_policy, tiny_policy, trainer
 from tests.tiny import tiny_classifier, tiny_tokenizer
@@ -163,21 +162,6 @@ def test_each_set_of_prompts_has_its_figures_and_its_completions(tmp_path, capsy
 
 
 # --- Tensors ------------------------------------------------------------------------------------
-
-
-def test_trimming_takes_away_padding_of_all_rows_and_nothing_else():
-    batch = {
-        "prompt_ids": torch.tensor([[0, 0, 5], [0, 6, 7]]),
-        "prompt_mask": torch.tensor([[0, 0, 1], [0, 1, 1]]),
-        "completion_ids": torch.tensor([[8, 2, 0, 0], [9, 8, 2, 0]]),
-        "mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]),
-        "scores": torch.tensor([1.0, 2.0]),
-    }
-    small = trimmed(batch)
-    assert small["prompt_ids"].tolist() == [[0, 5], [6, 7]]
-    assert small["completion_ids"].tolist() == [[8, 2, 0], [9, 8, 2]]
-    assert small["mask"].shape == (2, 3)
-    assert small["scores"].tolist() == [1.0, 2.0]
 
 
 def test_the_variance_of_the_ratio_is_not_negative(tmp_path):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_recipes.modeling.checks.shortcuts import base_of, in_full_precision, of_all_processes, plain_logprobs
+from rlhf_recipes.modeling.checks.shortcuts import in_full_precision, of_all_processes, plain_logprobs
+from rlhf_recipes.modeling.logprobs import base_of
 from rlhf_recipes.modeling.roles import ActorCritic
 
 logger = logging.getLogger(__name__)

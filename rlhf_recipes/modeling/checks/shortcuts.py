@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rlhf_recipes.modeling.logprobs import completion_logprobs
+from rlhf_recipes.modeling.logprobs import base_of, completion_logprobs
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.texts import sentence
 
@@ -132,11 +132,6 @@ def put_aside(name: str, models: str, reason: str) -> None:
 def limit_of(model: nn.Module, device: torch.device) -> float:
     """Up to which mean absolute difference, in nats, two log-probabilities of a model are the same."""
     return 1e-5 if in_full_precision(model, device) else 0.02
-
-
-def base_of(model: Any) -> Any:
-    """The model without its adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def of_all_processes(found: Iterable[str]) -> list[str]:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_recipes.modeling.checks.shortcuts import base_of, limit_of, of_all_processes, put_aside
+from rlhf_recipes.modeling.checks.shortcuts import limit_of, of_all_processes, put_aside
 from rlhf_recipes.modeling.generation import Written
+from rlhf_recipes.modeling.logprobs import base_of
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.trunk.trunk import Trunk
 
@@ -98,5 +99,6 @@ def check_written(roles: ActorCritic, written: Written, temperature: float) -> N
     distance = float((written.logprobs[rows][real] - read).abs().mean())
     exact = distance <= 1e-5  # of which the mean |log ratio| of the first update would be made
     roles.as_written = not of_all_processes([] if exact else ["inexact"])
-    logger.info("Completions as they were written: log-probabilities within %.1g nats of reading them again.", distance)
-
+    logger.info(
+        "Completions as they were written: log-probabilities within %.1g nats of reading them again.", distance
+    )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhf_recipes.modeling.checks.shortcuts import base_of
+from rlhf_recipes.modeling.logprobs import base_of
 from rlhf_recipes.modeling.zero import is_divided
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_recipes.modeling.checks.shortcuts import base_of
-from rlhf_recipes.modeling.logprobs import Texts, forward_replaced, texts_of
+from rlhf_recipes.modeling.logprobs import Texts, base_of, forward_replaced, texts_of
 
 
 class Trunk:

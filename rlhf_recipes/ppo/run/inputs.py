@@ -172,6 +172,7 @@ def resolve_roles(
         critic=critic or False,
         ref_adapter=args.ref_adapter_name,
         logits_chunk_size=args.logits_chunk_size,
+        reuse_trunk=args.reuse_trunk,
     )
 
 

@@ -42,9 +42,28 @@ def place_models(trainer: Any, reward_model: Any) -> None:
         roles.ref_model.to(trainer.args.device)
     if trainer.is_world_process_zero():
         logger.info("%s", _memory(trainer))
+    trainer.keeps_trunk = trunk_fits(trainer)
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(RolloutProgress(trainer.sizes))
+
+
+def trunk_fits(trainer: Any) -> bool:
+    """Whether what the frozen layers say of a rollout of all processes may be kept for its update."""
+    trunk = trainer.roles.trunks["policy"]
+    if trunk is None:
+        return False
+    settings, sizes, config = trainer.settings, trainer.sizes, trainer.roles.config.get_text_config()
+    width = max(len(ids) for ids in trainer.prompts["train"].ids) + settings.max_completion_length
+    taken = sizes.rollout * width * config.hidden_size * trainer.roles.policy.dtype.itemsize / 1e9
+    fits = taken <= settings.trunk_memory_gb
+    if trainer.is_world_process_zero():
+        depth, layers = len(trunk.layers), config.num_hidden_layers
+        logger.info("Layers 1 to %d of %d are frozen and run once for each token; %s", depth, layers,
+                    f"what they say of a rollout is kept in {taken:.2g} GB." if fits else
+                    f"what they say of a rollout would take {taken:.2g} GB, more than trunk_memory_gb "
+                    f"{settings.trunk_memory_gb:g}, and is computed again in the update.")  # fmt: skip
+    return fits
 
 
 def _check_launch(trainer: Any) -> None:
@@ -60,6 +79,11 @@ def _check_launch(trainer: Any) -> None:
         raise ValueError("PPO does not know FSDP. Divide a large model with accelerate_configs/zero3.yaml.")
     if is_divided(trainer.roles) and hasattr(trainer.generator, "sync"):
         raise ValueError("A generator that is given the weights does not work with ZeRO-3. Take zero2.yaml.")
+    if trainer.is_deepspeed_enabled and trainer.settings.max_tokens_per_batch is not None:
+        raise ValueError(
+            "max_tokens_per_batch goes over a micro-batch in parts, of which DeepSpeed would count each as one. Leave "
+            "it out, and lower per_device_train_batch_size."
+        )
     for name in ("target_kl", "critic_warmup"):
         if trainer.is_deepspeed_enabled and getattr(trainer.settings, name):
             raise ValueError(

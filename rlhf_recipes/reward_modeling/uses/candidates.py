@@ -109,7 +109,9 @@ def generate_candidates(
 def _logprobs(policy: Any, written: "Written", temperature: float, keep: bool) -> list[float]:
     from rlhf_recipes.modeling.logprobs import completion_logprobs
 
-    per_token = completion_logprobs(policy, **_tokens(written), temperature=temperature, keep=keep, trim=False).logprobs
+    per_token = completion_logprobs(
+        policy, **_tokens(written), temperature=temperature, keep=keep, trim=False
+    ).logprobs
     return per_token.masked_fill(written.mask == 0, 0.0).double().sum(dim=1).tolist()
 
 

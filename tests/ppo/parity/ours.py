@@ -78,9 +78,9 @@ def run(folder: Path, case: cases.Case, trl: dict[str, Any]) -> dict[str, Any]:
     parts = cases.load(folder, case)
     completions = cases.completions(case, parts["processing_class"].eos_token_id)
     args = PPOConfig(output_dir=str(folder / "ours"), **case.config() | case.ours)
-    # Untrimmed, as TRL's: so the tensors have its shapes, and rounding is not what the comparison is about.
-    untrimmed = mock.patch.object(trainer_module, "trimmed", lambda batch: batch)
-    with untrimmed, mock.patch.object(trainer_module, "permutation", orders_of(trl, case)):
+    # Side by side as in TRL: rows in the order of the mini-batch, so that micro-batches are the same.
+    in_order = mock.patch.object(trainer_module, "like_lengths", lambda rollout, rows: rows)
+    with in_order, mock.patch.object(trainer_module, "permutation", orders_of(trl, case)):
         trainer = Watched(args, **parts, generator=Recorded(completions))
         before = {name: tensor.clone() for name, tensor in trainer.roles.policy.state_dict().items()}
         trainer.train()
