@@ -14,6 +14,9 @@ from transformers.utils import ModelOutput
 
 from rlhf_recipes.modeling.zero import is_divided
 
+# Where the output layer is trained, so many logits are kept for the backward pass rather than computed again (256 MB).
+KEPT_LOGITS = 2**26
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -154,7 +157,7 @@ class _OutputLayer:
             said = [self(*part) for part in zip(rows.split(chunk), ids.split(chunk), strict=True)]
         elif not self.entropy_grad and not self._learns() and not is_divided(self.model):
             said = [_Streamed.apply(rows, ids, self, chunk)]
-        elif len(ids) <= chunk:
+        elif len(ids) <= max(chunk, KEPT_LOGITS // self.model.get_output_embeddings().weight.shape[0]):
             said = [self(rows, ids)]
         else:  # kept for the backward pass, the logits of all chunks would be there at once: they are computed again
             said = [

@@ -21,10 +21,7 @@ class LocalGenerator:
     The tokenizer is needed where the sampling stops at strings; `kwargs` are for `generate`, such as `synced_gpus`.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, watch=None, **kwargs: Any
-    ) -> None:
-        self.watch = watch
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.kwargs = kwargs
@@ -52,41 +49,6 @@ class LocalGenerator:
         if config.stop_strings:
             assert self.tokenizer is not None, "stop strings without a tokenizer"
             stopping.append(StopAtString(listed(config.stop_strings), self.tokenizer, prompt_ids.shape[1]))
-        states, heads, lps = [], [], []
-        tau = float(config.temperature)
-        hooks = []
-        if self.watch is not None:
-            hooks.append(
-                self.watch.register_forward_hook(lambda m, a, o: states.append(o[0] if isinstance(o, tuple) else o))
-            )
-
-        def hd(m, a):
-            heads.append(a[0][:, -1])
-
-        hooks.append(self.model.get_output_embeddings().register_forward_pre_hook(hd))
-        own = processors[-1]
-        norm = []
-
-        class Rec:
-            def __call__(self, ids, scores):
-                norm.append((scores.float(), scores.float().logsumexp(-1)))
-                return own(ids, scores)
-
-        class Rec2:
-            def __call__(self, ids, scores):
-                sc, ln = norm.pop()
-                out = own(ids, scores)
-                a = out.argmax(-1)
-                lps.append(sc.gather(-1, a[:, None])[:, 0] - ln)
-                return out
-
-        class Pre:
-            def __call__(self, ids, scores):
-                norm.append((scores.float(), scores.float().logsumexp(-1)))
-                return scores
-
-        processors[-1] = Rec2()
-        processors.insert(1, Pre())
         with without_defaults(self.model):
             output = self.model.generate(
                 input_ids=prompt_ids.masked_fill(mask == 0, pad),
@@ -96,17 +58,7 @@ class LocalGenerator:
                 stopping_criteria=stopping,
                 **self.kwargs,
             )
-        for h in hooks:
-            h.remove()
-        ids = output[:, prompt_ids.shape[1] :]
-        T = ids.shape[1]
-        tr = None
-        if states:
-            tr = torch.cat(states, 1)
-            tr = torch.nn.functional.pad(tr, (0, 0, 0, 1))
-        from rlhf_recipes.modeling.generation.written import Generated
-
-        return Generated(ids, torch.stack(lps, 1), tr, torch.stack(heads, 1))
+        return output[:, prompt_ids.shape[1] :]
 
 
 @contextlib.contextmanager

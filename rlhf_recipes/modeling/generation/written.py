@@ -29,14 +29,6 @@ def stable_key(*parts: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Generated:
-    completion_ids: Tensor
-    logprobs: Tensor | None = None
-    trunk: Tensor | None = None
-    head_inputs: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Written:
     """Completions as they are written, before any model has read them."""
 
@@ -45,13 +37,6 @@ class Written:
     completion_ids: Tensor  # (B, T)  padded on the right, end-of-sequence token kept
     mask: Tensor  # (B, T)
     finished: Tensor  # (B,)
-    logprobs: Tensor | None = None  # (B, T)
-    trunk: Tensor | None = None  # (B, P + T, H)
-    head_inputs: Tensor | None = None  # (B, T, H)
-
-    def __getitem__(self, rows: slice) -> "Written":
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Written(**{name: None if tensor is None else tensor[rows] for name, tensor in parts.items()})
 
 
 class Tokens(Protocol):
@@ -101,26 +86,10 @@ def write(
     for start in range(0, len(prompts), chunk):
         prompt_ids, prompt_mask = pad_left(prompts[start : start + chunk], pad, width)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
-        generated = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
-        if isinstance(generated, Tensor):
-            generated = Generated(generated)
-        written = generated.completion_ids
+        written = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
         completion_ids = torch.nn.functional.pad(written, (0, length - written.shape[1]), value=pad)
         mask, finished = completion_mask(completion_ids, config.eos_token_id, config.stop_strings, tokenizer)
         mask[:, written.shape[1] :] = 0
         completion_ids = completion_ids.masked_fill(mask == 0, pad)
-        missing = length - written.shape[1]
-        lp = None if generated.logprobs is None else torch.nn.functional.pad(generated.logprobs, (0, missing))
-        tr = None if generated.trunk is None else torch.nn.functional.pad(generated.trunk, (0, 0, 0, missing))
-        hi = (
-            None
-            if generated.head_inputs is None
-            else torch.nn.functional.pad(generated.head_inputs, (0, 0, 0, missing))
-        )
-        parts.append(Written(prompt_ids, prompt_mask, completion_ids, mask, finished, lp, tr, hi))
-    return Written(
-        *(
-            None if getattr(parts[0], field.name) is None else torch.cat([getattr(part, field.name) for part in parts])
-            for field in fields(Written)
-        )
-    )
+        parts.append(Written(prompt_ids, prompt_mask, completion_ids, mask, finished))
+    return Written(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Written)))
