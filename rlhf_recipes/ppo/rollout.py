@@ -80,7 +80,7 @@ def read(actor_critic: ActorCritic, written: Written, temperature: float, chunk:
         reference = actor_critic.reference_logprobs(**tokens, temperature=temperature)
         parts.append({"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference})
     said_of_all = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Rollout(**{field.name: getattr(written, field.name) for field in fields(Written)}, **said_of_all)
+    return Rollout(**{name: getattr(written, name) for name in (*TOKENS, "finished")}, **said_of_all)
 
 
 def gathered(rollout: Rollout, pad_token_id: int, world: int) -> Rollout:
