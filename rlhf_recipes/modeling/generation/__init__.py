@@ -7,6 +7,7 @@ from rlhf_recipes.modeling.generation.config import (
     sampling_config,
     warn_of_distortions,
 )
+from rlhf_recipes.modeling.generation.copies import PRECISIONS, SamplingCopy, check_precision
 from rlhf_recipes.modeling.generation.draw import DRAW, KeyedDraw
 from rlhf_recipes.modeling.generation.ends import StopAtString, completion_mask
 from rlhf_recipes.modeling.generation.local import LocalGenerator, without_defaults
@@ -30,6 +31,9 @@ __all__ = [
     "Generator",
     "KeyedDraw",
     "LocalGenerator",
+    "PRECISIONS",
+    "SamplingCopy",
+    "check_precision",
     "StopAtString",
     "Tokens",
     "Written",
