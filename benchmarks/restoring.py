@@ -123,7 +123,7 @@ def restore(folder: str, rows: Dataset, longest: int, temperature: float | None,
             written = written[:, batch["input_ids"].shape[1] :]
         else:
             keys = [stable_key(0, "evaluate", row) for row in range(start, start + len(batch["input_ids"]))]
-            written = generator.generate(batch["input_ids"], batch["attention_mask"], config, keys)
+            written = generator.generate(batch["input_ids"], batch["attention_mask"], config, keys).completion_ids
         texts += [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
         sys.stderr.write(f"\r{folder}, {temperature or 'greedy'}: {len(texts)} of {len(rows)} ")
     sys.stderr.write("\n")

@@ -228,6 +228,13 @@ class PPOConfig(TrainingArguments):
             )
         if self.target_kl is not None and self.fp16:
             raise ValueError("target_kl does not work with fp16, whose loss scaling must see every step. Use bf16.")
+        if self.rollout_dtype is not None:
+            from rlhf_recipes.modeling.generation.copies import PRECISIONS, check_precision  # models come with it
+
+            if self.rollout_dtype not in PRECISIONS:
+                raise ValueError(f"rollout_dtype is {self.rollout_dtype!r}; give bfloat16 or float16.")
+            device = "cpu" if self.use_cpu else torch.accelerator.current_accelerator()
+            check_precision(PRECISIONS[self.rollout_dtype], torch.device(device or "cpu"))
         refuse_strangers(self)
         self.batch_sizes()  # refuses what does not divide before a model is loaded
 

@@ -34,7 +34,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from rlhf_recipes.checkpoints import check_best_metric
 from rlhf_recipes.compat import CheckpointOfRoles
-from rlhf_recipes.modeling.generation import Generator, LocalGenerator, Written, stable_key, write
+from rlhf_recipes.modeling.generation import Generator, Written, stable_key, write
+from rlhf_recipes.modeling.generation.copies import SamplingCopy
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.tokenizers.padding import fit_model
 from rlhf_recipes.ppo import functional as F
@@ -58,6 +59,7 @@ from rlhf_recipes.ppo.run.inputs import (
 from rlhf_recipes.ppo.run.launching import place_models, policy_for_sampling
 from rlhf_recipes.ppo.run.monitor import HackingMonitor
 from rlhf_recipes.ppo.run.prompts import prepare_data
+from rlhf_recipes.ppo.run.sampling import local_generator
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
 
@@ -137,6 +139,7 @@ class PPOTrainer(CheckpointOfRoles):
         roles = resolve_roles(value_model, args, policy, reference, reward_model, tokenizer, peft_config)
         self.credit = Credit(args, has_critic=roles.critic is not None)
         self.generator = generator
+        self.sampling_copy: SamplingCopy | None = None  # with rollout_dtype
         self.rollout: Rollout | None = None
         self.last_rows: list[dict[str, Any]] = []  # of this process: the last rollout's, or of held-out prompts
         self.episodes_before = 0  # of the run that this one goes on from
@@ -228,13 +231,11 @@ class PPOTrainer(CheckpointOfRoles):
         prompts = [self.prompts[split].ids[row] for row in rows]
         chunk = chunk or self.settings.rollout_forward_batch_size
         with policy_for_sampling(self) as roles, self.accelerator.autocast():
-            trunk = roles.trunks["policy"] if split == "train" and self.keeps_trunk else None
-            watch = None if trunk is None else trunk.last
-            generator = self.generator or LocalGenerator(roles.policy, self.processing_class, watch=watch)
+            generator = self.generator or local_generator(self, roles, keep=split == "train")
             written = write(generator, prompts, keys, self.sampling, self.args.device, chunk, self.processing_class)
             when_written(written)
             self.first_update.prepare(roles, written)
-            rollout = read(roles, written, self.sampling.temperature, chunk, keep_states=trunk is not None)
+            rollout = read(roles, written, self.sampling.temperature, chunk, split == "train" and self.keeps_trunk)
         self.model.train(was_training)
         return rollout
 

@@ -65,7 +65,7 @@ def write(policy, prompts, keys=None, length=8, temperature=1.0, stop_token=None
     ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     keys = [stable_key("write", row) for row in range(len(prompts))] if keys is None else keys
-    written = LocalGenerator(policy, TOKENIZER).generate(ids, mask, config, keys)
+    written = LocalGenerator(policy, TOKENIZER).generate(ids, mask, config, keys).completion_ids
     real, finished = completion_mask(written, config.eos_token_id, config.stop_strings, TOKENIZER)
     rows = [row[:n] for row, n in zip(written.tolist(), real.sum(dim=1).tolist(), strict=True)]
     return rows, finished.tolist()
@@ -307,7 +307,7 @@ def test_draws_follow_the_exact_truncated_distribution(policy, logits, case):
     p = torch.softmax(logits / 0.7, dim=0)  # truncation comes after temperature
     config = sampling_config(TOKENIZER, policy, 1, 0.7, **options)
     ids = torch.tensor([PROMPT]).expand(DRAWS, -1)
-    drawn = LocalGenerator(policy).generate(ids, torch.ones_like(ids), config, KEYS)[:, 0]
+    drawn = LocalGenerator(policy).generate(ids, torch.ones_like(ids), config, KEYS).completion_ids[:, 0]
     assert_drawn_from(drawn, expected(logits, p))
     assert (p > 0).sum() > 300  # so that truncation has something to take away
 
@@ -317,7 +317,8 @@ def test_top_h_leaves_fewer_tokens(policy):
 
     def different(**options):
         config = sampling_config(TOKENIZER, policy, 1, 1.0, **options)
-        return len(LocalGenerator(policy).generate(ids, torch.ones_like(ids), config, KEYS[:300]).unique())
+        written = LocalGenerator(policy).generate(ids, torch.ones_like(ids), config, KEYS[:300])
+        return len(written.completion_ids.unique())
 
     assert different(top_h=0.1) < different() / 2
 

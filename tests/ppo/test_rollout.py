@@ -5,15 +5,13 @@ import torch
 from transformers import GenerationConfig
 
 from rlhf_recipes.modeling.generation import (
-    KeyedGumbel,
     LocalGenerator,
-    completion_mask,
-    pad_left,
     sampling_config,
     stable_key,
     token_lists,
     write,
 )
+from rlhf_recipes.modeling.generation.draw import uniform
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo.rollout import Rollout, read
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
@@ -64,28 +62,6 @@ def draw(policy, tokenizer, prompts, keys=KEYS, chunk=64, temperature=1.0, lengt
     return read(roles, written, temperature, chunk)
 
 
-# --- What counts --------------------------------------------------------------------------------
-
-
-def test_the_mask_goes_up_to_and_with_the_first_end():
-    ids = torch.tensor([[5, 6, 2, 0, 0], [5, 2, 6, 2, 7], [2, 5, 5, 5, 5], [5, 6, 7, 8, 9]])
-    mask, finished = completion_mask(ids, eos_token_id=2)
-    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
-    assert finished.tolist() == [True, True, True, False]
-
-
-def test_any_of_several_end_tokens_ends():
-    mask, finished = completion_mask(torch.tensor([[5, 3, 2], [5, 2, 3], [5, 5, 5]]), eos_token_id=[2, 3])
-    assert mask.tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
-    assert finished.tolist() == [True, True, False]
-
-
-def test_padding_of_prompts_is_on_the_left():
-    ids, mask = pad_left([[5, 6, 7], [8]], pad_token_id=0, length=4)
-    assert ids.tolist() == [[0, 5, 6, 7], [0, 0, 0, 8]]
-    assert mask.tolist() == [[0, 1, 1, 1], [0, 0, 0, 1]]
-
-
 def test_token_lists_are_without_padding_and_keep_the_end():
     zeros = torch.zeros(2, 3)
     rollout = Rollout(
@@ -102,41 +78,6 @@ def test_token_lists_are_without_padding_and_keep_the_end():
     assert len(rollout) == 2
     assert rollout[torch.tensor([1])]["completion_ids"].tolist() == [[5, 6, 7]]
     assert "scores" not in rollout.tensors()
-
-
-# --- Keyed noise --------------------------------------------------------------------------------
-
-
-def test_a_key_depends_on_its_parts_alone():
-    # From `printf "(7, 'train', 0)" | b2sum -l 64`, halved: the same everywhere, unlike hash().
-    assert stable_key(7, "train", 0) == 0xA1F501AA62E24BAB >> 1
-    assert len({stable_key(s, split, e) for s in range(3) for split in ("train", "eval") for e in range(50)}) == 300
-    assert all(0 <= key < 2**63 for key in KEYS)
-
-
-def test_draws_over_many_keys_follow_the_softmax():
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])
-    n = 4000
-    draws = KeyedGumbel([stable_key("draw", i) for i in range(n)], CPU)(None, logits.expand(n, 5)).argmax(dim=-1)
-    expected = n * torch.softmax(logits, dim=0)
-    chi_square = ((torch.bincount(draws, minlength=5) - expected) ** 2 / expected).sum()
-    assert chi_square < 18.5  # the 99.9th percentile of chi-square with 4 degrees of freedom
-
-
-def test_successive_draws_of_one_stream_follow_the_softmax_too():
-    logits = torch.tensor([[1.0, 0.0, -1.0]])
-    gumbel, n = KeyedGumbel([stable_key("stream")], CPU), 4000
-    draws = torch.stack([gumbel(None, logits).argmax() for _ in range(n)])
-    expected = n * torch.softmax(logits[0], dim=0)
-    chi_square = ((torch.bincount(draws, minlength=3) - expected) ** 2 / expected).sum()
-    assert chi_square < 13.9  # the 99.9th percentile with 2 degrees of freedom
-
-
-def test_a_row_is_drawn_from_its_own_key_whatever_stands_beside_it():
-    logits = torch.zeros(3, 50)
-    together = KeyedGumbel([1, 2, 3], CPU)(None, logits)
-    alone = KeyedGumbel([2], CPU)(None, logits[:1])
-    assert torch.equal(together[1], alone[0])
 
 
 # --- Whole completions --------------------------------------------------------------------------
@@ -211,8 +152,9 @@ def test_the_first_token_is_drawn_from_the_softmax_of_the_models_logits(policy, 
 
 def test_an_end_as_the_first_token_leaves_a_completion_of_one_token(policy, tokenizer, prompts):
     torch.nn.init.zeros_(policy.lm_head.weight)  # all tokens are equally likely
-    noise_alone = torch.zeros(1, len(tokenizer))
-    key = next(k for k in range(9999) if KeyedGumbel([k], CPU)(None, noise_alone).argmax() == tokenizer.eos_token_id)
+    share = tokenizer.eos_token_id / len(tokenizer)  # where the end-of-sequence token begins
+    numbers = uniform(torch.arange(9999), 0)
+    key = next(k for k, u in enumerate(numbers.tolist()) if share <= u < share + 1 / len(tokenizer))
     rollout = draw(policy, tokenizer, prompts[:1], [key])
     assert token_lists(rollout) == [[tokenizer.eos_token_id]]
     assert rollout.finished.tolist() == [True]

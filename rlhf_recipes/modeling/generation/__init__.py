@@ -7,10 +7,12 @@ from rlhf_recipes.modeling.generation.config import (
     sampling_config,
     warn_of_distortions,
 )
-from rlhf_recipes.modeling.generation.draw import KeyedGumbel
+from rlhf_recipes.modeling.generation.copies import PRECISIONS, SamplingCopy, check_precision
+from rlhf_recipes.modeling.generation.draw import DRAW, KeyedDraw
 from rlhf_recipes.modeling.generation.ends import StopAtString, completion_mask
 from rlhf_recipes.modeling.generation.local import LocalGenerator, without_defaults
 from rlhf_recipes.modeling.generation.written import (
+    Generated,
     Generator,
     Tokens,
     Written,
@@ -23,10 +25,15 @@ from rlhf_recipes.modeling.generation.written import (
 
 __all__ = [
     "DECIDED",
+    "DRAW",
     "WARPERS",
+    "Generated",
     "Generator",
-    "KeyedGumbel",
+    "KeyedDraw",
     "LocalGenerator",
+    "PRECISIONS",
+    "SamplingCopy",
+    "check_precision",
     "StopAtString",
     "Tokens",
     "Written",

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+import torch
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 from transformers.generation import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -20,7 +21,7 @@ from rlhf_recipes.modeling.tokenizers.padding import ends_of
 logger = logging.getLogger(__name__)
 
 # Options that cut off a part of the distribution, with the value at which they do nothing. `generate` applies them
-# only where it samples itself; here they go before the noise.
+# only where it samples itself; here they go before the draw.
 WARPERS: dict[str, tuple[Any, Any]] = {
     "top_h": (TopHLogitsWarper, None),
     "top_k": (TopKLogitsWarper, 0),
@@ -103,13 +104,28 @@ def sampling_config(
     )
 
 
-def distortions(config: GenerationConfig) -> list[str]:
-    """The options that make the sampled distribution another one than the policy's, as `"top_k 50"`."""
-    found = []
+def changed_options(config: GenerationConfig) -> dict[str, Any]:
+    """The options, with their values, that make the sampled distribution another one than the policy's."""
+    changed = {}
     for name, value in config.to_dict().items():
         nothing = WARPERS[name][1] if name in WARPERS else NEUTRAL.get(name)
         if name not in HARMLESS and value not in (None, nothing, [], {}) and not name.startswith(("_", "output_")):
-            found.append(f"{name} {value}")
+            changed[name] = value
+    return changed
+
+
+def distortions(config: GenerationConfig) -> list[str]:
+    """The same options, as `"top_k 50"`."""
+    return [f"{name} {value}" for name, value in changed_options(config).items()]
+
+
+def warpers(config: GenerationConfig, device: torch.device) -> list[LogitsProcessor]:
+    """What cuts off a part of the distribution, in the order in which `generate` would apply it."""
+    found = []
+    for name, (warper, nothing) in WARPERS.items():
+        value = getattr(config, name, None)
+        if value is not None and value != nothing:
+            found.append(warper(value, **({"device": device} if name == "eta_cutoff" else {})))
     return found
 
 

@@ -12,10 +12,22 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from rlhf_recipes.modeling.generation.ends import completion_mask
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Completions, and what was computed on the way to them; `None` where a generator does not tell."""
+
+    completion_ids: Tensor  # (B, T)
+    logprobs: Tensor | None = None  # (B, T)  of each token when it was drawn, at the temperature, before any warper
+    trunk: Tensor | None = None  # (B, P + T, H)  what the watched layer gave; zeros where the last token stands
+    head_inputs: Tensor | None = None  # (B, T, H)  what the output layer was given when it chose token t
+
+
 class Generator(Protocol):
     """Who produces completions."""
 
-    def generate(self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]) -> Tensor:
+    def generate(
+        self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]
+    ) -> Tensor | Generated:
         """Completions `(B, T)`, padded on the right, for prompts `(B, P)`, padded on the left.
 
         Row i depends on its prompt and on `row_keys[i]` alone, never on the other rows.
@@ -37,6 +49,14 @@ class Written:
     completion_ids: Tensor  # (B, T)  padded on the right, end-of-sequence token kept
     mask: Tensor  # (B, T)
     finished: Tensor  # (B,)
+    # What the generator told of its way, as in [`Generated`]; zeros at padding and wherever nothing was read.
+    logprobs: Tensor | None = None  # (B, T)
+    trunk: Tensor | None = None  # (B, P + T, H)
+    head_inputs: Tensor | None = None  # (B, T, H)
+
+    def __getitem__(self, rows: slice) -> "Written":
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Written(**{name: None if column is None else column[rows] for name, column in columns.items()})
 
 
 class Tokens(Protocol):
@@ -86,10 +106,28 @@ def write(
     for start in range(0, len(prompts), chunk):
         prompt_ids, prompt_mask = pad_left(prompts[start : start + chunk], pad, width)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
-        written = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
-        completion_ids = torch.nn.functional.pad(written, (0, length - written.shape[1]), value=pad)
+        got = generator.generate(prompt_ids, prompt_mask, config, row_keys[start : start + chunk])
+        got = got if isinstance(got, Generated) else Generated(got)
+        missing = length - got.completion_ids.shape[1]
+        completion_ids = torch.nn.functional.pad(got.completion_ids, (0, missing), value=pad)
         mask, finished = completion_mask(completion_ids, config.eos_token_id, config.stop_strings, tokenizer)
-        mask[:, written.shape[1] :] = 0
+        mask[:, length - missing :] = 0
         completion_ids = completion_ids.masked_fill(mask == 0, pad)
-        parts.append(Written(prompt_ids, prompt_mask, completion_ids, mask, finished))
-    return Written(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Written)))
+        # A token is read only to choose the next one.
+        read = torch.cat([prompt_mask, mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+        told = (_lengthened(got.logprobs, mask), _lengthened(got.trunk, read), _lengthened(got.head_inputs, mask))
+        parts.append(Written(prompt_ids, prompt_mask, completion_ids, mask, finished, *told))
+    columns: dict[str, Any] = {}
+    for field in fields(Written):
+        told_of = [getattr(part, field.name) for part in parts]
+        columns[field.name] = None if any(part is None for part in told_of) else torch.cat(told_of)
+    return Written(**columns)
+
+
+def _lengthened(told: Tensor | None, mask: Tensor) -> Tensor | None:
+    """What stands where the mask `(B, N)` is 1, in a tensor of its length, with zeros elsewhere."""
+    if told is None:
+        return None
+    mask = mask.bool().unflatten(1, (-1, *[1] * (told.dim() - 2)))
+    missing = mask.shape[1] - told.shape[1]
+    return torch.nn.functional.pad(told, (0, 0) * (told.dim() - 2) + (0, missing)).masked_fill(~mask, 0)

@@ -88,7 +88,7 @@ def check_written(roles: ActorCritic, written: Written, temperature: float) -> N
     Sets `roles.as_written`. It is not where sampling computes in another precision, or where a model says something
     else of a text that is padded.
     """
-    if written.logprobs is None:
+    if written.logprobs is None or written.head_inputs is None:
         roles.as_written = False
         return
     width = written.prompt_mask.shape[1] + written.mask.shape[1]

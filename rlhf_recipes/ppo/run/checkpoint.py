@@ -24,7 +24,9 @@ DECISIVE = (
     "target_kl", "imitation_coef", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args",
     "ref_model_name_or_path", "ref_adapter_name", "model_adapter_name", "seed", "bf16", "fp16",
+    "rollout_dtype",
 )  # fmt: skip
+DRAW_BEFORE = "Gumbel noise"  # of 0.1.0, whose checkpoints do not say so
 
 
 def begin(trainer: Any, resume: str | bool | None) -> str | None:
@@ -64,6 +66,7 @@ def state_of(trainer: Any) -> dict[str, Any]:
         "meters": gather_object([meter]) if sizes.world > 1 else [meter],
         "stopped": trainer.stopped,
         "episodes": step // sizes.updates * sizes.rollout,
+        "as_written": trainer.roles.as_written if trainer.first_update.seen_written else None,
         # Elsewhere a new rollout comes anyway.
         "rollout": None if between or trainer.rollout is None else trainer.rollout.tensors(),
     }
@@ -75,6 +78,8 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
 
     trainer.credit.load_state_dict(state["credit"])
     trainer.stopped = state["stopped"]
+    if state.get("as_written") is not None:  # what was found once holds for the whole run
+        trainer.roles.as_written, trainer.first_update.seen_written = state["as_written"], True
     tensors = state["rollout"]
     trainer.rollout = None if tensors is None else Rollout(**tensors).map(lambda _, t: t.to(trainer.args.device))
     trainer.meter.read()
@@ -85,12 +90,17 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
 
 def decisive_settings(trainer: Any) -> dict[str, Any]:
     """The settings that a resumed run must share with the checkpoint, as plain values."""
-    from rlhf_recipes.modeling.generation import stable_key  # it brings models too
+    from rlhf_recipes.modeling.generation import DRAW, stable_key  # it brings models too
 
     ids, demonstrations, sizes = trainer.prompts["train"].ids, trainer.demonstrations, trainer.sizes
     settings = {name: getattr(trainer.settings, name) for name in DECISIVE}
     settings |= {"episodes of a rollout": sizes.rollout, "episodes of a mini-batch": sizes.mini}
     settings |= {
+        # Where nobody but the policy draws, it decides nothing.
+        "importance_cap": trainer.settings.importance_cap
+        if trainer.generator or trainer.settings.rollout_dtype
+        else None,
+        "draw": DRAW if trainer.generator is None else None,  # other generators draw as they like
         "rewards": repr(trainer.reward),
         "prompts": f"{len(ids)} ({stable_key(ids):x})",
         "demonstrations": f"{len(demonstrations)} ({stable_key(demonstrations):x})",
@@ -127,15 +137,21 @@ def load_state(checkpoint: str | Path) -> dict[str, Any]:
 
 def refuse_other_settings(checkpoint: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise `ValueError` with each setting that differs between a checkpoint and the run that would go on from it."""
+    draws = saved.get("draw", DRAW_BEFORE), now.get("draw")
+    same_draw = None in draws or draws[0] == draws[1]
     differing = [
         f"{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now"
-        for name in sorted(set(saved) | set(now))
+        for name in sorted((set(saved) | set(now)) - {"draw"})
         if saved.get(name) != now.get(name)
     ]
+    if not same_draw:
+        differing.append(f"how tokens are drawn: {draws[0]} in the checkpoint, {draws[1]} now")
     if differing:
         raise ValueError(
             f"The checkpoint {str(checkpoint)!r} belongs to a run with other settings:\n  "
             + "\n  ".join(differing)
-            + "\nTo go on, give the settings of that run. To start a run with these settings from its weights, name "
-            "the checkpoint as the model instead of resuming from it."
+            + "\nTo go on, give the settings of that run"
+            + ("" if same_draw else ", with the version of rlhf_recipes that draws so (0.1.0: Gumbel noise)")
+            + ". To start a run with these settings from its weights, name the checkpoint as the model instead of "
+            "resuming from it."
         )

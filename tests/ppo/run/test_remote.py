@@ -35,7 +35,7 @@ class Server(BaseHTTPRequestHandler):
         config = GenerationConfig(**body["sampling"])
         made = LocalGenerator(Server.model).generate(ids, mask, config, body["row_keys"])
         end = TOKENIZER.eos_token_id
-        lists = [row[: row.index(end) + 1] if end in row else row for row in made.tolist()]
+        lists = [row[: row.index(end) + 1] if end in row else row for row in made.completion_ids.tolist()]
         return self.answer(200, {"completion_ids": lists})
 
     def answer(self, code, body):

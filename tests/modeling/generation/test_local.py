@@ -1,0 +1,116 @@
+"""Sampling in this process, and what is kept on the way: it equals what a plain forward of the whole text says."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
+from tests.architectures import each, tiny_model
+from tests.tiny import tiny_causal_lm, tiny_tokenizer
+
+CPU = torch.device("cpu")
+TOKENIZER = tiny_tokenizer()
+TEXTS = ("The film", "The film is a quiet, funny and moving story about two", "It", "A dull script and a tired")
+PROMPTS = TOKENIZER(list(TEXTS))["input_ids"]
+KEYS = [stable_key("local", row) for row in range(len(PROMPTS))]
+
+
+def policy(**config):
+    return tiny_causal_lm(TOKENIZER, initializer_range=0.3, num_layers=3, **config)
+
+
+def sample(model, temperature=0.7, length=6, watch=None, chunk=64, **options):
+    config = sampling_config(TOKENIZER, model, length, temperature, **options)
+    return write(LocalGenerator(model, TOKENIZER, watch), PROMPTS, KEYS, config, CPU, chunk, TOKENIZER)
+
+
+def assert_own_logprobs(model, written, temperature=0.7, prompts=PROMPTS):
+    """Against a forward of each text alone, without padding or cache."""
+    for row, (prompt, completion) in enumerate(zip(prompts, token_lists(written), strict=True)):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / temperature, dim=-1).gather(1, torch.tensor(completion)[:, None])
+        n = len(completion)
+        torch.testing.assert_close(written.logprobs[row, :n], expected.squeeze(1), atol=2e-5, rtol=1e-5)
+        assert not written.logprobs[row, n:].any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"top_k": 7}, {"top_p": 0.5, "min_p": 0.01}, {"repetition_penalty": 2.0}, {"min_new_tokens": 5},
+        {"repetition_penalty": 1.5, "top_k": 9}, {"no_repeat_ngram_size": 1}, {"use_cache": False},
+        {"stop_strings": ["e", "a"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_logprobs_are_the_policys_own_whatever_the_sampling(options):
+    model = policy()
+    assert_own_logprobs(model, sample(model, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "chunk", "adapters"),
+    [({}, 64, False), ({}, 1, False), ({}, 3, True), ({"use_cache": False}, 3, False),
+     ({"repetition_penalty": 1.5}, 64, True)],
+)  # fmt: skip
+def test_the_trunk_and_what_the_head_read_are_those_of_a_plain_forward(options, chunk, adapters):
+    model = policy()
+    layers = model.model.layers
+    if adapters:
+        config = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        model = get_peft_model(model, config).eval()
+    written = sample(model, watch=layers[1], chunk=chunk, **options)
+    assert_own_logprobs(model, written)
+    width = written.prompt_ids.shape[1]
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, token_lists(written), strict=True)):
+        with torch.no_grad():
+            said = model(torch.tensor([prompt + completion]), output_hidden_states=True).hidden_states
+        first, read = width - len(prompt), width + len(completion) - 1
+        torch.testing.assert_close(written.trunk[row, first:read], said[2][0, :-1], atol=5e-5, rtol=1e-4)
+        assert not written.trunk[row, :first].any()
+        assert not written.trunk[row, read:].any()
+        expected = said[-1][0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(written.head_inputs[row, : len(completion)], expected, atol=5e-5, rtol=1e-4)
+        assert not written.head_inputs[row, len(completion) :].any()
+
+
+@pytest.mark.parametrize(
+    "name", each(["bloom", "cohere", "gemma2", "gpt2", "gpt_neox", "granite", "llama4_text", "mamba", "opt"])
+)
+def test_architectures_tell_the_logprobs_and_the_layers_that_they_have(name):
+    model = tiny_model(name)
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    config = sampling_config(TOKENIZER, model, 5, 1.0, stop_token="none")
+    written = write(LocalGenerator(model, watch=layers[0]), prompts, KEYS[:3], config, CPU)
+    assert_own_logprobs(model, written, 1.0, prompts)
+    for row, (prompt, completion) in enumerate(zip(prompts, token_lists(written), strict=True)):
+        seen = []
+        hook = layers[0].register_forward_hook(lambda layer, args, out, seen=seen: seen.append(out))
+        with torch.no_grad():
+            model(torch.tensor([prompt + completion]))
+        hook.remove()
+        expected = seen[0][0] if isinstance(seen[0], torch.Tensor) else seen[0][0][0]
+        first = written.prompt_ids.shape[1] - len(prompt)
+        torch.testing.assert_close(written.trunk[row, first:-1], expected[:-1], atol=2e-5, rtol=1e-4)
+
+
+def test_without_a_layer_to_watch_nothing_but_logprobs_is_kept_and_no_hook_stays():
+    model = policy()
+    written = sample(model)
+    assert written.trunk is written.head_inputs is None
+    sample(model, watch=model.model.layers[0], repetition_penalty=1.5)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_layer_that_did_not_run_tells_nothing():
+    model = policy()
+    written = sample(model, watch=policy().model.layers[0])
+    assert written.trunk is None
+    assert written.head_inputs is not None
+
+
+def test_watching_changes_no_completion():
+    model = policy()
+    assert torch.equal(sample(model).completion_ids, sample(model, watch=model.model.layers[0]).completion_ids)
