@@ -139,7 +139,8 @@ class ActorCritic(nn.Module):
             states (`(B, P + T, H)`, *optional*): what the trunk says of prompts and completions.
 
         Returns:
-            `dict[str, Tensor]`: `logprobs`, `entropy`, `values`, each `(B, T)`, 0 where there is no token; and `demonstration_logprobs` `(D, L - 1)`, of the tokens after the first, where demonstrations were given.
+            `dict[str, Tensor]`: `logprobs`, `entropy`, `values`, each `(B, T)`, 0 where there is no token; and
+            `demonstration_logprobs` `(D, L - 1)`, of the tokens after the first, where demonstrations were given.
         """
         said = completion_logprobs(
             self.policy,

@@ -225,7 +225,7 @@ def policy_loss(
 
 
 def truncated_weights(logprobs: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
-    """Weights `min(pi(a) / q(a), cap)` of tokens that q drew in place of the policy pi (truncated importance sampling).
+    """Weights `min(pi(a) / q(a), cap)` of tokens that q drew in place of the policy pi: truncated importance sampling.
 
     Args:
         logprobs, sampled_logprobs (`(B, T)`): log pi and log q of each token.

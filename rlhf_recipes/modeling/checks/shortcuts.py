@@ -1,10 +1,9 @@
 """Shortcuts that save memory and time, checked against the model itself.
 
 [`~rlhf_recipes.modeling.logprobs.completion_logprobs`] has two: it asks the model for no logits of the prompt ("kept
-logits"), computes those of the completion for some tokens at a time ("chunks"), and lets it read no padding on the left
-("trimming"). They rest on how most architectures are built, and no list
-would tell which ones differ. So each is compared with the plain forward, on a few rows of the first batch, and put
-aside where it is not the model.
+logits"), computes those of the completion for some tokens at a time ("chunks"), and lets it read no padding on the
+left ("trimming"). They rest on how most architectures are built, and no list would tell which ones differ. So each is
+compared with the plain forward, on a few rows of the first batch, and put aside where it is not the model.
 """
 
 import logging

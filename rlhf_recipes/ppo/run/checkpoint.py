@@ -94,12 +94,10 @@ def decisive_settings(trainer: Any) -> dict[str, Any]:
 
     ids, demonstrations, sizes = trainer.prompts["train"].ids, trainer.demonstrations, trainer.sizes
     settings = {name: getattr(trainer.settings, name) for name in DECISIVE}
+    if trainer.generator or settings["rollout_dtype"]:  # elsewhere the policy draws, and it decides nothing
+        settings["importance_cap"] = trainer.settings.importance_cap
     settings |= {"episodes of a rollout": sizes.rollout, "episodes of a mini-batch": sizes.mini}
     settings |= {
-        # Where nobody but the policy draws, it decides nothing.
-        "importance_cap": trainer.settings.importance_cap
-        if trainer.generator or trainer.settings.rollout_dtype
-        else None,
         "draw": DRAW if trainer.generator is None else None,  # other generators draw as they like
         "rewards": repr(trainer.reward),
         "prompts": f"{len(ids)} ({stable_key(ids):x})",

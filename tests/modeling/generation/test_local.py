@@ -21,7 +21,8 @@ def policy(**config):
 
 def sample(model, temperature=0.7, length=6, watch=None, chunk=64, **options):
     config = sampling_config(TOKENIZER, model, length, temperature, **options)
-    return write(LocalGenerator(model, TOKENIZER, watch), PROMPTS, KEYS, config, CPU, chunk, TOKENIZER)
+    generator = LocalGenerator(model, TOKENIZER, watch, watch is not None)
+    return write(generator, PROMPTS, KEYS, config, CPU, chunk, TOKENIZER)
 
 
 def assert_own_logprobs(model, written, temperature=0.7, prompts=PROMPTS):
@@ -83,7 +84,7 @@ def test_architectures_tell_the_logprobs_and_the_layers_that_they_have(name):
     layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
     config = sampling_config(TOKENIZER, model, 5, 1.0, stop_token="none")
-    written = write(LocalGenerator(model, watch=layers[0]), prompts, KEYS[:3], config, CPU)
+    written = write(LocalGenerator(model, watch=layers[0], keep_head_inputs=True), prompts, KEYS[:3], config, CPU)
     assert_own_logprobs(model, written, 1.0, prompts)
     for row, (prompt, completion) in enumerate(zip(prompts, token_lists(written), strict=True)):
         seen = []
