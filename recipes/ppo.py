@@ -33,6 +33,7 @@ from rlhf_recipes.data.prompts import PromptArguments, load_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
 from rlhf_recipes.ppo import PPOConfig
+from rlhf_recipes.ppo.run.bases import check_before_loading
 from rlhf_recipes.ppo.run.checkpoint import STATE_FILE
 from rlhf_recipes.report import end_run
 from rlhf_recipes.rewards import load_rewards
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     transformers.set_seed(training_args.seed)
+    check_before_loading(training_args, model_args, rewards)
     policy = load_policy(model_args, tokenizer=tokenizer)
 
     # Trainer. Imported here for the same reason: with it come libraries that --help need not wait for.

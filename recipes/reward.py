@@ -40,6 +40,7 @@ from rlhf_recipes.reward_modeling.evaluation.measure import measure, summary
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.losses import choose_loss
 from rlhf_recipes.reward_modeling.splits import check_conversations, load_splits
+from rlhf_recipes.starting.precision import check_precision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
     # Data, the loss that reads it, and the tokenizer.
+    check_precision(model_args, training_args)
     if model_args.model_name_or_path:  # told before minutes are spent on reading rows
         loading.check_model_path(model_args.model_name_or_path)
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)

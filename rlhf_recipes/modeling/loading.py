@@ -36,6 +36,7 @@ from rlhf_recipes.modeling.tokenizers.padding import (
     require_end,
     saved_ends,
 )
+from rlhf_recipes.starting.precision import check_quantization
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def load_policy(
     from peft import AutoPeftModelForCausalLM, PeftConfig
     from transformers import AutoModelForCausalLM
 
-    kwargs = _loading_arguments(args)
+    kwargs = _loading_arguments(args, is_trainable)
     if is_adapter(name):
         check_decoder_name(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
         model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=is_trainable, **kwargs)
@@ -247,7 +248,7 @@ def load_reward_model(
             revision=args.model_revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head of another size is replaced, and named below
-            **_loading_arguments(args),
+            **_loading_arguments(args, is_trainable),
         )
     new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if new:
@@ -344,9 +345,10 @@ def _required(name: str | None) -> str:
     return name
 
 
-def _loading_arguments(args: ModelArguments) -> dict[str, Any]:
+def _loading_arguments(args: ModelArguments, is_trainable: bool) -> dict[str, Any]:
     from trl import get_quantization_config
 
+    check_quantization(args, is_trainable)
     kwargs: dict[str, Any] = {"dtype": args.dtype}
     if args.attn_implementation is not None:
         kwargs["attn_implementation"] = args.attn_implementation
