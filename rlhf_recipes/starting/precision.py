@@ -15,7 +15,7 @@ def check_quantization(model_args: Any, is_trainable: bool = True) -> None:
 
     Raises:
         `ImportError`: without bitsandbytes.
-        `ValueError`: for a model that is to be trained whole; or is to be held in 4 and in 8 bit.
+        `ValueError`: for a model that is to be trained whole; for 4 and 8 bit at once; for DoRA in 8 bit on a CPU.
     """
     asked = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
     if not asked:
@@ -23,6 +23,15 @@ def check_quantization(model_args: Any, is_trainable: bool = True) -> None:
     if len(asked) > 1:
         raise ValueError("load_in_4bit and load_in_8bit are both given. Give one of the two.")
     optional("bitsandbytes", asked[0], extra="quantization")
+    if model_args.load_in_8bit and model_args.use_dora and is_trainable:
+        import torch  # seconds, which nobody else waits for
+
+        if not torch.cuda.is_available():  # seen with peft 0.21 and bitsandbytes 0.50
+            raise ValueError(
+                "use_dora with load_in_8bit cannot be trained on a CPU: peft reads the weights of an 8-bit layer in "
+                "every pass, and on a CPU it loses their scales with the first. LoRA and rsLoRA train there in 8 bit, "
+                "and DoRA in 4 bit (load_in_4bit)."
+            )
     has_adapters = (Path(str(model_args.model_name_or_path or "")) / "adapter_config.json").is_file()
     if is_trainable and not model_args.use_peft and not has_adapters:
         raise ValueError(
