@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (RewardArguments, ModelArguments, DataArguments, PromptArguments, TemplateArguments)
     training_args, reward_args, *others = RecipeParser((PPOConfig, *arguments), __doc__).parse(argv)
     model_args, data_args, prompt_args, template_args = others
+    check_before_loading(training_args, model_args, reward_args.reward_funcs)
     with training_args.main_process_first(local=False):
         output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint, required=[STATE_FILE])
@@ -62,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     transformers.set_seed(training_args.seed)
-    check_before_loading(training_args, model_args, rewards)
     policy = load_policy(model_args, tokenizer=tokenizer)
 
     # Trainer. Imported here for the same reason: with it come libraries that --help need not wait for.

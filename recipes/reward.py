@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (DataArguments, FeedbackArguments, CleaningArguments, TemplateArguments, RewardConfig, ModelArguments)
     data_args, *others = RecipeParser(arguments, __doc__).parse(argv)
     feedback_args, cleaning_args, template_args, training_args, model_args = others
+    check_precision(model_args, training_args)
     output_dir = prepare_output_dir(training_args.output_dir, "reward", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", data_args, *others)
     pushes, training_args.push_to_hub = training_args.push_to_hub, False  # once, when it is measured
 
     # Data, the loss that reads it, and the tokenizer.
-    check_precision(model_args, training_args)
     if model_args.model_name_or_path:  # told before minutes are spent on reading rows
         loading.check_model_path(model_args.model_name_or_path)
     splits = load_splits(data_args, feedback_args, cleaning_args, training_args)

@@ -33,9 +33,10 @@ def active_adapter(model: Any, name: str | None) -> Iterator[Any]:
     Which weights are trained stays as it is, inside and afterwards, also where an error leaves the context.
 
     Args:
-        model (`PeftModel`): Whose adapters these are.
         name (`str`, *optional*): The adapter; `None` for the base alone.
     """
+    if name is not None and name not in model.peft_config:  # peft would read the base, without an error
+        raise ValueError(f"There is no adapter {name!r}; there are {', '.join(model.peft_config)}.")
     before, were_on = list(model.active_adapters), _are_on(model)
     if (name is None and not were_on) or (were_on and before == [name]):
         yield model
