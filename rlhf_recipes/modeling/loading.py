@@ -36,7 +36,7 @@ from rlhf_recipes.modeling.tokenizers.padding import (
     require_end,
     saved_ends,
 )
-from rlhf_recipes.starting.precision import check_quantization
+from rlhf_recipes.starting.precision import check_quantization, steady_8bit
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU, and from reading 8-bit weights in two ways there.
 
     On CPUs with AVX512-BF16 its layers, once used in evaluation mode, turn their weights into a layout whose product
     has no gradient, and stay so: a policy that has sampled a rollout would then learn nothing, without an error (seen
@@ -144,6 +144,7 @@ def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
     Raises:
         `ValueError`: if a layer of the model has been repacked already.
     """
+    steady_8bit(model)
     for name, module in model.named_modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -354,6 +355,8 @@ def _loading_arguments(args: ModelArguments, is_trainable: bool) -> dict[str, An
         kwargs["attn_implementation"] = args.attn_implementation
     quantization = get_quantization_config(args)
     if quantization is not None:
+        # Outliers set apart (arXiv 2208.07339) would make what is said of a token depend on all others in the batch.
+        quantization.llm_int8_threshold = 0.0
         quantization.llm_int8_skip_modules = list(NOT_IN_4_BIT)  # its name says 8 bit, and it is that of 4 bit too
         kwargs["quantization_config"] = quantization
         kwargs["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}

@@ -40,6 +40,22 @@ def check_quantization(model_args: Any, is_trainable: bool = True) -> None:
         )
 
 
+def steady_8bit(model: Any) -> None:
+    """Keep bitsandbytes from multiplying 8-bit weights in two ways on a CPU.
+
+    There its layers round what goes into them to 8 bit in evaluation mode, and not in training mode, so that a policy
+    would say something else in the update than in the rollout (seen with bitsandbytes 0.50.2: 0.06 nats a token). They
+    now always do as in training. On a GPU both are one.
+    """
+    for module in model.modules():
+        if hasattr(module, "init_8bit_state") and not module._forward_pre_hooks:
+            module.register_forward_pre_hook(_as_in_training)
+
+
+def _as_in_training(module: Any, args: tuple[Any, ...]) -> None:
+    module.training = module.training or args[0].device.type == "cpu"
+
+
 def check_precision(model_args: Any, args: Any) -> None:
     """Raise where a training cannot go well in the precision that was asked for.
 

@@ -199,7 +199,7 @@ class Apart:
         self.row = row
         options = {"dtype": getattr(torch, row["precision"] if "float" in row["precision"] else "float32")}
         if row["precision"].endswith("bit"):
-            bits = {"8 bit": {"load_in_8bit": True}}.get(row["precision"]) or {
+            bits = {"8 bit": {"load_in_8bit": True, "llm_int8_threshold": 0.0}}.get(row["precision"]) or {
                 "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
                 "bnb_4bit_compute_dtype": torch.float32,
             }  # fmt: skip
@@ -285,9 +285,8 @@ def test_on_one_base_each_role_says_what_it_says_on_a_base_of_its_own(base, rewa
     roles.save_pretrained(tmp_path / "saved")
     apart = Apart(base, row, reward_folder, tmp_path / "saved", together.start)
     reference = together.read()["reference"]
-    # In 8 bit what goes into a layer is rounded to whole numbers, and a weight that differs by 1e-8 after a step moves
-    # one of them to its neighbour.
-    for tolerance in (1e-5, 5e-3 if row["precision"] == "8 bit" else 1e-5):
+    # Where states are rounded coarsely, a weight that differs by 1e-8 after a step moves some to the next number.
+    for tolerance in (1e-5, 1e-2 if row["precision"] == "bfloat16" else 1e-5):
         one, other = together.read(), apart.read()
         compare(one, other, tolerance)
         if row["critic"] != "head":  # its gradient reaches the policy, which has no copy of the head here
