@@ -33,6 +33,7 @@ from rlhf_recipes.data.prompts import PromptArguments, load_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_policy_tokenizer
 from rlhf_recipes.outputs import peak_memory_gb, prepare_output_dir
 from rlhf_recipes.ppo import PPOConfig
+from rlhf_recipes.ppo.run.bases import check_before_loading
 from rlhf_recipes.ppo.run.checkpoint import STATE_FILE
 from rlhf_recipes.report import end_run
 from rlhf_recipes.rewards import load_rewards
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (RewardArguments, ModelArguments, DataArguments, PromptArguments, TemplateArguments)
     training_args, reward_args, *others = RecipeParser((PPOConfig, *arguments), __doc__).parse(argv)
     model_args, data_args, prompt_args, template_args = others
+    check_before_loading(training_args, model_args, reward_args.reward_funcs)
     with training_args.main_process_first(local=False):
         output_dir = prepare_output_dir(training_args.output_dir, "ppo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint, required=[STATE_FILE])

@@ -1,4 +1,4 @@
-"""The critic of PPO: a layer on the policy's body, a model of its own, or none.
+"""The critic of PPO: a layer on the policy's body, an adapter on the policy's base, a model of its own, or none.
 
 A model of its own is a decoder with a scalar head, as `AutoModelForSequenceClassification` loads it; here its head is
 read at every token and not only at the last. Where the policy trains adapters, so does such a critic: a full copy that
@@ -8,6 +8,7 @@ is trained in full would cost more than the policy itself.
 import copy
 import dataclasses
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,30 @@ from transformers import (
 )
 
 from rlhf_recipes.compat import loaded_whole
+from rlhf_recipes.modeling.adapters import (
+    PREFIX,
+    WEIGHTS,
+    active_adapter,
+    adapter_parameters,
+    add_adapter,
+    base_name,
+    body_state,
+    check_new_name,
+    check_same_base,
+    check_shareable,
+    copy_adapter,
+    fill_adapter,
+    read_adapter,
+)
 from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, is_adapter, keep_gradients_of_4bit
 from rlhf_recipes.modeling.zero import copy_whole, whole_state_dict
+from rlhf_recipes.outputs import write_json
 
 logger = logging.getLogger(__name__)
 CRITIC_FOLDER = "critic"
 VALUE_HEAD_FILE = "value_head.safetensors"
+SHARED_FILE = "critic_config.json"  # beside an adapter that reads the policy's base
+ON_POLICY = {"base": "policy"}
 
 
 class ValueHead(nn.Linear):
@@ -44,10 +63,7 @@ class ValueHead(nn.Linear):
     reads_policy = True
 
     def __init__(self, policy: Any) -> None:
-        head = policy.get_output_embeddings()
-        # What the head reads may be narrower than the hidden states (OPT-350m: 512 of 1024).
-        width = getattr(head, "in_features", None) or policy.config.get_text_config().hidden_size
-        super().__init__(width, 1, device=head.weight.device)
+        super().__init__(width_of_body(policy), 1, device=policy.get_output_embeddings().weight.device)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -62,6 +78,93 @@ class ValueHead(nn.Linear):
 
     def load_weights(self, folder: Path) -> None:
         self.load_state_dict(load_file(folder / VALUE_HEAD_FILE))
+
+
+def width_of_body(policy: Any) -> int:
+    """How wide the states are that the language-model head reads."""
+    head = policy.get_output_embeddings()
+    # They may be narrower than the hidden states (OPT-350m: 512 of 1024).
+    return int(getattr(head, "in_features", None) or policy.config.get_text_config().hidden_size)
+
+
+class AdapterCritic(nn.Module):
+    """An adapter of its own on the policy's base, and a scalar head that is read at every token.
+
+    It takes no base of its own, and its gradients move neither the policy's adapter nor the base. The adapter begins
+    as a copy of the policy's, the head at 0. Its folder is that of an adapter for sequence classification, which
+    `AutoPeftModelForSequenceClassification` loads where there is such a class.
+
+    Args:
+        policy (`PeftModel`): The policy. The adapter becomes a part of it, where it is trained; this holds the head.
+        folder (`str` or `Path`, *optional*): Of such a critic, whose settings and weights are taken.
+        name (`str`, *optional*, defaults to `"critic"`): The name of the adapter.
+
+    Raises:
+        `ValueError`: if the policy has no adapters, trains the base too, has an adapter of that name, or stands on
+            another base than the critic in the folder.
+    """
+
+    reads_policy = False
+
+    def __init__(self, policy: Any, folder: str | Path | None = None, name: str = CRITIC_FOLDER) -> None:
+        super().__init__()
+        role = "The critic" if folder is None else f"The critic {str(folder)!r}"
+        check_shareable(policy, role)
+        check_new_name(policy, name, role)
+        self._policy = (policy,)  # in a tuple: the policy is registered, trained and saved where it is
+        self.adapter = name
+        # No bias, as in the heads of transformers' classifiers.
+        self.score = nn.Linear(width_of_body(policy), 1, False, device=policy.get_output_embeddings().weight.device)
+        nn.init.zeros_(self.score.weight)
+        if folder is None:
+            copy_adapter(policy, policy.active_adapter, name, trains=True)
+        else:
+            config, _ = read_adapter(folder)
+            check_same_base(base_name(policy), str(config.base_model_name_or_path or ""), role)
+            add_adapter(policy, name, config, trains=True)
+            self.load_weights(Path(folder))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Values `(B, P + T)`: one for each token, read from what the base with this adapter knows after it."""
+        [policy] = self._policy
+        with active_adapter(policy, self.adapter):
+            hidden = (
+                policy.get_base_model()
+                .base_model(
+                    input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+                )
+                .last_hidden_state
+            )
+        return self.values(hidden)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """Values `(B, T)` from the states `(B, T, H)` of the base with this adapter."""
+        return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """What it trains in the policy's module, beside its own head."""
+        return list(adapter_parameters(self._policy[0], self.adapter).values())
+
+    def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+        """Save adapter and head; `state` has the weights of the policy and this head where they had to be gathered."""
+        [policy] = self._policy
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = body_state(policy, self.adapter, state)
+        weights[f"{PREFIX}score.weight"] = self.score.weight if state is None else state["score.weight"]
+        save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, folder / WEIGHTS)
+        config = dataclasses.replace(
+            policy.peft_config[self.adapter],
+            task_type=TaskType.SEQ_CLS,
+            modules_to_save=["score"],
+            exclude_modules=None,  # heads of the language model, which a classifier does not have
+            inference_mode=True,
+        )
+        config.save_pretrained(str(folder))
+        write_json(folder / SHARED_FILE, ON_POLICY)
+
+    def load_weights(self, folder: Path) -> None:
+        rest = fill_adapter(self._policy[0], self.adapter, read_adapter(folder)[1])
+        self.score.load_state_dict({"weight": rest["score.weight"]})
 
 
 class ValueModel(nn.Module):
@@ -109,10 +212,14 @@ class ValueModel(nn.Module):
         load_into(self.model, folder)
 
 
-def load_into(model: Any, folder: Path) -> None:
-    """Take over the weights that `model.save_pretrained(folder)` wrote: adapters where it has them, else all."""
+def load_into(model: Any, folder: Path, not_its: Collection[str] = ()) -> None:
+    """Take over the weights that `model.save_pretrained(folder)` wrote: adapters where it has them, else all.
+
+    Args:
+        not_its (`Collection[str]`): Adapters that other roles have on it.
+    """
     if isinstance(model, PeftModel):
-        for name in model.peft_config:
+        for name in set(model.peft_config) - set(not_its):
             # peft gives those of another name than "default" a folder of their own. Only the active are always saved.
             file = (folder if name == "default" else folder / name) / "adapter_model.safetensors"
             if name in model.active_adapters or file.is_file():
@@ -127,8 +234,8 @@ def build_critic(kind: Any, policy: Any, reward_model: Any = None, peft_config: 
 
     Args:
         kind (`nn.Module` or `str`):
-            A model, or `"head"`, `"none"`, `"policy"`, `"reward_model"` (which is copied), or the folder or id of a
-            model. A folder `critic/` of an earlier run is one too.
+            A model, or `"head"`, `"adapter"`, `"none"`, `"policy"`, `"reward_model"` (which is copied), or the folder
+            or id of a model. A folder `critic/` of an earlier run is one too.
         policy (`PreTrainedModel` or `PeftModel`): the policy, dropout off.
         peft_config (`PeftConfig`, *optional*):
             Adapters for a critic of its own. Where the policy has adapters it gets the same without this.
@@ -144,6 +251,10 @@ def build_critic(kind: Any, policy: Any, reward_model: Any = None, peft_config: 
         head = ValueHead(policy)
         head.load_weights(Path(kind))
         return head
+    if kind == "adapter":
+        return AdapterCritic(policy)
+    if isinstance(kind, str | Path) and (Path(kind) / SHARED_FILE).is_file():
+        return AdapterCritic(policy, kind)
     model = _model_of(kind, policy, reward_model)
     disable_dropout(model)
     keep_gradients_of_4bit(model)

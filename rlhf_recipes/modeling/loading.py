@@ -36,6 +36,7 @@ from rlhf_recipes.modeling.tokenizers.padding import (
     require_end,
     saved_ends,
 )
+from rlhf_recipes.starting.precision import check_quantization, steady_8bit
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU, and from reading 8-bit weights in two ways there.
 
     On CPUs with AVX512-BF16 its layers, once used in evaluation mode, turn their weights into a layout whose product
     has no gradient, and stay so: a policy that has sampled a rollout would then learn nothing, without an error (seen
@@ -143,6 +144,7 @@ def keep_gradients_of_4bit(model: torch.nn.Module) -> None:
     Raises:
         `ValueError`: if a layer of the model has been repacked already.
     """
+    steady_8bit(model)
     for name, module in model.named_modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -174,7 +176,7 @@ def load_policy(
     from peft import AutoPeftModelForCausalLM, PeftConfig
     from transformers import AutoModelForCausalLM
 
-    kwargs = _loading_arguments(args)
+    kwargs = _loading_arguments(args, is_trainable)
     if is_adapter(name):
         check_decoder_name(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
         model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=is_trainable, **kwargs)
@@ -247,7 +249,7 @@ def load_reward_model(
             revision=args.model_revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head of another size is replaced, and named below
-            **_loading_arguments(args),
+            **_loading_arguments(args, is_trainable),
         )
     new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if new:
@@ -344,14 +346,17 @@ def _required(name: str | None) -> str:
     return name
 
 
-def _loading_arguments(args: ModelArguments) -> dict[str, Any]:
+def _loading_arguments(args: ModelArguments, is_trainable: bool) -> dict[str, Any]:
     from trl import get_quantization_config
 
+    check_quantization(args, is_trainable)
     kwargs: dict[str, Any] = {"dtype": args.dtype}
     if args.attn_implementation is not None:
         kwargs["attn_implementation"] = args.attn_implementation
     quantization = get_quantization_config(args)
     if quantization is not None:
+        # Outliers set apart (arXiv 2208.07339) would make what is said of a token depend on all others in the batch.
+        quantization.llm_int8_threshold = 0.0
         quantization.llm_int8_skip_modules = list(NOT_IN_4_BIT)  # its name says 8 bit, and it is that of 4 bit too
         kwargs["quantization_config"] = quantization
         kwargs["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_recipes.modeling.adapters import active_adapter, checkpointing_with_adapters, copy_adapter, free_name
 from rlhf_recipes.modeling.critics import CRITIC_FOLDER, ValueHead, load_into, without_prefix
 from rlhf_recipes.modeling.generation import Written
 from rlhf_recipes.modeling.logprobs import Texts, completion_logprobs, texts_of
 from rlhf_recipes.modeling.saving import make_loadable, save_policy
 from rlhf_recipes.modeling.trunk.split import split_of, stack_of
 from rlhf_recipes.modeling.trunk.trunk import Trunk
-from rlhf_recipes.modeling.zero import copy_whole, gathered
+from rlhf_recipes.modeling.zero import copy_whole, gathered, is_divided
+
+REFERENCE = "reference"  # the name of an adapter that stands for it
 
 
 class ActorCritic(nn.Module):
@@ -25,8 +28,8 @@ class ActorCritic(nn.Module):
     Args:
         policy (`PreTrainedModel` or `PeftModel`): a causal language model, dropout off.
         ref_model (`PreTrainedModel`, *optional*):
-            The reference. Without one it is the policy with its adapters off where these are fresh, and a frozen copy
-            of the policy as it now is otherwise.
+            The reference. Without one it is the policy as it now is: with its adapters off where these are fresh, with
+            a frozen copy of them where they alone are trained, and a frozen copy of the whole otherwise.
         reference_is_base (`bool`):
             For measuring only: the reference is the base below trained adapters, or the policy itself without any.
         critic (`nn.Module`, *optional*):
@@ -50,10 +53,11 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.policy: Any = policy
+        adapted: Any = policy
         self.config = policy.config
         self.critic: Any = ValueHead(policy) if critic is None else (critic or None)
         self.ref_adapter = ref_adapter
-        self.adapter = policy.active_adapter if isinstance(policy, PeftModel) else None
+        self.adapter: Any = policy.active_adapter if isinstance(policy, PeftModel) else None
         self.logits_chunk_size = logits_chunk_size
         if ref_adapter is not None and ref_adapter not in getattr(policy, "peft_config", {}):
             raise ValueError(f"The policy has no adapter {ref_adapter!r}, which ref_adapter_name names as reference.")
@@ -61,7 +65,11 @@ class ActorCritic(nn.Module):
             ref_model = None if isinstance(policy, PeftModel) else policy
         elif ref_model is None and ref_adapter is None and not has_fresh_adapters(policy):
             # With adapters that have learned something, "adapters off" would be the model before that (trl#1340).
-            ref_model = copy_whole(policy)
+            if trains_lora_alone(policy):
+                self.ref_adapter = name = free_name(adapted, REFERENCE)
+                copy_adapter(adapted, adapted.active_adapter, name, trains=False, heads=True)
+            else:
+                ref_model = copy_whole(policy)
         if ref_model is not None:
             ref_model.requires_grad_(False).eval()
         self._outside = {"reference": ref_model}  # in a dict, so that it is neither trained, wrapped nor saved
@@ -170,7 +178,9 @@ class ActorCritic(nn.Module):
             return hidden.new_zeros(texts.real.shape, dtype=torch.float32)
         if self.critic.reads_policy:
             return texts.spread(self.critic(hidden))
-        return texts.spread(texts.pick(self.critic(**texts.inputs)))
+        below = self._below("policy", states)  # an adapter on the policy's base stands on its trunk
+        with contextlib.nullcontext() if below is None else below(texts):
+            return texts.spread(texts.pick(self.critic(**texts.inputs)))
 
     def _below(self, role: str, states: Tensor | None) -> Any:
         trunk = self.trunks[role]
@@ -236,22 +246,22 @@ class ActorCritic(nn.Module):
         if self.ref_model is not None:
             yield self.ref_model
             return
-        # peft unfreezes all of an adapter that it switches on again, also what a user has frozen.
-        trained = [(parameter, parameter.requires_grad) for parameter in self.policy.parameters()]
-        try:
-            if self.ref_adapter is None:
-                with self.policy.disable_adapter():
-                    yield self.policy
-            else:
-                self.policy.set_adapter(self.ref_adapter)
-                yield self.policy
-        finally:
-            if self.ref_adapter is not None:
-                self.policy.set_adapter(self.adapter)
-            for parameter, requires_grad in trained:
-                parameter.requires_grad_(requires_grad)
+        with active_adapter(self.policy, self.ref_adapter) as model:
+            yield model
+
+    def parameters_of_policy(self) -> list[nn.Parameter]:
+        """What the policy's loss trains: all of the policy's module but an adapter that the critic has there."""
+        of_critic = {id(p) for p in self.critic.adapter_parameters()} if self._critic_adapter else set()
+        return [parameter for parameter in self.policy.parameters() if id(parameter) not in of_critic]
+
+    @property
+    def _critic_adapter(self) -> str | None:
+        return getattr(self.critic, "adapter", None)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        if self._critic_adapter:
+            given = kwargs.get("gradient_checkpointing_kwargs")
+            kwargs["gradient_checkpointing_kwargs"] = checkpointing_with_adapters(self.policy, given)
         for model in self._models():
             model.gradient_checkpointing_enable(**kwargs)
             model.enable_input_require_grads()  # else no gradient reaches adapters above a frozen embedding
@@ -261,8 +271,8 @@ class ActorCritic(nn.Module):
             model.gradient_checkpointing_disable()
 
     def _models(self) -> list[Any]:
-        own = self.critic is not None and not self.critic.reads_policy
-        return [self.policy, self.critic.model] if own else [self.policy]
+        own = getattr(self.critic, "model", None)
+        return [self.policy] if own is None else [self.policy, own]
 
     def save_pretrained(
         self, folder: str | Path, state_dict: dict[str, Tensor] | None = None, merge: bool = False
@@ -280,14 +290,17 @@ class ActorCritic(nn.Module):
             if merge and isinstance(self.policy, PeftModel):
                 raise ValueError("Weights that lie on several processes cannot be merged. Save the adapters, and "
                                  "merge them after loading: PeftModel.merge_and_unload().")  # fmt: skip
-            self.policy.save_pretrained(str(folder), state_dict=without_prefix(state_dict, "policy."))
+            own_alone = {"selected_adapters": [self.adapter]} if self.adapter else {}
+            self.policy.save_pretrained(str(folder), state_dict=without_prefix(state_dict, "policy."), **own_alone)
         if self.critic is not None:
             own = None if state_dict is None else without_prefix(state_dict, "critic.")
+            if own is not None and state_dict is not None and self._critic_adapter:
+                own |= without_prefix(state_dict, "policy.")
             self.critic.save_pretrained(Path(folder) / CRITIC_FOLDER, own)
 
     def load_weights(self, folder: str | Path) -> None:
         """Take over the weights of policy and critic that `save_pretrained` wrote; the reference stays as it is."""
-        load_into(self.policy, Path(folder))
+        load_into(self.policy, Path(folder), not_its=[name for name in (self._critic_adapter,) if name])
         if self.critic is not None:
             self.critic.load_weights(Path(folder) / CRITIC_FOLDER)
 
@@ -299,8 +312,22 @@ def has_fresh_adapters(model: nn.Module) -> bool:
         for name, parameter in model.named_parameters()
     ):  # biases or layer norms of the base that are trained too stay on when adapters are switched off
         return False
+    names = [f".{name}" for name in model.active_adapters]
     outer = [
-        parameter for name, parameter in model.named_parameters() if "lora_B" in name or "lora_embedding_B" in name
+        parameter
+        for name, parameter in model.named_parameters()
+        if ("lora_B" in name or "lora_embedding_B" in name) and any(f"{mark}." in f"{name}." for mark in names)
     ]
     with gathered(outer):
         return bool(outer) and not any(parameter.any() for parameter in outer)
+
+
+def trains_lora_alone(model: nn.Module) -> bool:
+    """Whether all that a policy trains are the matrices of one LoRA adapter."""
+    if not isinstance(model, PeftModel) or len(model.active_adapters) > 1 or is_divided(model):
+        return False
+    config: Any = model.active_peft_config
+    if not isinstance(config, LoraConfig) or config.modules_to_save or config.trainable_token_indices:
+        return False
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return config.bias == "none" and all("lora_" in name for name in trained)

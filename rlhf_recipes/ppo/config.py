@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
-from rlhf_recipes.starting.launch import refuse_strangers
+from rlhf_recipes.starting.launch import refuse_fp16_on_cpu, refuse_strangers
 
 # Options of the Trainer that the PPO loop would ignore. What would be ignored is refused.
 NOT_USED = {
@@ -32,7 +32,7 @@ NOT_USED = {
 SAMPLING_OPTIONS = (
     "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens", "stop_token", "stop_token_id", "stop_strings",
 )  # fmt: skip
-CRITICS = ("head", "policy", "reward_model", "none")
+CRITICS = ("head", "adapter", "policy", "reward_model", "none")
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -72,8 +72,9 @@ class PPOConfig(TrainingArguments):
         dual_clip (`float`, *optional*): Bound `dual_clip * |A|` on the loss of a token with negative advantage A
             (arXiv 1912.09729); above 1.
         critic (`str`, *optional*, defaults to `"head"`):
-            `"head"`, one layer on the policy's body; `"policy"` or `"reward_model"`, a copy of it with a head;
-            `"none"`; or the folder or id of a model. A `value_model` given to the trainer comes first.
+            `"head"`, one layer on the policy's body; `"adapter"`, an adapter and a layer of its own on the policy's
+            base; `"policy"` or `"reward_model"`, a copy of it with a head; `"none"`; or the folder or id of a model.
+            A `value_model` given to the trainer comes first.
         allow_stochastic_policy (`bool`, *optional*, defaults to `False`):
             By default a run stops, with the cause, where log-probabilities of a rollout differ before the first
             update: a mean |log ratio| above 1e-4 in float32, or 0.02 in less. With it, this is said once.
@@ -157,7 +158,7 @@ class PPOConfig(TrainingArguments):
     whiten_rewards: bool = _option(False, "Scale a rollout's rewards to unit variance.")
     whiten_advantages: bool = _option(True, "Scale a rollout's advantages to mean 0 and unit variance.")
     # Critic and update.
-    critic: str = _option("head", "head, policy, reward_model, none, or a model's folder or id.")
+    critic: str = _option("head", "head, adapter, policy, reward_model, none, or a model's folder or id.")
     critic_warmup: int = _option(0, "Rollouts at the beginning in which only the critic learns.")
     vf_coef: float = _option(0.1, "Weight of the value loss.")
     cliprange_value: float | None = _option(0.2, "How far a value may move in one rollout; none for any distance.")
@@ -226,6 +227,14 @@ class PPOConfig(TrainingArguments):
                 f"hub_strategy is {str(self.hub_strategy)!r}, but checkpoints with their rollouts and optimizer are "
                 "not pushed. Give 'every_save' to push the model at every save, or 'end'."
             )
+        trained = self.model_adapter_name or "default"
+        own = ["critic"] * (self.critic == "adapter") + [name for name in (self.ref_adapter_name,) if name]
+        if trained in own or len(set(own)) < len(own):
+            raise ValueError(
+                f"Two roles would be one adapter: the policy is {trained!r} (model_adapter_name), the reference "
+                f"{self.ref_adapter_name!r} (ref_adapter_name), the critic {self.critic!r}, whose adapter is named "
+                "'critic'. Give each role a name of its own."
+            )
         if self.target_kl is not None and self.fp16:
             raise ValueError("target_kl does not work with fp16, whose loss scaling must see every step. Use bf16.")
         if self.rollout_dtype is not None:
@@ -236,6 +245,7 @@ class PPOConfig(TrainingArguments):
             device = "cpu" if self.use_cpu else torch.accelerator.current_accelerator()
             check_precision(PRECISIONS[self.rollout_dtype], torch.device(device or "cpu"))
         refuse_strangers(self)
+        refuse_fp16_on_cpu(self)
         self.batch_sizes()  # refuses what does not divide before a model is loaded
 
     def _check_ranges(self) -> None:

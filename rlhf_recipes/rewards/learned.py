@@ -17,9 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.data.chat import KWARGS, once, read_kwargs, render, whole
 from rlhf_recipes.modeling.calibration import LinearCalibration
 from rlhf_recipes.modeling.foreign import foreign_scale, trl_appended_eos
-from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size, warn_of_truncation
+from rlhf_recipes.modeling.frozen import (
+    FrozenModel,
+    check_batch_size,
+    labels_of_adapter,
+    own_tokenizer,
+    warn_of_truncation,
+)
 from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
-from rlhf_recipes.modeling.loading import check_model_path, find_file
+from rlhf_recipes.modeling.loading import check_model_path, find_file, is_adapter
 from rlhf_recipes.modeling.reading import (
     check_finite,
     dialogue_text,
@@ -29,10 +35,28 @@ from rlhf_recipes.modeling.reading import (
     say_plain_reading,
 )
 from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ended
+from rlhf_recipes.rewards.contract.checks import check_choice
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
 
 logger = logging.getLogger(__name__)
+BASES = ("own", "policy")
+
+
+def adapter_folder(source: str | None) -> str:
+    """Where the adapter of a reward model lies: its folder, or `adapter/` in that of a run of `recipes/reward.py`.
+
+    Raises:
+        `ValueError`: if there is none, so that it cannot read another model's base.
+    """
+    for folder in () if source is None else (Path(source), Path(source) / "adapter"):
+        if is_adapter(folder):
+            return str(folder)
+    raise ValueError(
+        f"The reward {source or 'given as a model'!r} is to read the policy's base (base: policy), but it is no LoRA "
+        "adapter. Train one on the policy's base with recipes/reward.py --use_peft and name its folder, or leave base "
+        "out."
+    )
 
 
 class LearnedReward(ModelReward):
@@ -70,6 +94,10 @@ class LearnedReward(ModelReward):
             Whether a plain text ends with the end-of-sequence token (once, where the tokenizer adds it too). Default:
             as `reward_config.json` says; where there is none, `True` for a model that TRL's `RewardTrainer` trained,
             which is said, else as the tokenizer does by itself.
+        base (`str`, *optional*, defaults to `"own"`):
+            Which base a LoRA adapter reads: `"own"`, loaded for it, or `"policy"`, that of the policy which PPO trains
+            or `recipes/evaluate.py` samples, so that no second base is in memory. The scores are the same. It must be
+            the base that the adapter was trained on, and is read in the policy's precision.
 
     Raises:
         `ValueError`: if it has several labels and none is chosen; if the settings hold a calibration, which is that of
@@ -101,32 +129,38 @@ class LearnedReward(ModelReward):
         labels: Mapping[int | str, float] | None = None,
         probabilities: bool = False,
         append_eos: bool | None = None,
+        base: str = "own",
     ) -> None:
         check_batch_size(batch_size)
+        check_choice(type(self).__name__, "base", base, BASES)
         source = None if isinstance(model, torch.nn.Module) else check_model_path(str(model))
-        from peft import PeftModel  # here, because these take seconds, and the folder may not be there
-        from transformers import AutoModelForSequenceClassification
+        self.__name__ = name or (Path(source).name if source is not None else type(self).__name__)
+        if base == "policy":
+            source = adapter_folder(source)
+            if (device, dtype, load_in_4bit) != (None, None, False):
+                raise ValueError(
+                    f"The reward {source!r} reads the policy's base (base: policy), on the policy's device and in its "
+                    "precision: leave out device, dtype and load_in_4bit."
+                )
+        from transformers import AutoModelForSequenceClassification  # seconds, and the folder may not be there
 
-        options = (max_length, device, dtype, load_in_4bit)
-        reader = FrozenModel(AutoModelForSequenceClassification, model, processing_class, *options)
-        self.model, self.tokenizer = reader.model, reader.tokenizer
+        self.base, self.source = base, source
+        self.model: Any = None
+        self._asked_length = max_length
+        self._score = (label, labels, probabilities)  # what of the model's outputs is the score, as far as it is said
+        reader = None
+        if base == "own":
+            options = (max_length, device, dtype, load_in_4bit)
+            reader = FrozenModel(AutoModelForSequenceClassification, model, processing_class, *options)
+        self.tokenizer: Any = own_tokenizer(processing_class, source) if reader is None else reader.tokenizer
         self.adds_eos = adds_eos(self.tokenizer)
         self.settings = self._settings(settings, source, append_eos)
         self.calibration = self.settings.calibration if calibrate else None
-        names = list(self.settings.labels or ())
-        if isinstance(self.model, PeftModel) and len(names) == self.model.config.num_labels:
-            # An adapter's files do not name the outputs of its head; its settings do, in order.
-            self.model.config.id2label = dict(enumerate(names))
         self.batch_size = batch_size
-        self.max_length = (
-            reader.max_length if max_length is not None else self.settings.max_length or reader.max_length
-        )
-        if label is None and labels is None and self.settings.labels is not None:
-            self.head = LabelScore(self.model.config, None, self.settings.labels, self.settings.probabilities)
-        else:
-            self.head = LabelScore(self.model.config, label, labels, probabilities)
+        self.max_length = max_length or self.settings.max_length
+        if reader is not None:
+            self._read_with(reader)
         self.truncated = 0  # texts so far that were longer than max_length
-        self.__name__ = name or (Path(source).name if source is not None else type(self).__name__)
         if self.settings.append_eos and self.tokenizer.eos_token is None:
             raise ValueError(
                 f"{SETTINGS_FILE} or an argument says append_eos, but the tokenizer has no end-of-sequence token."
@@ -136,6 +170,41 @@ class LearnedReward(ModelReward):
                 f"{SETTINGS_FILE} holds a calibration, which makes ratings of one logit, but labels or probabilities "
                 "are asked for. Give calibrate=False, or leave these out."
             )
+
+    def _read_with(self, reader: FrozenModel) -> None:
+        """Take the model, and what is to be made of its outputs."""
+        self.model = reader.model
+        config, names = self.model.config, list(self.settings.labels or ())
+        if self.source is not None and is_adapter(self.source) and len(names) == config.num_labels:
+            # An adapter's files do not name the outputs of its head; its settings do, in order.
+            config.id2label = dict(enumerate(names))
+        self.max_length = self._asked_length or self.settings.max_length or reader.max_length
+        if self._score[:2] == (None, None) and self.settings.labels is not None:
+            self.head = LabelScore(config, None, self.settings.labels, self.settings.probabilities)
+        else:
+            self.head = LabelScore(config, *self._score)
+
+    def put_on(self, policy: Any, adapter: str) -> None:
+        """With `base="policy"`: read with the policy's base from now on, beside its adapter.
+
+        Args:
+            policy (`PeftModel`): The policy, which stays what it is.
+            adapter (`str`): The name that the reward's adapter gets there.
+
+        Raises:
+            `ValueError`: if the adapter was trained on another base, or that of the policy does not stay as it is.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        from rlhf_recipes.modeling.adapters import AdapterClassifier  # it brings models
+
+        assert self.base == "policy", "a reward with a base of its own"
+        assert self.source is not None, "the folder of an adapter"
+        if self.model is not None and self.model.reads(policy):
+            return
+        model = AdapterClassifier(policy, adapter, self.source, labels_of_adapter(Path(self.source)))
+        kind = AutoModelForSequenceClassification
+        self._read_with(FrozenModel(kind, model, self.tokenizer, self._asked_length))
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion. `(B,)`"""
@@ -156,6 +225,11 @@ class LearnedReward(ModelReward):
 
     def scores(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Score texts that are encoded already, before calibration. `(B,)`"""
+        if self.model is None:
+            raise ValueError(
+                f"The reward {self.__name__!r} reads the policy's base (base: policy), which PPO and evaluate.py "
+                "give it. Anywhere else it stands alone: base: own, or leave base out."
+            )
         scores = torch.empty(len(token_ids), dtype=torch.float32)
         for rows, output in model_outputs(self.model, token_ids, self.batch_size, self.tokenizer.pad_token_id):
             scores[rows] = self.head(output.logits)

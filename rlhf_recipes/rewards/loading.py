@@ -39,10 +39,12 @@ from rlhf_recipes.imports import (
 from rlhf_recipes.rewards.contract.checks import (
     REWARD_ATTRIBUTES,
     Weight,
+    all_inside,
     check_can_stand,
     checked_call,
     is_per_token,
     own_copy,
+    reads_policy_base,
     reward_name,
     weight_at,
     weighted,
@@ -89,6 +91,11 @@ class RewardArguments:
                 raise ValueError(
                     f"Reward {name!r} gives one number for each token, but TRL's trainers take one for each "
                     "completion. Use it with PPO, or leave it out."
+                )
+            if any(map(reads_policy_base, all_inside(func))):
+                raise ValueError(
+                    f"Reward {name!r} reads the policy's base (base: policy), which PPO alone can give it. Use it "
+                    "with PPO, or let it stand alone (base: own)."
                 )
         check_can_stand(by_name)
         in_order = zip(loaded.reward_funcs, loaded.names, loaded.weights, strict=True)

@@ -52,9 +52,11 @@ def check_launch(args: Any, expected: int | None = None) -> None:
         expected (`int`, *optional*): How many there must be.
 
     Raises:
-        `ValueError`: if processes were started that do not know of each other, or not as many as expected.
+        `ValueError`: if processes were started that do not know of each other, or not as many as expected; for fp16 on
+            a CPU.
     """
     refuse_strangers(args)
+    refuse_fp16_on_cpu(args)
     if expected is not None and args.world_size != expected:
         raise ValueError(
             f"expect_processes is {expected}, but this run has {processes(args.world_size)}. How many there "
@@ -72,6 +74,15 @@ def refuse_strangers(args: Any) -> None:
         raise ValueError(
             f"The launcher started {launched} processes, but they do not know of each other, and each would train "
             "alone in the same folder. On a machine without GPUs, give --use_cpu."
+        )
+
+
+def refuse_fp16_on_cpu(args: Any) -> None:
+    """Raise `ValueError` for fp16 where there is no loss scaler, which accelerate has for GPUs alone."""
+    if getattr(args, "fp16", False) and args.device.type == "cpu":
+        raise ValueError(
+            "fp16 on a CPU would be computed without a loss scaler, so that small gradients become 0. Give bf16, or "
+            "leave it out to compute in float32."
         )
 
 

@@ -38,7 +38,7 @@ def frozen(module):
     return {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
 
 
-@pytest.mark.parametrize("critic", ["head", "policy"])
+@pytest.mark.parametrize("critic", ["head", "adapter", "policy"])
 def test_adapters_of_policy_and_critic_learn_on_a_4_bit_base_that_stays(base, tmp_path, critic):
     ppo = run(base, tmp_path, critic=critic)
     kinds = {type(p).__name__ for p in ppo.roles.parameters()}
@@ -52,9 +52,25 @@ def test_adapters_of_policy_and_critic_learn_on_a_4_bit_base_that_stays(base, tm
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("policy." in name and "lora_B" in name for name in moved)
     assert any(name.startswith("critic.") for name in moved)
+    assert critic != "adapter" or any("lora_B.critic" in name for name in moved)
     assert all(torch.equal(tensor, frozen(ppo.roles)[name]) for name, tensor in still.items())
     first = logged(ppo)[0]
     assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_adapters_of_policy_and_critic_learn_on_an_8_bit_base_that_stays(base, tmp_path, caplog):
+    caplog.set_level("ERROR", "bitsandbytes.autograd._functions")  # else one line for each product
+    args = ModelArguments(model_name_or_path=base, load_in_8bit=True, use_peft=True, lora_r=4,
+                          lora_target_modules=["q_proj", "v_proj"], dtype="float32")  # fmt: skip
+    ppo = trainer(tmp_path, load_policy(args), tokenizer=TOKENIZER, optim="adamw_torch", learning_rate=0.01,
+                  critic="adapter", total_episodes=8)  # fmt: skip
+    assert "Int8Params" in {type(p).__name__ for p in ppo.roles.parameters()}
+    before, still = trained(ppo.roles), frozen(ppo.roles)
+    ppo.train()
+    moved = {name for name, tensor in trained(ppo.roles).items() if not torch.equal(before[name], tensor)}
+    assert any("lora_B.default" in name for name in moved)
+    assert any("lora_B.critic" in name for name in moved)
+    assert all(torch.equal(tensor, frozen(ppo.roles)[name]) for name, tensor in still.items())
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,15 @@ def test_ddp_gives_what_one_process_gives(place, whole, tmp_path):
     check_equal(run_recipe(place, tmp_path / "out", "ddp"), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "zero2"])
+def test_a_critic_on_the_policy_s_base_is_what_it_is_on_one_process(place, tmp_path, config):
+    if config == "zero2":
+        pytest.importorskip("deepspeed")
+    words = (*LORA, "--critic", "adapter")
+    check_equal(run_recipe(place, tmp_path / "two", config, *words), run_recipe(place, tmp_path / "one", None, *words))
+
+
 # --- DeepSpeed. The first start on a CPU compiles for a minute or two. --------------------------
 
 

@@ -34,7 +34,8 @@ def switch_off_randomness(roles: ActorCritic, tokens: Mapping[str, Tensor], temp
     limit = 1e-5 if in_full_precision(roles.policy, device) else 0.02
     causes = _switch_off(roles, roles.policy, lambda: plain_logprobs(roles.policy, tokens, temperature), limit, device)
     if roles.critic is not None and not roles.critic.reads_policy:
-        _switch_off(roles, roles.critic.model, lambda: _values(roles, tokens), limit, device)
+        # A critic with an adapter on the policy's base has no other modules than the policy.
+        _switch_off(roles, getattr(roles.critic, "model", roles.policy), lambda: _values(roles, tokens), limit, device)
     return causes
 
 

@@ -34,7 +34,7 @@ class AfterEachStep(TrainerCallback):
         trainer = self.trainer
         if state.global_step < trainer.settings.critic_warmup * trainer.sizes.updates:
             # Its gradients are 0, but weight decay and an optimizer's momentum would still move what has one.
-            for parameter in trainer.roles.policy.parameters():
+            for parameter in trainer.roles.parameters_of_policy():
                 parameter.grad = None
         if not trainer.tokens_of_step:  # all completions masked: the same holds for all that is trained
             for parameter in trainer.roles.parameters():

@@ -25,6 +25,7 @@ from rlhf_recipes.ppo.functional import kl_per_token
 from rlhf_recipes.ppo.metrics import figures_of_rewards
 from rlhf_recipes.ppo.rollout import TOKENS, Rollout, gathered, prompt_lists, read, reference_lists
 from rlhf_recipes.ppo.run import tables as completions
+from rlhf_recipes.ppo.run.bases import put_rewards_on
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import WeightedSum
 from rlhf_recipes.words import distinct_n
@@ -160,6 +161,7 @@ def write_completions(
     """
     prompt_ids = tokenize_prompts(dataset["prompt"], tokenizer, max_prompt_length, kwargs_of(dataset))
     dataset = with_openings(dataset, prompt_ids, tokenizer)
+    put_rewards_on(roles.policy, reward)
     if roles.ref_model is roles.policy:
         logger.info("KL is 0: with neither adapters nor ref_model_name_or_path the policy is its own reference.")
     check_prompts(prompt_ids, roles.policy, max_completion_length)

@@ -18,6 +18,7 @@ from rlhf_recipes.modeling.loading import (
     check_model_path,
     disable_dropout,
     ensure_pad_token,
+    is_adapter,
     keep_gradients_of_4bit,
     load_policy,
     load_policy_tokenizer,
@@ -104,6 +105,14 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
         `ValueError`: if adapters are asked for on a model that has some; if it is no decoder.
     """
     if isinstance(model, str | Path):
+        adapts = peft_config is not None or is_adapter(model)
+        if args.critic == "adapter" and not adapts:
+            raise ValueError(
+                f"critic is 'adapter', which shares the policy's base, but {str(model)!r} is to be trained whole, so "
+                "that no base stays. Give peft_config, or critic='policy', a model of its own."
+            )
+        if (args.model_init_kwargs or {}).get("quantization_config") is not None and not adapts:
+            raise ValueError(_untrainable(str(model)))
         model = load_model(str(model), args)
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -119,6 +128,8 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
         if isinstance(model, PeftModel):
             raise ValueError("The model has adapters already, and peft_config asks for more. Leave peft_config out.")
         model = get_peft_model(model, peft_config, adapter_name=args.model_adapter_name or "default")
+    if getattr(model, "is_quantized", False) and not isinstance(model, PeftModel):
+        raise ValueError(_untrainable(getattr(model, "name_or_path", "") or type(model).__name__))
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         raise ValueError(
             f"The policy has a learned prompt ({type(model.active_peft_config).__name__}), which PPO cannot train: "
@@ -142,6 +153,13 @@ def resolve_policy(model: Any, args: PPOConfig, peft_config: PeftConfig | None) 
         )
     warn_of_rounding("policy", model, args.learning_rate)
     return model
+
+
+def _untrainable(name: str) -> str:
+    return (
+        f"{name!r} is quantized, and its weights have no gradient, so that it cannot be trained whole. Give "
+        "peft_config, which trains adapters on it, or load it in full precision."
+    )
 
 
 def resolve_reference(ref_model: Any, args: PPOConfig) -> Any:

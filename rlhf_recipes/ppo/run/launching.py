@@ -15,6 +15,7 @@ from rlhf_recipes.modeling.cost.memory import memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision
+from rlhf_recipes.ppo.run.bases import put_rewards_on, rewards_on_policy
 from rlhf_recipes.ppo.run.callbacks import RolloutProgress
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def place_models(trainer: Any, reward_model: Any) -> None:
         `ValueError`: if the launcher's way of dividing work or weights is none that PPO knows.
     """
     _check_launch(trainer)
+    put_rewards_on(trainer.roles.policy, trainer.reward)
     if isinstance(reward_model, nn.Module):
         reward_model.to(trainer.args.device)
     roles = trainer.roles
@@ -83,6 +85,12 @@ def _check_launch(trainer: Any) -> None:
         raise ValueError(
             "max_tokens_per_batch goes over a micro-batch in parts, of which DeepSpeed would count each as one. Leave "
             "it out, and lower per_device_train_batch_size."
+        )
+    shared = rewards_on_policy(trainer.reward) or getattr(trainer.roles.critic, "adapter", None)
+    if is_divided(trainer.roles) and shared:
+        raise ValueError(
+            "ZeRO-3 divides the base among processes, and PPO does not let a critic or reward read the policy's then "
+            "(critic: adapter; base: policy). Take zero2.yaml, or let it stand alone (critic: policy; base: own)."
         )
     for name in ("target_kl", "critic_warmup"):
         if trainer.is_deepspeed_enabled and getattr(trainer.settings, name):

@@ -7,7 +7,7 @@ can be known, the row with its prompt and completion.
 import functools
 import numbers
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rlhf_recipes.errors import RewardError, RewardValueError
@@ -138,6 +138,18 @@ def own_copy(value: Any) -> Any:
 def own_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What one reward is given: copies of the columns, so that the next one sees what was written."""
     return {name: own_copy(values) for name, values in batch.items()}
+
+
+def all_inside(func: Any) -> Iterator[Any]:
+    """A reward, and all that it is made of at any depth."""
+    yield func
+    for inner in getattr(func, "inner_rewards", ()):
+        yield from all_inside(inner)
+
+
+def reads_policy_base(func: Any) -> bool:
+    """Whether a reward is an adapter that reads the base of the policy (`base: policy`)."""
+    return getattr(func, "base", None) == "policy"
 
 
 def is_per_token(func: Any) -> bool:
