@@ -17,6 +17,7 @@ from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision
 from rlhf_recipes.ppo.run.bases import put_rewards_on, rewards_on_policy
 from rlhf_recipes.ppo.run.callbacks import RolloutProgress
+from rlhf_recipes.ppo.vllm.generator import VLLMGenerator
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,9 @@ def _check_launch(trainer: Any) -> None:
             "ZeRO-3 divides the base among processes, and PPO does not let a critic or reward read the policy's then "
             "(critic: adapter; base: policy). Take zero2.yaml, or let it stand alone (critic: policy; base: own)."
         )
+    if isinstance(trainer.generator, VLLMGenerator):
+        longest = max(len(ids) for prompts in trainer.prompts.values() for ids in prompts.ids)
+        trainer.generator.check(trainer.roles.policy, trainer.sampling, longest)
     for name in ("target_kl", "critic_warmup"):
         if trainer.is_deepspeed_enabled and getattr(trainer.settings, name):
             raise ValueError(
