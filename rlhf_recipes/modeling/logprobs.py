@@ -246,7 +246,7 @@ def logits_of_hidden(model: PreTrainedModel, hidden: Tensor, said_by_body: Model
 @contextlib.contextmanager
 def forward_replaced(instead: dict[nn.Module, Callable]) -> Iterator[None]:
     """Inside, these modules do something else in place of their `forward`."""
-    own = {module: module.__dict__.get("forward") for module in instead}  # where a launcher has wrapped it
+    own: dict[nn.Module, Any] = {m: m.__dict__.get("forward") for m in instead}  # where a launcher has wrapped it
     for module, forward in instead.items():
         module.forward = forward
     try:

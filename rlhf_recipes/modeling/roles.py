@@ -38,7 +38,7 @@ class ActorCritic(nn.Module):
         ref_adapter (`str`, *optional*): The policy's adapter that is the reference.
         logits_chunk_size (`int`, *optional*): Tokens whose logits may exist at a time; `None` for all.
         reuse_trunk (`bool`): Whether layers below all that is trained are run once for each token, for all roles and
-            epochs; [`~rlhf_recipes.modeling.trunk.check.check_trunk`] finds out whether they can be.
+            epochs; [`~rlhf_recipes.modeling.checks.trunk.check_trunk`] finds out whether they can be.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ActorCritic(nn.Module):
         # What `modeling/checks/shortcuts.py` and `modeling/checks/randomness.py` find in the first batch.
         self.put_aside: dict[str, set[str]] = {"policy": set(), "reference": set()}
         self.always_in_eval: list[nn.Module] = []
-        # What `modeling/trunk/check.py` finds: the frozen lower layers of each role, and whether what was kept while
+        # What `modeling/checks/trunk.py` finds: the frozen lower layers of each role, and whether what was kept while
         # completions were written is as exact as reading them again.
         self.reuse_trunk, self.trunk_depth = reuse_trunk, 0
         self.trunks: dict[str, Trunk | None] = {"policy": None, "reference": None}

@@ -2,6 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch takes its time, and --help does not wait for it
+    from torch import Tensor
+
+    from rlhf_recipes.ppo.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,27 @@ def divide(
         siblings=num_generations,
         prompts=rollout // num_generations,
     )
+
+
+def like_lengths(rollout: "Rollout", rows: "Tensor") -> "Tensor":
+    """The same rows, the shortest texts first, so that those of like length share a micro-batch."""
+    lengths = rollout.prompt_mask[rows].sum(dim=1) + rollout.mask[rows].sum(dim=1)
+    return rows[lengths.argsort(stable=True)]
+
+
+def split_by_tokens(batch: dict[str, "Tensor"], max_tokens: int | None) -> list[dict[str, "Tensor"]]:
+    """A micro-batch in parts of at most so many tokens, padding included, and of one row at least."""
+    if max_tokens is None or "mask" not in batch:
+        return [batch]
+    lengths = (batch["prompt_mask"].sum(dim=1) + batch["mask"].sum(dim=1)).tolist()
+    starts, longest = [0], 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > starts[-1] and longest * (row + 1 - starts[-1]) > max_tokens:
+            starts.append(row)
+            longest = length
+    of_episodes = {name: tensor for name, tensor in batch.items() if not name.startswith("demo_")}
+    ends = zip(starts, [*starts[1:], len(lengths)], strict=True)
+    parts = [{name: tensor[start:end] for name, tensor in of_episodes.items()} for start, end in ends]
+    parts[0] |= {name: tensor for name, tensor in batch.items() if name.startswith("demo_")}
+    return parts

@@ -136,7 +136,9 @@ class PPOConfig(TrainingArguments):
     vllm_request_timeout: float = _option(600, "Seconds that the vLLM server has for one answer.")
     model_init_kwargs: dict | None = _option(None, "For from_pretrained, where the model is given by its name.")
     rollout_dtype: str | None = _option(
-        None, "Sample in bfloat16 or float16. Default: as the policy computes.", choices=["bfloat16", "float16"]
+        None,
+        "Sample with a copy in bfloat16, float16 or float32. Default: with the policy itself.",
+        choices=["bfloat16", "float16", "float32"],
     )
     importance_cap: float = _option(
         2.0, "Most that a token counts where another precision or engine has drawn it than the policy."
@@ -249,7 +251,7 @@ class PPOConfig(TrainingArguments):
             from rlhf_recipes.modeling.generation.copies import PRECISIONS, check_precision  # models come with it
 
             if self.rollout_dtype not in PRECISIONS:
-                raise ValueError(f"rollout_dtype is {self.rollout_dtype!r}; give bfloat16 or float16.")
+                raise ValueError(f"rollout_dtype is {self.rollout_dtype!r}; give bfloat16, float16 or float32.")
             device = "cpu" if self.use_cpu else torch.accelerator.current_accelerator()
             check_precision(PRECISIONS[self.rollout_dtype], torch.device(device or "cpu"))
         refuse_strangers(self)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rlhf_recipes.modeling.checks.randomness import switch_off_randomness
 from rlhf_recipes.modeling.checks.shortcuts import check_shortcuts, few_rows, in_full_precision
+from rlhf_recipes.modeling.checks.trunk import check_trunk, check_written
 from rlhf_recipes.modeling.generation import Written
-from rlhf_recipes.modeling.trunk.check import check_trunk, check_written
 from rlhf_recipes.ppo.rollout import TOKENS, Rollout
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,6 @@ One polarity throughout: `mask` is 1 where a token counts and 0 on padding, and 
 of a completion is paid with its last token.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -231,7 +229,7 @@ def truncated_weights(logprobs: Tensor, sampled_logprobs: Tensor, cap: float) ->
         logprobs, sampled_logprobs (`(B, T)`): log pi and log q of each token.
         cap (`float`): the largest weight (Ionides 2008: it bounds the variance, at the price of a bias).
     """
-    return torch.exp((logprobs - sampled_logprobs).clamp(max=math.log(cap)))
+    return torch.exp(logprobs - sampled_logprobs).clamp(max=cap)
 
 
 def value_loss(

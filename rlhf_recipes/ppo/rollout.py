@@ -60,30 +60,6 @@ class Rollout:
         return replace(self, **{name: function(name, tensor) for name, tensor in self.tensors().items()})
 
 
-def like_lengths(rollout: Rollout, rows: Tensor) -> Tensor:
-    """The same rows, the shortest texts first, so that those of like length share a micro-batch."""
-    lengths = rollout.prompt_mask[rows].sum(dim=1) + rollout.mask[rows].sum(dim=1)
-    return rows[lengths.argsort(stable=True)]
-
-
-def split_by_tokens(batch: dict[str, Tensor], max_tokens: int | None) -> list[dict[str, Tensor]]:
-    """A micro-batch in parts of at most so many tokens, padding included, and of one row at least."""
-    if max_tokens is None or "mask" not in batch:
-        return [batch]
-    lengths = (batch["prompt_mask"].sum(dim=1) + batch["mask"].sum(dim=1)).tolist()
-    starts, longest = [0], 0
-    for row, length in enumerate(lengths):
-        longest = max(longest, length)
-        if row > starts[-1] and longest * (row + 1 - starts[-1]) > max_tokens:
-            starts.append(row)
-            longest = length
-    of_episodes = {name: tensor for name, tensor in batch.items() if not name.startswith("demo_")}
-    ends = zip(starts, [*starts[1:], len(lengths)], strict=True)
-    parts = [{name: tensor[start:end] for name, tensor in of_episodes.items()} for start, end in ends]
-    parts[0] |= {name: tensor for name, tensor in batch.items() if name.startswith("demo_")}
-    return parts
-
-
 def read(
     actor_critic: ActorCritic, written: Written, temperature: float, chunk: int = 64, keep_states: bool = False
 ) -> Rollout:
@@ -121,15 +97,3 @@ def gathered(rollout: Rollout, pad_token_id: int, world: int) -> Rollout:
 def permutation(count: int, *key: Any) -> Tensor:
     """The numbers below `count` in an order that depends on `key` alone."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(stable_key(*key)))
-
-
-def reference_lists(rollout: Rollout) -> list[list[float]]:
-    """For each token of the completions its log-probability under the reference, without padding."""
-    lengths = rollout.mask.sum(dim=1).tolist()
-    return [row[:length] for row, length in zip(rollout.ref_logprobs.tolist(), lengths, strict=True)]
-
-
-def prompt_lists(rollout: Rollout | Written) -> list[list[int]]:
-    """The prompts as lists of token ids without padding."""
-    lengths = rollout.prompt_mask.sum(dim=1).tolist()
-    return [row[len(row) - n :] for row, n in zip(rollout.prompt_ids.tolist(), lengths, strict=True)]

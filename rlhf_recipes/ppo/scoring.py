@@ -9,9 +9,9 @@ import torch
 from accelerate.utils import gather_object
 
 from rlhf_recipes.data.chat import answered
-from rlhf_recipes.modeling.generation import Written, pad_right, token_lists
+from rlhf_recipes.modeling.generation import Written, pad_right, prompt_lists, token_lists, unpadded
 from rlhf_recipes.ppo.metrics import Meter
-from rlhf_recipes.ppo.rollout import Rollout, prompt_lists, reference_lists
+from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.rewards.base import Parts, StartedRewards
 from rlhf_recipes.rewards.weighted_sum import progress_of
 
@@ -67,7 +67,7 @@ class Scoring:
         assert self.rewards is not None, "start before finish"
         reward, settings = self.trainer.reward, self.trainer.settings
         ids = token_lists(rollout)
-        parts = self.rewards.values(ref_logprobs=reference_lists(rollout))
+        parts = self.rewards.values(ref_logprobs=unpadded(rollout.ref_logprobs, rollout.mask))
         self.meter.add({f"time/reward/{name}": seconds for name, seconds in self.rewards.seconds.items()})
         shown = reward.per_row(parts)
         parts = self._normalized(parts)

@@ -35,15 +35,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from rlhf_recipes.checkpoints import check_best_metric
 from rlhf_recipes.compat import CheckpointOfRoles
 from rlhf_recipes.modeling.generation import Generator, Written, stable_key, write
-from rlhf_recipes.modeling.generation.copies import SamplingCopy
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.tokenizers.padding import fit_model
 from rlhf_recipes.ppo import functional as F
+from rlhf_recipes.ppo.batches import like_lengths, split_by_tokens
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.credit import Credit
 from rlhf_recipes.ppo.first_update import FirstUpdate
 from rlhf_recipes.ppo.metrics import Meter, figures_of_rewards, log_figures
-from rlhf_recipes.ppo.rollout import Rollout, gathered, like_lengths, permutation, read, split_by_tokens
+from rlhf_recipes.ppo.rollout import Rollout, gathered, permutation, read
 from rlhf_recipes.ppo.run import checkpoint, held_out, saving
 from rlhf_recipes.ppo.run.callbacks import AfterEachStep, SaveOnInterrupt
 from rlhf_recipes.ppo.run.demonstrations import demonstrations_of_step, imitation_loss
@@ -101,6 +101,7 @@ class PPOTrainer(CheckpointOfRoles):
     loss_is_scaled_for_ga = True  # the loss is divided by the tokens of the whole optimizer step
     model: Any  # an ActorCritic, or what a launcher wraps around it; Trainer allows more than is checked here
     processing_class: Any
+    keeps_trunk = False  # whether what the frozen layers say of a rollout is kept for its update
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class PPOTrainer(CheckpointOfRoles):
         self.encoded, self.sampling = data.encoded, data.sampling
         roles = resolve_roles(value_model, args, policy, reference, reward_model, tokenizer, peft_config)
         self.credit = Credit(args, has_critic=roles.critic is not None)
-        self.sampling_copy: SamplingCopy | None = None  # with rollout_dtype
+        self.sampling_copy: Any = None  # with rollout_dtype
         self.rollout: Rollout | None = None
         self.last_rows: list[dict[str, Any]] = []  # of this process: the last rollout's, or of held-out prompts
         self.episodes_before = 0  # of the run that this one goes on from
@@ -285,7 +286,10 @@ class PPOTrainer(CheckpointOfRoles):
         for part in parts:
             with self.accelerator.no_sync(model):  # processes may have more or fewer parts
                 loss = loss + super().training_step(model, part, num_items_in_batch)
-        return loss + super().training_step(model, last, num_items_in_batch)
+        loss = loss + super().training_step(model, last, num_items_in_batch)
+        if "left_out" not in inputs:
+            self.step_meter.add({"loss": loss * self.sizes.accumulation})  # a step is the sum of its micro-batches
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -341,12 +345,11 @@ class PPOTrainer(CheckpointOfRoles):
                 "policy/entropy_avg": out["entropy"],
                 "policy/ratio": ratio,
             }
-            self._measure({name: x.detach() for name, x in terms.items()}, mask, loss)
+            self._measure({name: x.detach() for name, x in terms.items()}, mask)
         return (loss, out) if return_outputs else loss
 
-    def _measure(self, per_token: dict[str, Tensor], mask: Tensor, loss: Tensor) -> None:
+    def _measure(self, per_token: dict[str, Tensor], mask: Tensor) -> None:
         count = float(mask.sum())
-        self.step_meter.add({"loss": loss * self.sizes.accumulation})  # a step is the sum of its micro-batches
         if count:
             means = {name: F.masked_mean(x, mask) for name, x in per_token.items()}
             squares = F.masked_mean((per_token["policy/ratio"] - 1) ** 2, mask)

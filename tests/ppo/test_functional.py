@@ -651,3 +651,18 @@ def test_functional_imports_nothing_but_torch():
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").split(".")[0])
     assert imported == {"torch"}
+
+
+def test_weights_of_tokens_that_another_policy_drew():
+    logprobs = torch.tensor([[0.5, 0.2, 0.9]]).log()
+    sampled = torch.tensor([[0.25, 0.4, 0.1]]).log()
+    weights = F.truncated_weights(logprobs, sampled, cap=3.0)
+    torch.testing.assert_close(weights, torch.tensor([[2.0, 0.5, 3.0]]))  # the last is 9
+
+
+def test_without_a_cap_weights_make_the_sampler_s_mean_the_policy_s():
+    """E_q[pi/q f] = E_pi[f], enumerated over four tokens."""
+    pi, q = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    f = torch.tensor([1.0, -2.0, 3.0, 0.5])
+    weighted = (q * F.truncated_weights(pi.log(), q.log(), cap=1e6) * f).sum()
+    torch.testing.assert_close(weighted, (pi * f).sum())

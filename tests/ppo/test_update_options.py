@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from rlhf_recipes.ppo.batches import split_by_tokens
 from tests.ppo.helpers import (
     OPENINGS,
     TEXTS,
@@ -15,7 +16,9 @@ from tests.ppo.helpers import (
     everything,
     largest_difference,
     logged,
+    lora_policy,
     same_log,
+    tiny_policy,
     torchrun,
     trainer,
     weights,
@@ -306,3 +309,29 @@ def test_all_options_in_two_processes_give_the_weights_of_one(all_at_once, tmp_p
     for one, other in zip(json.loads((tmp_path / "log.json").read_text()), logged(all_at_once), strict=True):
         for name in (name for name in other if not name.startswith("time/")):
             assert one[name] == pytest.approx(other[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("model", [tiny_policy, lora_policy])
+def test_parts_of_a_micro_batch_change_nothing(tmp_path, model):
+    """`max_tokens_per_batch` cuts a micro-batch of 4 rows into parts of one to four, as their lengths allow."""
+    ends = {"stop_token_id": list(range(5, 120)), "learning_rate": 0.05, "total_episodes": 8}
+    whole = trainer(tmp_path / "whole", model(), **ends)
+    parts = trainer(tmp_path / "parts", model(), max_tokens_per_batch=14, **ends)
+    whole.train()
+    parts.train()
+    assert largest_difference(weights(parts), weights(whole)) < 1e-6
+    same_log(parts, whole, tolerance=1e-5)
+
+
+def test_parts_have_at_most_that_many_tokens_and_hold_all_rows():
+    lengths = torch.tensor([2, 3, 3, 9, 10, 40])
+    batch = {
+        "prompt_mask": torch.ones(6, 1),
+        "mask": (torch.arange(39) < (lengths - 1)[:, None]).float(),
+        "row": torch.arange(6),
+        "demo_ids": torch.ones(2, 3),
+    }
+    parts = split_by_tokens(batch, 20)
+    assert [part["row"].tolist() for part in parts] == [[0, 1, 2], [3, 4], [5]]  # 9, 20, and one that is longer alone
+    assert ["demo_ids" in part for part in parts] == [True, False, False]
+    assert split_by_tokens(batch, None) == [batch]

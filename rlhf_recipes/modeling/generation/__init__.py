@@ -18,8 +18,10 @@ from rlhf_recipes.modeling.generation.written import (
     Written,
     pad_left,
     pad_right,
+    prompt_lists,
     stable_key,
     token_lists,
+    unpadded,
     write,
 )
 
@@ -41,9 +43,11 @@ __all__ = [
     "distortions",
     "pad_left",
     "pad_right",
+    "prompt_lists",
     "sampling_config",
     "stable_key",
     "token_lists",
+    "unpadded",
     "warn_of_distortions",
     "without_defaults",
     "write",

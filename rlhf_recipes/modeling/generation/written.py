@@ -56,11 +56,18 @@ class Written:
 
     def __getitem__(self, rows: slice) -> "Written":
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Written(**{name: None if column is None else column[rows] for name, column in columns.items()})
+        parts: dict[str, Any] = {n: None if column is None else column[rows] for n, column in columns.items()}
+        return Written(**parts)
 
 
 class Tokens(Protocol):
     """What is read of completions in a batch: [`Written`] has it, and a rollout."""
+
+    @property
+    def prompt_ids(self) -> Tensor: ...  # (B, P)
+
+    @property
+    def prompt_mask(self) -> Tensor: ...  # (B, P)
 
     @property
     def completion_ids(self) -> Tensor: ...  # (B, T)
@@ -71,8 +78,18 @@ class Tokens(Protocol):
 
 def token_lists(written: Tokens) -> list[list[int]]:
     """The completions as lists of token ids without padding, the end-of-sequence token kept."""
-    lengths = written.mask.sum(dim=1).tolist()
-    return [row[:length] for row, length in zip(written.completion_ids.tolist(), lengths, strict=True)]
+    return unpadded(written.completion_ids, written.mask)
+
+
+def unpadded(values: Tensor, mask: Tensor) -> list[list[Any]]:
+    """The rows of values `(B, T)` as lists, without what the mask `(B, T)` leaves out at their ends."""
+    return [row[:length] for row, length in zip(values.tolist(), mask.sum(dim=1).tolist(), strict=True)]
+
+
+def prompt_lists(written: Tokens) -> list[list[int]]:
+    """The prompts as lists of token ids without padding."""
+    lengths = written.prompt_mask.sum(dim=1).tolist()
+    return [row[len(row) - n :] for row, n in zip(written.prompt_ids.tolist(), lengths, strict=True)]
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, length: int) -> tuple[Tensor, Tensor]:

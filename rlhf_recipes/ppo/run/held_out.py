@@ -18,12 +18,20 @@ from rlhf_recipes.data.chat import answered, kwargs_of
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.checks.shortcuts import check_shortcuts, few_rows
 from rlhf_recipes.modeling.decoders import check_ids
-from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
+from rlhf_recipes.modeling.generation import (
+    LocalGenerator,
+    prompt_lists,
+    sampling_config,
+    stable_key,
+    token_lists,
+    unpadded,
+    write,
+)
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.ppo import functional
 from rlhf_recipes.ppo.functional import kl_per_token
 from rlhf_recipes.ppo.metrics import figures_of_rewards
-from rlhf_recipes.ppo.rollout import TOKENS, Rollout, gathered, prompt_lists, read, reference_lists
+from rlhf_recipes.ppo.rollout import TOKENS, Rollout, gathered, read
 from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.run.bases import put_rewards_on
 from rlhf_recipes.ppo.scoring import Scoring
@@ -188,7 +196,7 @@ def _scored_rows(
     completion_ids = token_lists(rollout)
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     given, completions = answered(prompts, texts)
-    columns |= {"prompt_ids": prompt_lists(rollout), "ref_logprobs": reference_lists(rollout)}
+    columns |= {"prompt_ids": prompt_lists(rollout), "ref_logprobs": unpadded(rollout.ref_logprobs, rollout.mask)}
     parts = reward.parts(given, completions, completion_ids, **columns)
     scores, by_reward = reward.totals(parts, progress=1.0), reward.per_row(parts)
     kl = kl_per_token(rollout.logprobs, rollout.ref_logprobs).masked_fill(rollout.mask == 0, 0.0).sum(dim=1)

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rlhf_recipes.modeling.checks.shortcuts import check_shortcuts
+from rlhf_recipes.modeling.checks.trunk import check_trunk
 from rlhf_recipes.modeling.logprobs import texts_of
 from rlhf_recipes.modeling.roles import ActorCritic
-from rlhf_recipes.modeling.trunk.check import check_trunk
 from rlhf_recipes.modeling.trunk.split import split_of, stack_of
 from tests.architectures import BUILT, each, tiny_model
 from tests.modeling.test_logprobs import THREE

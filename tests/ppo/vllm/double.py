@@ -90,7 +90,7 @@ class Double:
         completion = getattr(completion, "completion_ids", completion)
         temperature = 1.0 if "raw" in self.faults else body["temperature"]
         whole = mask.new_ones(completion.shape)
-        logprobs, _, _ = completion_logprobs(model, ids, mask, completion, whole, temperature, keep=False)
+        logprobs = completion_logprobs(model, ids, mask, completion, whole, temperature, keep=False).logprobs
         tokens, told = completion[0].tolist(), logprobs[0].tolist()
         choice = {"index": 0, "text": "", "token_ids": tokens, "logprobs": {"token_logprobs": told}}
         return 200, {"model": "base" if "ignores names" in self.faults else name, "choices": [choice]}

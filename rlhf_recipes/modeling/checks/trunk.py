@@ -67,7 +67,7 @@ def _unlike(
     return f"its log-probabilities are {distance:.2g} nats away from the model's on average"
 
 
-def _read_watched(trunk: Trunk, roles: ActorCritic, tokens: Mapping[str, Tensor]) -> tuple[Tensor, str | None]:
+def _read_watched(trunk: Trunk, roles: ActorCritic, tokens: Mapping[str, Tensor]) -> tuple[Tensor | None, str | None]:
     """What the trunk says, and the name of a trained module that was called on the way, if any."""
     called: list[str] = []
     hooks = []
