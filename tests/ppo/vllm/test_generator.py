@@ -53,6 +53,7 @@ def written(generator, **options):
 def test_training_with_a_server_is_training_without_one(tmp_path, policy):
     options = {"learning_rate": 1.0, "total_episodes": 24}
     here = trainer(tmp_path / "here", policy(), **options)
+    here.first_update.seen_written = True  # it reads what it has written, as it does with a server
     here.train()
     double = Double()
     with served(double) as url:
