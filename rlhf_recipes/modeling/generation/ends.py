@@ -1,6 +1,6 @@
 """Where a completion ends: at a token, or with the last token of a string."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,45 @@ class StopAtString(StoppingCriteria):
             for ids in rows
         ]
         return torch.tensor(ended, device=input_ids.device)
+
+
+class Thinning(StoppingCriteria):
+    """Stops all rows when a share of them has ended, so that the others may go on without them.
+
+    Args:
+        eos_token_id (`int` or `Sequence[int]`, *optional*): Tokens that end a row.
+        criteria (`Sequence[StoppingCriteria]`): What else ends one.
+        may_stop (callable): Whether the others could go on.
+        share (`float`): Of the rows, those that must have ended.
+
+    Attributes:
+        stopped (`Tensor`, *optional*): `(B,)` which rows have ended, if all were stopped.
+    """
+
+    def __init__(
+        self,
+        eos_token_id: int | Sequence[int] | None,
+        criteria: Sequence[StoppingCriteria],
+        may_stop: Callable[[], bool],
+        share: float = 0.25,
+    ) -> None:
+        self.eos_token_id = [] if eos_token_id is None else eos_token_id
+        self.criteria = criteria
+        self.may_stop = may_stop
+        self.share = share
+        self.stopped: Tensor | None = None
+        self._ended: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        ended = torch.isin(input_ids[:, -1], torch.as_tensor(self.eos_token_id, device=input_ids.device))
+        for criterion in self.criteria:
+            ended = ended | criterion(input_ids, scores, **kwargs)
+        self._ended = ended if self._ended is None else self._ended | ended
+        count = int(self._ended.sum())
+        if count and count >= self.share * len(input_ids) and self.may_stop():
+            self.stopped = self._ended
+            return torch.ones_like(self._ended)
+        return self._ended
 
 
 def completion_mask(

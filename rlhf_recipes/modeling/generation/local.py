@@ -8,95 +8,35 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
+    DynamicCache,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from rlhf_recipes.modeling.generation.config import WARPERS, changed_options, warpers
 from rlhf_recipes.modeling.generation.draw import KeyedDraw
-from rlhf_recipes.modeling.generation.ends import StopAtString, listed
+from rlhf_recipes.modeling.generation.ends import StopAtString, Thinning, listed
+from rlhf_recipes.modeling.generation.watch import Watch
 from rlhf_recipes.modeling.generation.written import Generated
-
-
-class Watch(LogitsProcessor):
-    """Keeps what a model computes on the way to each token: a processor that leaves the scores as they are.
-
-    Args:
-        model (`nn.Module`): A causal language model, adapters included.
-        layer (`nn.Module`, *optional*): One whose output is kept for every position.
-        head (`bool`): Whether what the output layer reads is kept.
-    """
-
-    def __init__(self, model: Any, layer: nn.Module | None, head: bool) -> None:
-        self.inner = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.layer = layer
-        self.head = model.get_output_embeddings() if head else None
-        self._logits: Tensor | None = None
-        self._pieces: list[Tensor] = []  # of the layer's output, (B, N, H)
-        self._head_input: Tensor | None = None
-        self._head_inputs: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self._head_input is not None:
-            self._head_inputs.append(self._head_input)
-        return scores
-
-    @contextlib.contextmanager
-    def watching(self, logits: bool) -> Iterator[None]:
-        """Keep what is computed in here; the logits of the step only where they are asked for."""
-        hooks = [self.inner.register_forward_hook(self._see_logits)] if logits else []
-        if self.layer is not None:
-            hooks.append(self.layer.register_forward_hook(self._see_layer))
-        if self.head is not None:
-            hooks.append(self.head.register_forward_pre_hook(self._see_head))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _see_logits(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._logits = output.logits[:, -1]
-
-    def _see_layer(self, layer: nn.Module, args: Any, output: Any) -> None:
-        piece = output if isinstance(output, Tensor) else output[0]
-        if self._pieces and piece.shape[1] > self._pieces[-1].shape[1]:  # without a cache, all is computed again
-            self._pieces.clear()
-        self._pieces.append(piece)
-
-    def _see_head(self, head: nn.Module, args: Any) -> None:
-        self._head_input = args[0][:, -1]
-
-    def logits(self) -> Tensor:
-        """The model's logits `(B, V)` of this step."""
-        assert self._logits is not None, "a step that is watched"
-        return self._logits
-
-    def trunk(self, width: int) -> Tensor | None:
-        """The layer's output `(B, width, H)`, the last position zeros; `None` if the layer did not tell all of it."""
-        if sum(piece.shape[1] for piece in self._pieces) < width - 1:
-            return None
-        # A model may be asked once more than the completions needed.
-        whole = torch.cat(self._pieces, dim=1)[:, : width - 1]
-        return nn.functional.pad(whole, (0, 0, 0, 1))
-
-    def head_inputs(self, length: int) -> Tensor | None:
-        """What the output layer was given `(B, length, H)` for each token; `None` if it was not called for each."""
-        return torch.stack(self._head_inputs[:length], dim=1) if len(self._head_inputs) >= length else None
 
 
 class LocalGenerator:
     """Completions from a model in this process, by its own `generate`, with keyed draws (see [`Generator`]).
+
+    Each time a quarter of the rows has ended, `generate` stops and goes on with the others alone, where nothing but
+    the cache goes from one step to the next.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): Who writes.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed where the sampling stops at strings.
         watch (`nn.Module`, *optional*): A layer of the model, of which [`Generated`] then has `trunk`.
         keep_head_inputs (`bool`): Whether [`Generated`] has `head_inputs`.
-        kwargs (*optional*): For `generate`, such as `synced_gpus`.
+        thin (`bool`): Whether to go on without rows that have ended.
+        kwargs (*optional*): For `generate`, such as `synced_gpus`; with any, all rows stay to the end.
     """
 
     def __init__(
@@ -105,55 +45,125 @@ class LocalGenerator:
         tokenizer: PreTrainedTokenizerBase | None = None,
         watch: nn.Module | None = None,
         keep_head_inputs: bool = False,
+        thin: bool = True,
         **kwargs: Any,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.watch = watch
         self.keep_head_inputs = keep_head_inputs
+        self.thin = thin
         self.kwargs = kwargs
 
     @torch.no_grad()
     def generate(
         self, prompt_ids: Tensor, mask: Tensor, config: GenerationConfig, row_keys: Sequence[int]
     ) -> Generated:
-        width = prompt_ids.shape[1]
+        rows = torch.arange(len(prompt_ids), device=prompt_ids.device)
+        known = self.model.get_input_embeddings().weight.shape[0]
+        pad = config.pad_token_id if config.pad_token_id < known else 0  # added to the tokenizer, but not to the model
+        texts, segments, cache = prompt_ids.masked_fill(mask == 0, pad), [], None
+        while True:
+            keys = [row_keys[row] for row in rows.tolist()]
+            segment, ended, cache = self._segment(texts, mask, config, keys, pad, prompt_ids.shape[1], cache)
+            segments.append((rows, segment))
+            texts = torch.cat([texts, segment.completion_ids], dim=1)
+            if ended is None or bool(ended.all()) or texts.shape[1] - prompt_ids.shape[1] >= config.max_new_tokens:
+                return _joined(segments, len(prompt_ids), prompt_ids.shape[1], pad)
+            mask = torch.cat([mask, torch.ones_like(segment.completion_ids)], dim=1)
+            going_on = (~ended).nonzero().squeeze(1)
+            rows, texts, mask = rows[going_on], texts[going_on], mask[going_on]
+            cache.batch_select_indices(going_on)
+
+    def _segment(
+        self,
+        texts: Tensor,
+        mask: Tensor,
+        config: GenerationConfig,
+        keys: Sequence[int],
+        pad: int,
+        prompt_width: int,
+        cache: Any,
+    ) -> tuple[Generated, Tensor | None, Any]:
+        """What comes after texts `(B, N)`; which rows have ended, if others are to go on without them; the cache."""
+        width = texts.shape[1]
         watch = Watch(self.model, self.watch, self.keep_head_inputs)
         # Beyond warpers, `generate` itself has a hand in the scores, before they reach the draw.
         changed = not WARPERS.keys() >= changed_options(config).keys()
         draw = KeyedDraw(
-            row_keys,
-            width,
+            keys,
+            prompt_width,
             float(config.temperature),
-            warpers(config, prompt_ids.device),
+            warpers(config, texts.device),
             own_logits=watch.logits if changed else None,
         )
-        known = self.model.get_input_embeddings().weight.shape[0]
-        pad = config.pad_token_id if config.pad_token_id < known else 0  # added to the tokenizer, but not to the model
         # `generate` would leave out temperature without do_sample, and draw from the global generator with it.
         greedy = {
             **config.to_dict(),
+            "max_new_tokens": config.max_new_tokens - (width - prompt_width),
             "pad_token_id": pad,
             **dict.fromkeys(["temperature", *WARPERS]),
             "do_sample": False,
             "stop_strings": None,
         }
-        stopping = StoppingCriteriaList()
+        stopping: list[StoppingCriteria] = []
         if config.stop_strings:
             assert self.tokenizer is not None, "stop strings without a tokenizer"
-            stopping.append(StopAtString(listed(config.stop_strings), self.tokenizer, width))
+            stopping.append(StopAtString(listed(config.stop_strings), self.tokenizer, prompt_width))
+        thinning = None
+        if self.thin and not changed and not config.max_time and not self.kwargs and not learns_a_prompt(self.model):
+            thinning = Thinning(config.eos_token_id, stopping, lambda: can_lose_rows(watch.cache))
+            stopping = [thinning]
         with without_defaults(self.model), watch.watching(logits=changed):
             output = self.model.generate(
-                input_ids=prompt_ids.masked_fill(mask == 0, pad),
+                input_ids=texts,
                 attention_mask=mask,
                 generation_config=GenerationConfig(**greedy),
                 logits_processor=LogitsProcessorList([watch, draw]),
-                stopping_criteria=stopping,
+                stopping_criteria=StoppingCriteriaList(stopping),
+                **({} if cache is None else {"past_key_values": cache}),
                 **self.kwargs,
             )
         length = output.shape[1] - width
+        read = output.shape[1] - 1 if cache is None else length  # all but the last token, and the first segment's
         logprobs = torch.stack(draw.logprobs[:length], dim=1)
-        return Generated(output[:, width:], logprobs, watch.trunk(output.shape[1]), watch.head_inputs(length))
+        generated = Generated(output[:, width:], logprobs, watch.trunk(read), watch.head_inputs(length))
+        return generated, None if thinning is None else thinning.stopped, watch.cache
+
+
+def learns_a_prompt(model: Any) -> bool:
+    """Whether it has a prompt that is learned (prompt tuning), which stands in its cache before all tokens."""
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+
+
+def can_lose_rows(cache: Any) -> bool:
+    """Whether keys and values are all that is kept of each row: nothing recurrent, and no form of a fixed size."""
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return type(cache) is DynamicCache and not cache.offloading and all(type(layer) in kinds for layer in cache.layers)
+
+
+def _joined(segments: list[tuple[Tensor, Generated]], rows: int, prompt_width: int, pad: int) -> Generated:
+    """Segments one after another, each with those rows that it went on with; zeros where a row had ended."""
+    length = sum(segment.completion_ids.shape[1] for _, segment in segments)
+
+    def joined(name: str, width: int, fill: int = 0) -> Tensor | None:
+        parts: list[Any] = [getattr(segment, name) for _, segment in segments]
+        if any(part is None for part in parts):
+            return None
+        first, whole = 0, parts[0].new_full((rows, width, *parts[0].shape[2:]), fill)
+        for (at, _), part in zip(segments, parts, strict=True):
+            whole[at, first : first + part.shape[1]] = part
+            first += part.shape[1]
+        return whole
+
+    completion_ids = joined("completion_ids", length, pad)
+    assert completion_ids is not None
+    return Generated(
+        completion_ids,
+        joined("logprobs", length),
+        joined("trunk", prompt_width + length),
+        joined("head_inputs", length),
+    )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
-from tests.architectures import each, tiny_model
+from tests.architectures import DECODERS, NOT_SAMPLED, each, tiny_model
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -19,9 +19,9 @@ def policy(**config):
     return tiny_causal_lm(TOKENIZER, initializer_range=0.3, num_layers=3, **config)
 
 
-def sample(model, temperature=0.7, length=6, watch=None, chunk=64, **options):
+def sample(model, temperature=0.7, length=6, watch=None, chunk=64, thin=True, **options):
     config = sampling_config(TOKENIZER, model, length, temperature, **options)
-    generator = LocalGenerator(model, TOKENIZER, watch, watch is not None)
+    generator = LocalGenerator(model, TOKENIZER, watch, watch is not None, thin)
     return write(generator, PROMPTS, KEYS, config, CPU, chunk, TOKENIZER)
 
 
@@ -84,7 +84,7 @@ def test_architectures_tell_the_logprobs_and_the_layers_that_they_have(name):
     layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
     config = sampling_config(TOKENIZER, model, 5, 1.0, stop_token="none")
-    written = write(LocalGenerator(model, watch=layers[0], keep_head_inputs=True), prompts, KEYS[:3], config, CPU)
+    written = write(LocalGenerator(model, None, layers[0], True), prompts, KEYS[:3], config, CPU)
     assert_own_logprobs(model, written, 1.0, prompts)
     for row, (prompt, completion) in enumerate(zip(prompts, token_lists(written), strict=True)):
         seen = []
@@ -112,6 +112,91 @@ def test_a_layer_that_did_not_run_tells_nothing():
     assert written.head_inputs is not None
 
 
+@pytest.mark.parametrize("name", ["hrm_text", "gemma3n_text"])
+def test_a_layer_that_runs_twice_or_gives_another_shape_tells_nothing(name):
+    model = tiny_model(name)
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    config = sampling_config(TOKENIZER, model, 4, 1.0, stop_token="none")
+    written = write(LocalGenerator(model, None, layers[0], True), [[5, 6, 7], [8]], KEYS[:2], config, CPU)
+    assert written.trunk is None
+    assert_own_logprobs(model, written, 1.0, [[5, 6, 7], [8]])
+
+
 def test_watching_changes_no_completion():
     model = policy()
     assert torch.equal(sample(model).completion_ids, sample(model, watch=model.model.layers[0]).completion_ids)
+
+
+# --- Rows that have ended -----------------------------------------------------------------------
+
+
+def rows_read(model):
+    """How many rows each forward had, once the model has run."""
+    counts = []
+    model.register_forward_pre_hook(
+        lambda model, args, kwargs: counts.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return counts
+
+
+def ends_of(ids, count):
+    """Tokens that end some completions early: those that stand at place 1, 2, ... of the first ones."""
+    return sorted({int(ids[row, row + 1]) for row in range(count)})
+
+
+FAMILIES = ["bloom", "cohere", "falcon", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "lfm2", "llama4_text",
+            "mamba", "minicpm3", "mixtral", "opt", "phimoe", "qwen2", "qwen3", "rwkv"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", each(DECODERS, FAMILIES))
+def test_going_on_without_rows_that_have_ended_changes_nothing(name):
+    if name in NOT_SAMPLED:
+        pytest.skip(NOT_SAMPLED[name])
+    model = tiny_model(name)
+    prompts = [[5, 6, 7], [8, 9], [9, 10, 11, 12, 13], [4, 5], [7, 7, 7, 7], [20, 21]]
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    keys = list(range(6))
+
+    def run(ends, thin):
+        config = sampling_config(TOKENIZER, model, 8, 1.0, stop_token="none", stop_token_id=ends)
+        return write(LocalGenerator(model, None, layers[0], True, thin), prompts, keys, config, CPU)
+
+    ends = ends_of(run([], False).completion_ids, 4)
+    plain, thinned = run(ends, False), run(ends, True)
+    assert plain.finished.sum() >= 4
+    assert torch.equal(plain.completion_ids, thinned.completion_ids)
+    for told in ("logprobs", "trunk", "head_inputs"):
+        one, other = getattr(plain, told), getattr(thinned, told)
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 20}, {"stop_strings": ["a", "e", "i"]}, {}], ids=str)
+def test_rows_that_have_ended_are_read_no_more(options):
+    model = policy()
+    ends = ends_of(sample(model, length=8, stop_token="none").completion_ids, 2)
+    options = options | {"stop_token": "none", "stop_token_id": ends, "length": 8}
+    counts = rows_read(model)
+    thinned = sample(model, **options)
+    lengths = thinned.mask.sum(dim=1)
+    # One forward for the prompts, then one for each token but a row's last: rows are left out as soon as they end.
+    assert counts == [int((lengths > step).sum()) for step in range(int(lengths.max()))]
+    assert min(counts) < 4
+    counts.clear()
+    plain = sample(model, thin=False, **options)
+    assert set(counts) == {4}
+    assert torch.equal(plain.completion_ids, thinned.completion_ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"min_new_tokens": 3}, {"repetition_penalty": 1.5}, {"use_cache": False}, {"cache_implementation": "static"}],
+    ids=str,
+)  # fmt: skip
+def test_where_more_than_the_cache_goes_from_step_to_step_all_rows_stay(options):
+    model = policy()
+    ends = ends_of(sample(model, length=8, stop_token="none", **options).completion_ids, 2)
+    counts = rows_read(model)
+    sample(model, length=8, stop_token="none", stop_token_id=ends, **options)
+    assert set(counts) == {4}
