@@ -58,12 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if evaluates:
         held_out = ready_prompts(held_out, tokenizer, template_args, data_args, data_args.dataset_test_split)
 
-    # Models, the policy last: a wrong name is told before seconds or minutes are spent on loading it.
+    # Models, the policy last: a wrong name or server is told before seconds or minutes are spent on loading it.
+    # Imported here for the same reason: with it come libraries that --help need not wait for.
+    from rlhf_recipes.ppo.vllm.generator import resolve_generator
+
+    generator = resolve_generator(training_args, tokenizer)
     rewards = load_rewards(reward_args.reward_funcs, reward_args.reward_weights)
     transformers.set_seed(training_args.seed)
     policy = load_policy(model_args, tokenizer=tokenizer)
 
-    # Trainer. Imported here for the same reason: with it come libraries that --help need not wait for.
+    # Trainer.
     from rlhf_recipes.ppo import PPOTrainer
 
     trainer = PPOTrainer(
@@ -73,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reward_funcs=rewards,
         train_dataset=train,
         eval_dataset=held_out,
+        generator=generator,
     )
 
     # Train.

@@ -77,7 +77,7 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Client:
-    """Posts requests to an address side by side, and each again where that may help.
+    """Sends requests to an address side by side, and each again where that may help.
 
     It may where the connection failed, no answer came in time, or the server said 429 or 5xx. Pauses double and are
     shortened at random; a `Retry-After` of up to 60 seconds is waited for.
@@ -90,6 +90,8 @@ class Client:
         max_concurrent (`int`, *optional*, defaults to 8): Requests under way at once.
         token (`str`, *optional*): A bearer token. It stands in no failure and in no log.
         name (`str`, *optional*, defaults to `"The server"`): Who is asked for, in the log.
+        method (`str`, *optional*, defaults to `"POST"`): Of the requests; a `GET` sends nothing.
+        text (`bool`, *optional*, defaults to `False`): An answer is any text, and is given as it is.
     """
 
     url: str
@@ -100,6 +102,8 @@ class Client:
     max_concurrent: int = 8
     token: str = ""
     name: str = "The server"
+    method: str = "POST"
+    text: bool = False
 
     @property
     def way(self) -> str:
@@ -109,10 +113,10 @@ class Client:
     async def post_all(
         self, requests: Sequence[Mapping[str, Any]], read: Callable[[int, Any], Any] = lambda number, answer: answer
     ) -> list[Any]:
-        """The answers to requests, parsed as JSON, in their order.
+        """The answers to requests, parsed as JSON unless they are text, in their order.
 
         Args:
-            requests (`Sequence[Mapping]`): For each, what httpx2's `post` takes besides the address.
+            requests (`Sequence[Mapping]`): For each, what httpx2's `stream` takes besides method and address.
             read (`Callable`, *optional*):
                 Makes of the number of a request and its answer what is wanted, or raises [`Failure`].
 
@@ -167,7 +171,7 @@ class Client:
 
         body = bytearray()
         try:
-            async with asyncio.timeout(self.timeout), http.stream("POST", self.url, **request) as response:
+            async with asyncio.timeout(self.timeout), http.stream(self.method, self.url, **request) as response:
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > self.most_bytes:
@@ -178,7 +182,7 @@ class Client:
                 "Give it a longer timeout, or less at once (max_concurrent, batch_size).",
                 again=True,
             ) from None
-        except httpx2.RequestError as error:
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
             raise Failure(
                 f"it cannot be reached ({str(error) or type(error).__name__})",
                 "Check that the server runs and that the url is right.",
@@ -191,6 +195,8 @@ class Client:
             )
         if not response.is_success:
             raise self._refusal(response, bytes(body))
+        if self.text:
+            return body.decode(errors="replace")
         try:
             return json.loads(body, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
@@ -251,9 +257,11 @@ def _retry_after(value: str) -> float:
 
 
 def _detail(body: bytes) -> str:
-    """What a server says of its refusal: FastAPI's `detail`, or the body as it is."""
+    """What a server says of its refusal: FastAPI's `detail`, OpenAI's `error.message`, or the body as it is."""
     with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(body)
-        detail = answer.get("detail", answer) if isinstance(answer, dict) else answer
+        error = answer.get("error") if isinstance(answer, dict) else None
+        message = error.get("message", answer) if isinstance(error, dict) else answer
+        detail = answer.get("detail", message) if isinstance(answer, dict) else answer
         return detail if isinstance(detail, str) else json.dumps(detail)
     return body.decode(errors="replace")

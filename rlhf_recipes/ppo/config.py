@@ -32,6 +32,7 @@ NOT_USED = {
 SAMPLING_OPTIONS = (
     "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens", "stop_token", "stop_token_id", "stop_strings",
 )  # fmt: skip
+GENERATORS = ("local", "vllm")
 CRITICS = ("head", "policy", "reward_model", "none")
 
 
@@ -118,6 +119,13 @@ class PPOConfig(TrainingArguments):
     stop_token_id: list[int] | None = _option(None, "Further token ids that end a completion.")
     stop_strings: list[str] | None = _option(None, "Texts that end a completion, and stay in it.")
     generation_kwargs: dict | None = _option(None, "Any other option of transformers' GenerationConfig, as a mapping.")
+    generator: str = _option(
+        "local", "Who writes completions: local, the policy itself, or vllm, a vLLM server.", choices=list(GENERATORS)
+    )
+    vllm_server_base_url: str | None = _option(
+        None, "Where the vLLM server is. Default: http://localhost:8000 (docs/vllm.md)."
+    )
+    vllm_request_timeout: float = _option(600, "Seconds that the vLLM server has for one answer.")
     model_init_kwargs: dict | None = _option(None, "For from_pretrained, where the model is given by its name.")
     # Scores and KL.
     missing_eos_penalty: float | None = _option(
@@ -234,7 +242,7 @@ class PPOConfig(TrainingArguments):
         check("top_k min_new_tokens num_sample_generations num_completions_to_print", lambda x: x >= 0, "0 or more")
         above_zero = (
             "temperature cliprange cliprange_high cliprange_value kl_target target_kl score_clip lam_length_alpha "
-            "repetition_penalty"
+            "repetition_penalty vllm_request_timeout"
         )
         check(above_zero, lambda x: x > 0, "a number above 0")
         check("dual_clip", lambda x: x > 1, "a number above 1")
@@ -244,6 +252,14 @@ class PPOConfig(TrainingArguments):
         check("overlong_prompts", lambda x: x in ("cut", "drop"), "'cut' or 'drop'")
         check("stop_token", lambda x: x in ("eos", "none"), "'eos' or 'none'")
         check("hacking_monitor", lambda x: x in ("warn", "stop", "off"), "warn, stop or off")
+        check("generator", lambda x: x in GENERATORS, " or ".join(GENERATORS))
+        check(
+            "vllm_server_base_url",
+            lambda x: x.startswith(("http://", "https://")),
+            "an address with http:// or https://",
+        )
+        if self.generator != "vllm" and self.vllm_server_base_url is not None:
+            raise ValueError("vllm_server_base_url is given, but generator is 'local', which asks no server.")
         check("kl_estimator", lambda x: x in KL_ESTIMATORS, " or ".join(KL_ESTIMATORS))
         if self.min_new_tokens and self.min_new_tokens > self.max_completion_length:
             raise ValueError(

@@ -59,6 +59,7 @@ from rlhf_recipes.ppo.run.launching import place_models, policy_for_sampling
 from rlhf_recipes.ppo.run.monitor import HackingMonitor
 from rlhf_recipes.ppo.run.prompts import prepare_data
 from rlhf_recipes.ppo.scoring import Scoring
+from rlhf_recipes.ppo.vllm.generator import resolve_generator
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
 
 
@@ -87,8 +88,8 @@ class PPOTrainer(CheckpointOfRoles):
         reward_weights (`list[float]`, *optional*): One for each reward; 1 for all by default.
         reward_processing_classes (*optional*): Tokenizers of those `reward_funcs` that are models.
         imitation_dataset (`Dataset`, *optional*): Demonstrations for `args.imitation_coef`.
-        generator ([`~rlhf_recipes.modeling.generation.Generator`], *optional*): Who writes completions; by default the
-            policy in this process.
+        generator ([`~rlhf_recipes.modeling.generation.Generator`], *optional*): Who writes completions; by default
+            what `args.generator` says.
 
     Raises:
         `ValueError`: if the dataset is too small for one rollout or has no prompts, prompt and completion together are
@@ -125,6 +126,7 @@ class PPOTrainer(CheckpointOfRoles):
         check_best_metric(args, eval_dataset)
         set_seed(args.seed)  # Trainer does the same, but after adapters and heads are drawn
         tokenizer = resolve_tokenizer(processing_class, model)
+        self.generator = generator or resolve_generator(args, tokenizer)
         policy = resolve_policy(model, args, peft_config)
         reference = resolve_reference(ref_model, args)
         for role in (policy, reference, reward_model, value_model):
@@ -136,7 +138,6 @@ class PPOTrainer(CheckpointOfRoles):
         self.encoded, self.sampling = data.encoded, data.sampling
         roles = resolve_roles(value_model, args, policy, reference, reward_model, tokenizer, peft_config)
         self.credit = Credit(args, has_critic=roles.critic is not None)
-        self.generator = generator
         self.rollout: Rollout | None = None
         self.last_rows: list[dict[str, Any]] = []  # of this process: the last rollout's, or of held-out prompts
         self.episodes_before = 0  # of the run that this one goes on from
@@ -222,8 +223,7 @@ class PPOTrainer(CheckpointOfRoles):
         self.model.eval()
         sync = getattr(self.generator, "sync", None)
         if sync is not None:  # it holds weights of its own
-            if self.is_world_process_zero():
-                sync(self.roles.policy)
+            sync(self.roles.policy)
             self.accelerator.wait_for_everyone()
         prompts = [self.prompts[split].ids[row] for row in rows]
         chunk = chunk or self.settings.rollout_forward_batch_size

@@ -59,6 +59,8 @@ def trainer(folder, model=None, reward=many_short_tokens, data=DATA, tokenizer=T
         "save_strategy": "no",
         "disable_tqdm": True,
     }
+    if isinstance(kwargs.get("generator"), str):  # the setting; an object is a part
+        options["generator"] = kwargs.pop("generator")
     parts = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
     return PPOTrainer(
         PPOConfig(**options | kwargs),

@@ -5,12 +5,10 @@ import dataclasses
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
 
 from rlhf_recipes.modeling.roles import ActorCritic, has_fresh_adapters
 from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.ppo.rollout import trimmed
-from rlhf_recipes.ppo.run.remote import HTTPGenerator
 from tests.ppo.helpers import DATA, TOKENIZER, logged, lora_policy, tiny_policy, trainer
 from tests.tiny import tiny_classifier, tiny_tokenizer
 
@@ -184,11 +182,3 @@ def test_the_variance_of_the_ratio_is_not_negative(tmp_path):
     run = trainer(tmp_path, learning_rate=1e-6)
     run.train()
     assert all(entry["policy/ratio_var"] >= 0 for entry in logged(run))
-
-
-def test_a_server_that_takes_ends_away_is_refused(tmp_path, monkeypatch):
-    generator = HTTPGenerator("http://nowhere", tmp_path)
-    monkeypatch.setattr(generator, "_post", lambda *asked: {"completion_ids": [[5, 6], [5, 6, 7, 8]]})
-    config = GenerationConfig(max_new_tokens=4, pad_token_id=0, eos_token_id=[TOKENIZER.eos_token_id])
-    with pytest.raises(ValueError, match="2 tokens that neither ends with one of"):
-        generator.generate(torch.ones(2, 3).long(), torch.ones(2, 3).long(), config, [1, 2])

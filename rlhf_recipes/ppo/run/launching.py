@@ -16,6 +16,7 @@ from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision
 from rlhf_recipes.ppo.run.callbacks import RolloutProgress
+from rlhf_recipes.ppo.vllm.generator import VLLMGenerator
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,9 @@ def _check_launch(trainer: Any) -> None:
         raise ValueError("PPO does not know FSDP. Divide a large model with accelerate_configs/zero3.yaml.")
     if is_divided(trainer.roles) and hasattr(trainer.generator, "sync"):
         raise ValueError("A generator that is given the weights does not work with ZeRO-3. Take zero2.yaml.")
+    if isinstance(trainer.generator, VLLMGenerator):
+        longest = max(len(ids) for prompts in trainer.prompts.values() for ids in prompts.ids)
+        trainer.generator.check(trainer.roles.policy, trainer.sampling, longest)
     for name in ("target_kl", "critic_warmup"):
         if trainer.is_deepspeed_enabled and getattr(trainer.settings, name):
             raise ValueError(

@@ -1,0 +1,1 @@
+"""Completions from vLLM's own server, which is given each rollout's policy."""
