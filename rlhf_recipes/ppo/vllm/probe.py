@@ -20,7 +20,7 @@ from rlhf_recipes.modeling.generation import pad_left, pad_right
 from rlhf_recipes.ppo.vllm.server import NOTHING, Completion, VLLMServer
 
 PROMPTS = ("The film was", "Once upon a time there was", "2 + 2 =", "Dear Anna,\n\nthank you for", "def f(x):", "Why")
-LENGTH = 16  # tokens of each completion
+LENGTH = 32  # tokens of each completion
 TEMPERATURE = 0.7  # other than 1, or it would not show which log-probabilities a server gives
 # Mean |difference| of a token's log-probability, in nats, that two programs' rounding explains. Two models differ by
 # some tenths and more.
