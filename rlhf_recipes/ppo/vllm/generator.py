@@ -153,7 +153,8 @@ class VLLMGenerator:
         folder = save_policy(policy, self.folder / name)
         if not (folder / ADAPTER_CONFIG).is_file():  # peft gives an adapter with a name a folder of its own
             folder = folder / str(policy.active_adapter)
-        self.server.load_adapter(name, folder, rank=policy.active_peft_config.r)
+        config: Any = policy.active_peft_config
+        self.server.load_adapter(name, folder, rank=max([config.r, *config.rank_pattern.values()]))
         check_policy(self.server, name, policy, self.tokenizer, self.rounds)
         self.served = name
         if before:

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from rlhf_recipes.modeling.generation import distortions, pad_left
 from rlhf_recipes.ppo.vllm.generator import OPTIONS, VLLMGenerator, sampling_of
 from rlhf_recipes.ppo.vllm.server import NOTHING, VLLMServer
-from tests.ppo.helpers import TOKENIZER, largest_difference, lora_policy, tiny_policy, trainer, weights
+from tests.ppo.helpers import TOKENIZER, largest_difference, lora_policy, tiny_policy, torchrun, trainer, weights
 from tests.ppo.vllm.double import Double, served
 from tests.tiny import tiny_tokenizer
 
@@ -70,6 +70,18 @@ def test_training_with_a_server_is_training_without_one(tmp_path, policy):
     else:
         assert loads == ["/collective_rpc", "/reset_prefix_cache"] * 3
         assert not list((tmp_path / "there" / "vllm").iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_ask_for_the_same_adapter(tmp_path):
+    here = trainer(tmp_path / "here", lora_policy())
+    here.train()
+    double = Double()
+    with served(double) as url:
+        done = torchrun("two_processes.py", tmp_path, url)
+    assert done.returncode == 0, done.stderr
+    assert sum(path == "/v1/load_lora_adapter" for path in double.asked) == 2  # by one process, for each rollout
+    assert largest_difference(torch.load(tmp_path / "weights.pt"), weights(here)) < 1e-6
 
 
 def test_the_log_probabilities_are_those_of_the_policy_that_was_loaded_last(tmp_path):

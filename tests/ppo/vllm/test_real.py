@@ -16,7 +16,8 @@ from transformers.generation import (
 from rlhf_recipes.modeling.checks.shortcuts import plain_logprobs
 from rlhf_recipes.modeling.generation import completion_mask, pad_left
 from rlhf_recipes.ppo.vllm.generator import VLLMGenerator, sampling_of
-from tests.ppo.helpers import DATA, TOKENIZER, largest_difference, tiny_policy, trainer, weights
+from tests.ppo.helpers import DATA, TOKENIZER, largest_difference, trainer, weights
+from tests.tiny import tiny_causal_lm
 from tests.vllm_server import need_vllm, vllm_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -30,8 +31,8 @@ def folder(tmp_path_factory):
     """A tiny model as vLLM loads it: its kernels want heads of 32."""
     need_vllm()
     folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng():
-        tiny_policy(hidden_size=64, num_attention_heads=2, num_key_value_heads=2).save_pretrained(folder)
+    heads = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    tiny_causal_lm(TOKENIZER, initializer_range=0.3, **heads).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return folder
 
@@ -132,7 +133,7 @@ def test_completions_are_distributed_as_those_of_the_policy(server, folder, tmp_
     ids = torch.tensor([PROMPTS[0]] * count)
     drawn = generator.generate(ids, torch.ones_like(ids), config, range(count)).completion_ids[:, 0]
     with torch.no_grad():
-        expected = policy(ids[:1]).logits[0, -1].div(0.8).softmax(-1).double() * count
+        expected = policy(ids[:1]).logits[0, -1].double().div(0.8).softmax(-1) * count
     often = expected >= 10
     seen = torch.bincount(drawn, minlength=len(expected)).double()
     observed = [*seen[often].tolist(), float(seen[~often].sum())]
