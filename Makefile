@@ -38,7 +38,7 @@ test: $(VENV)/.installed-for-tests  ## Lint, format check, floors of the library
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) -m slow
 
 test-vllm: $(VENV)/.installed-for-tests .venv-vllm/.installed  ## PPO with a real vLLM server, in an environment of its own (4 minutes, 3.5 GB)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow tests/ppo/vllm

@@ -137,8 +137,10 @@ class VLLMServer:
             return wait_for(run_in_background(client.post_all(requests, read)))
         except Failure as failure:
             if failure.again:
-                said = f"{client.way} failed after {failure.attempts} attempts: {failure.problem}. {GO_ON}"
-                raise ConnectionError(said) from None
+                raise ConnectionError(
+                    f"The vLLM server at {client.way} failed after {failure.attempts} attempts: {failure.problem}. "
+                    f"{GO_ON}"
+                ) from None
             advice = {401: f"Put the server's key into the environment variable {KEY}."}.get(failure.code or 0)
             said = advice or "vllm_server_base_url must be that of a vLLM server (docs/vllm.md)."
             raise ValueError(f"{client.way}: {failure.problem}. {said}") from None

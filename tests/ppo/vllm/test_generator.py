@@ -13,6 +13,7 @@ from rlhf_recipes.ppo.vllm.server import NOTHING, VLLMServer
 from tests.ppo.helpers import TOKENIZER, largest_difference, lora_policy, tiny_policy, torchrun, trainer, weights
 from tests.ppo.vllm.double import Double, served
 from tests.tiny import tiny_tokenizer
+from tests.vllm_server import documented
 
 ENDS = [TOKENIZER.eos_token_id]
 
@@ -257,6 +258,12 @@ def test_adapters_that_are_no_lora_are_refused(tmp_path):
     config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
     with served(Double()) as url, pytest.raises(ValueError, match="adapters are IA3, and vLLM loads LoRA alone"):
         trainer(tmp_path, tiny_policy(), peft_config=config, generator="vllm", vllm_server_base_url=url)
+
+
+def test_the_documented_command_has_all_that_the_errors_ask_for():
+    environment, options = documented()
+    assert environment == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    assert options == ["--enable-lora", "--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs"]
 
 
 @pytest.mark.parametrize(
