@@ -146,10 +146,8 @@ class VLLMGenerator:
         return bool(ended[0])
 
     def _load_adapter(self, policy: PeftModel) -> None:
-        if not self.loads:
-            self._clean()
         self.loads += 1
-        before, name = self.served, f"{PREFIX}{self.run}-{self.loads}"
+        name = f"{PREFIX}{self.run}-{self.loads}"
         folder = save_policy(policy, self.folder / name)
         if not (folder / ADAPTER_CONFIG).is_file():  # peft gives an adapter with a name a folder of its own
             folder = folder / str(policy.active_adapter)
@@ -157,9 +155,7 @@ class VLLMGenerator:
         self.server.load_adapter(name, folder, rank=max([config.r, *config.rank_pattern.values()]))
         check_policy(self.server, name, policy, self.tokenizer, self.rounds)
         self.served = name
-        if before:
-            self.server.unload_adapter(before)
-            shutil.rmtree(self.folder / before)
+        self._clean()
 
     def _load_whole(self, policy: Any) -> None:
         folder = save_policy(policy, self.folder / "weights")
@@ -169,12 +165,14 @@ class VLLMGenerator:
         shutil.rmtree(folder)  # it is as large as the model
 
     def _clean(self) -> None:
-        """Take away what an interrupted run has left, here and on the server."""
+        """Take away the adapters before this one, those of an interrupted run too, on the server and here."""
         for model in self.server.models():
-            if model["id"].startswith(PREFIX) and Path(model.get("root") or "/").is_relative_to(self.folder):
+            ours = model["id"].startswith(PREFIX) and Path(model.get("root") or "/").is_relative_to(self.folder)
+            if ours and model["id"] != self.served:
                 self.server.unload_adapter(model["id"])
         for folder in self.folder.glob(f"{PREFIX}*"):
-            shutil.rmtree(folder)
+            if folder.name != self.served:
+                shutil.rmtree(folder)
 
 
 def sampling_of(config: GenerationConfig, seed: int, done: int = 0) -> dict[str, Any]:

@@ -307,6 +307,8 @@ def test_a_server_that_forgets_the_adapter_answers_with_nothing_else(tmp_path):
         double.adapters.clear()  # started anew under the same address
         with pytest.raises(ValueError, match=r"it answered 404 Not Found: The model `rlhf-\w+-1` does not exist"):
             written(generator)
+        generator.sync(lora_policy())
+        assert written(generator).completion_ids.shape == (3, 8)
 
 
 @pytest.mark.parametrize(
