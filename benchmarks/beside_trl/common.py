@@ -8,7 +8,7 @@ import itertools
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ def load_classifier(model: str, tokenizer: Any, seed: int = 0) -> Any:
     return classifier
 
 
+def praise(texts: Sequence[str]) -> list[float]:
+    """VADER's score of each text, as `rlhf_recipes.rewards.Vader` gives it: a blank text is the worst."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+    return [analyzer.polarity_scores(text)["compound"] if text.strip() else -1.0 for text in texts]
+
+
 def lora(setup: Setup, layers: int, task: str = "CAUSAL_LM") -> LoraConfig | None:
     """Adapters on all linear layers of the upper part; `None` where all weights are trained."""
     if setup.lora_layers is None:
@@ -59,10 +67,10 @@ def lora(setup: Setup, layers: int, task: str = "CAUSAL_LM") -> LoraConfig | Non
 
 
 def prompts_of(setup: Setup, tokenizer: Any, dataset: str) -> list[list[int]]:
-    """As many prompts as the run takes, no two alike and all of one length.
+    """As many prompts as the run takes, or as there are, no two alike and all of one length.
 
     Raises:
-        `ValueError`: if the dataset does not have so many.
+        `ValueError`: if the dataset does not have enough for one rollout.
     """
     lines = (Path(dataset) / "train.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["completion"] for line in lines]
@@ -73,10 +81,10 @@ def prompts_of(setup: Setup, tokenizer: Any, dataset: str) -> list[list[int]]:
         rows = [row for row in ids if len(row) == length]
     else:
         stream = itertools.cycle(token for text in texts for token in tokenizer(text + "\n")["input_ids"])
-        rows = [list(itertools.islice(stream, setup.prompt_tokens)) for _ in range(setup.prompts)]
-    if len(rows) < setup.prompts:
-        raise ValueError(f"{dataset} has {len(rows)} prompts of one length; the run takes {setup.prompts}.")
-    return rows[: setup.prompts]
+        rows = [list(itertools.islice(stream, setup.prompt_tokens)) for _ in range(setup.episodes)]
+    if len(rows) < setup.batch:
+        raise ValueError(f"{dataset} has {len(rows)} prompts of one length; a rollout takes {setup.batch}.")
+    return rows[: setup.episodes]
 
 
 def shared_options(setup: Setup, folder: str) -> dict[str, Any]:
@@ -102,7 +110,7 @@ def shared_options(setup: Setup, folder: str) -> dict[str, Any]:
 def ppo_options(setup: Setup, folder: str) -> dict[str, Any]:
     """The same for the two PPO trainers, under the names of TRL 1.12."""
     return shared_options(setup, folder) | {
-        "total_episodes": setup.prompts,
+        "total_episodes": setup.episodes,
         "num_ppo_epochs": setup.epochs,
         "num_mini_batches": 1,
         "num_sample_generations": 0,
@@ -151,7 +159,7 @@ class Marks(TrainerCallback):
         self.rows.append(row)
         self.before, self.score = end, 0.0
 
-    def figures(self, setup: Setup) -> dict[str, float]:
+    def figures(self, setup: Setup) -> dict[str, Any]:
         """Seconds for one episode, of the rollouts that count."""
         assert len(self.rows) == setup.warmup + setup.rollouts, (len(self.rows), setup)
         counted = self.rows[setup.warmup :]
@@ -166,9 +174,14 @@ def memory_mb(which: str) -> float:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) for line in _lines(status) if line.startswith(which)) * 1024 / 1e6
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
 
 
-def _lines(file: Path) -> Iterator[str]:
-    yield from file.read_text(encoding="utf-8").splitlines()
+def curve(history: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """`[episodes learned from, mean score, KL in nats]` of every rollout, which is written before its own updates."""
+    rollouts = [entry for entry in history if "objective/scores" in entry]
+    learned = [0, *(int(entry["episode"]) for entry in rollouts)]
+    figures = [[round(float(entry[name]), 5) for name in ("objective/scores", "objective/kl")] for entry in rollouts]
+    return [[count, *of_rollout] for count, of_rollout in zip(learned, figures, strict=False)]

@@ -1,5 +1,7 @@
 """GRPOTrainer of the installed TRL at work, with as many episodes of as many tokens."""
 
+from typing import Any
+
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -9,7 +11,7 @@ from beside_trl.setups import Setup
 GROUP = 4  # completions of each prompt
 
 
-def run(setup: Setup, model: str, dataset: str, folder: str) -> dict[str, float]:
+def run(setup: Setup, model: str, dataset: str, folder: str) -> dict[str, Any]:
     """One run, and what it took: no critic, the same reward model and KL term, one optimizer step for each epoch."""
     tokenizer, policy = common.load_tokenizer(model), common.load_policy(model)
     layers = policy.config.num_hidden_layers
@@ -38,4 +40,4 @@ def run(setup: Setup, model: str, dataset: str, folder: str) -> dict[str, float]
     named = "completions/mean_length"
     lengths = {entry[named] for entry in trainer.state.log_history if named in entry}
     assert lengths == {float(setup.new_tokens)}, lengths
-    return marks.figures(setup) | {"loaded_mb": loaded}
+    return marks.figures(setup) | {"loaded_mb": loaded, "prompt_tokens": len(prompts[0])}

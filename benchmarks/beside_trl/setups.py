@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+REWARDS = ("model", "adapter", "lexicon")
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -21,6 +23,8 @@ class Setup:
         checkpointing: whether activations are computed again in the backward pass.
         rollouts, warmup: rollouts that are measured, and those before them that are not.
         seed: of everything that is drawn.
+        reward: `"model"`, a reward model of its own; `"adapter"`, ours then being an adapter on the policy's base, and
+            TRL's a model of its own, since it has nothing else; `"lexicon"`, VADER's score of the completion.
         options: settings of the side that runs, over what the setup says; of its own config class.
     """
 
@@ -35,9 +39,12 @@ class Setup:
     rollouts: int = 2
     warmup: int = 1
     seed: int = 0
+    reward: str = "model"
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.reward not in REWARDS:
+            raise ValueError(f"reward is {self.reward!r}; it can be {', '.join(REWARDS)}.")
         if self.batch % (self.micro or self.batch):
             raise ValueError(f"A batch of {self.batch} episodes does not divide into micro-batches of {self.micro}.")
 
@@ -46,9 +53,14 @@ class Setup:
         return self.micro or self.batch
 
     @property
-    def prompts(self) -> int:
-        """How many prompts all rollouts take together, each once."""
+    def episodes(self) -> int:
+        """Of all rollouts together."""
         return self.batch * (self.rollouts + self.warmup)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps for each rollout."""
+        return self.epochs * int(self.options.get("num_mini_batches", 1))
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -89,3 +101,15 @@ GROWTH: dict[str, list[Any]] = {
     "lora_layers": [5, 10, 20, 30],
     "epochs": [1, 2, 4, 8],
 }
+# With one role more each time; the reference is always there.
+ROLES: dict[str, dict[str, Any]] = {
+    "policy": {"reward": "lexicon", "options": {"critic": "none"}},
+    "and critic": {"reward": "lexicon"},
+    "and reward model": {},
+}
+
+# Fast enough to learn something in minutes: adapters, a lexicon as reward, small mini-batches, a high learning rate.
+LEARNING = Setup(
+    batch=32, new_tokens=16, epochs=4, rollouts=12, warmup=0, critic_adapters=True, reward="lexicon",
+    options={"num_mini_batches": 4, "learning_rate": 1e-3},
+)  # fmt: skip

@@ -1,0 +1,118 @@
+"""How cost grows with each quantity of the work, as a table and a plot."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beside_trl.setups import GROWTH, ROLES, Setup
+from beside_trl.turns import in_turns, summary
+
+TITLES = {
+    "batch": "episodes of a rollout",
+    "new_tokens": "new tokens",
+    "prompt_tokens": "tokens of a prompt",
+    "lora_layers": "layers with adapters",
+    "epochs": "epochs",
+    "roles": "roles",
+}
+AXES = tuple(TITLES)
+PLAIN = ("new_tokens", "prompt_tokens", "batch")  # in which a rollout's time is to be a straight line
+
+
+def measure(base: Setup, args: argparse.Namespace) -> dict[str, Any]:
+    """Every point of every axis: `sides` take turns at it. Roles are for ours alone: others have them all."""
+    found: dict[str, Any] = {}
+    for axis in args.axes:
+        rows = []
+        for value, setup in points(axis, base):
+            sides = [side for side in args.sides if axis != "roles" or side == "ours"]
+            ways = {side: (side, with_options(setup, args.ours) if side == "ours" else setup) for side in sides}
+            rows.append({"value": value, "runs": summary(in_turns(ways, args))})
+        found[axis] = {"points": rows, "fits": fits(axis, rows, base)}
+    return found
+
+
+def points(axis: str, base: Setup) -> list[tuple[Any, Setup]]:
+    """Each value along an axis, and its setup."""
+    if axis == "roles":
+        return [(name, with_options(base, change.get("options", {}), change)) for name, change in ROLES.items()]
+    return [(value, replace(base, **{axis: value})) for value in GROWTH[axis]]
+
+
+def with_options(setup: Setup, options: Mapping[str, Any], change: Mapping[str, Any] | None = None) -> Setup:
+    return replace(setup, **{**(change or {}), "options": {**options, **setup.options}})
+
+
+def fits(axis: str, rows: Sequence[Mapping[str, Any]], base: Setup) -> dict[str, dict[str, float]]:
+    """What is claimed of an axis, as figures, for each side.
+
+    `off_line` is by how much, as a share, a rollout's processor seconds are off the straight line in its tokens that
+    fits best, at most; `memory` the most peak memory along the axis by the least.
+    """
+    result = {}
+    for side in rows[0]["runs"]:
+        figures = [row["runs"][side] for row in rows]
+        peaks = [figure["peak_mb"][0] for figure in figures]
+        result[side] = {"memory": round(max(peaks) / min(peaks), 3)}
+        if axis in PLAIN and len(rows) > 2:
+            tokens, seconds = [], []
+            for row, figure in zip(rows, figures, strict=True):
+                setup = replace(base, **{axis: row["value"]})
+                tokens.append(setup.batch * (setup.new_tokens + figure["prompt_tokens"][0]))
+                seconds.append(setup.batch * figure["cpu_seconds"][0])
+            result[side]["off_line"] = round(off_line(tokens, seconds), 3)
+    return result
+
+
+def off_line(x: Sequence[float], y: Sequence[float]) -> float:
+    """The largest distance from the straight line whose relative distances have the least sum of squares."""
+    at, values = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    line = np.polyfit(at, values, 1, w=1 / values)
+    return float(np.abs(np.polyval(line, at) / values - 1).max())
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The figures of every point, in Markdown."""
+    lines = ["| | value | | s/episode | CPU s/episode | peak GB |", "|---" * 6 + "|"]
+    for axis, of_axis in found.items():
+        for row in of_axis["points"]:
+            for side, figures in row["runs"].items():
+                cells = [figures["seconds"][0], figures["cpu_seconds"][0], figures["peak_mb"][0] / 1000]
+                shown = " | ".join(f"{cell:.3g}" for cell in cells)
+                lines.append(f"| {TITLES[axis]} | {row['value']} | {side} | {shown} |")
+    lines += ["", "| | | off the line, at most | most by least memory |", "|---|---|---|---|"]
+    for axis, of_axis in found.items():
+        for side, fit in of_axis["fits"].items():
+            off = f"{fit['off_line']:.1%}" if "off_line" in fit else ""
+            lines.append(f"| {TITLES[axis]} | {side} | {off} | {fit['memory']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Mapping[str, Any], file: Path) -> None:
+    """A column for each axis: processor seconds of an episode above, peak memory below."""
+    from rlhf_recipes.figures import COLORS, INK, MUTED, SERIES, draw_png
+
+    colors = dict(zip(("ours", "grpo", "trl"), (COLORS[SERIES[0]], COLORS[SERIES[1]], COLORS[MUTED]), strict=True))
+
+    def paint(figure: Any) -> None:
+        grid = figure.subplots(2, len(found), sharex="col", squeeze=False)
+        for column, (axis, of_axis) in enumerate(found.items()):
+            names = [str(row["value"]) for row in of_axis["points"]]
+            at = range(len(names)) if axis == "roles" else [row["value"] for row in of_axis["points"]]
+            for side in of_axis["points"][0]["runs"]:
+                for axes, name, unit in zip(grid[:, column], ("cpu_seconds", "peak_mb"), (1.0, 1e3), strict=True):
+                    values = [row["runs"][side][name][0] / unit for row in of_axis["points"]]
+                    color = colors.get(side, COLORS[INK])
+                    axes.plot(at, values, color=color, marker="o", markersize=4, label=side)
+                    axes.set_ylim(bottom=0)
+            grid[1, column].set_xlabel(TITLES[axis])
+            grid[1, column].set_xticks(at, names)
+        grid[0, 0].set_ylabel("CPU s of an episode")
+        grid[1, 0].set_ylabel("peak GB")
+        grid[0, 0].legend(frameon=False)
+
+    draw_png(file, (2.6 * len(found), 4.6), paint)
