@@ -30,7 +30,7 @@ def measure(base: Setup, args: argparse.Namespace) -> dict[str, Any]:
         rows = []
         for value, setup in points(axis, base):
             sides = [side for side in args.sides if axis != "roles" or side == "ours"]
-            ways = {side: (side, with_options(setup, args.ours) if side == "ours" else setup) for side in sides}
+            ways = {side: (side, replace(setup, options=args.ours if side == "ours" else {})) for side in sides}
             rows.append({"value": value, "runs": summary(in_turns(ways, args))})
         found[axis] = {"points": rows, "fits": fits(axis, rows, base)}
     return found
@@ -39,12 +39,8 @@ def measure(base: Setup, args: argparse.Namespace) -> dict[str, Any]:
 def points(axis: str, base: Setup) -> list[tuple[Any, Setup]]:
     """Each value along an axis, and its setup."""
     if axis == "roles":
-        return [(name, with_options(base, change.get("options", {}), change)) for name, change in ROLES.items()]
+        return [(name, replace(base, **change)) for name, change in ROLES.items()]
     return [(value, replace(base, **{axis: value})) for value in GROWTH[axis]]
-
-
-def with_options(setup: Setup, options: Mapping[str, Any], change: Mapping[str, Any] | None = None) -> Setup:
-    return replace(setup, **{**(change or {}), "options": {**options, **setup.options}})
 
 
 def fits(axis: str, rows: Sequence[Mapping[str, Any]], base: Setup) -> dict[str, dict[str, float]]:

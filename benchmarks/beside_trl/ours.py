@@ -28,7 +28,7 @@ class Timed(PPOTrainer):
 def run(setup: Setup, model: str, dataset: str, folder: str) -> dict[str, Any]:
     """One run, and what it took; see [`beside_trl.common.Marks`]."""
     tokenizer, policy = common.load_tokenizer(model), common.load_policy(model)
-    options = {name: model if value == MODEL else value for name, value in setup.options.items()}
+    options = {name: model if value == MODEL else value for name, value in (setup.ours | setup.options).items()}
     args = PPOConfig(**common.ppo_options(setup, folder) | {"stop_token": "none"} | options)
     prompts = common.prompts_of(setup, tokenizer, dataset)
     marks = common.Marks(setup.steps)

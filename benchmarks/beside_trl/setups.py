@@ -25,6 +25,7 @@ class Setup:
         seed: of everything that is drawn.
         reward: `"model"`, a reward model of its own; `"adapter"`, ours then being an adapter on the policy's base, and
             TRL's a model of its own, since it has nothing else; `"lexicon"`, VADER's score of the completion.
+        ours: settings of our PPOConfig, which other sides have nothing for.
         options: settings of the side that runs, over what the setup says; of its own config class.
     """
 
@@ -40,6 +41,7 @@ class Setup:
     warmup: int = 1
     seed: int = 0
     reward: str = "model"
+    ours: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,13 +105,13 @@ GROWTH: dict[str, list[Any]] = {
 }
 # With one role more each time; the reference is always there.
 ROLES: dict[str, dict[str, Any]] = {
-    "policy": {"reward": "lexicon", "options": {"critic": "none"}},
+    "policy": {"reward": "lexicon", "ours": {"critic": "none"}},
     "and critic": {"reward": "lexicon"},
     "and reward model": {},
 }
 
 # Fast enough to learn something in minutes: adapters, a lexicon as reward, small mini-batches, a high learning rate.
 LEARNING = Setup(
-    batch=32, new_tokens=16, epochs=4, rollouts=12, warmup=0, critic_adapters=True, reward="lexicon",
+    batch=32, new_tokens=16, epochs=2, rollouts=12, warmup=0, critic_adapters=True, reward="lexicon",
     options={"num_mini_batches": 4, "learning_rate": 1e-3},
 )  # fmt: skip

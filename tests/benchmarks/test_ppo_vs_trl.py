@@ -201,7 +201,7 @@ def test_growth_goes_along_one_quantity_at_a_time(started, module):
     ]
     roles = runs[2 * len(epochs) :]
     assert [side for side, _ in roles] == ["ours"] * len(setups.ROLES)  # others have all roles
-    assert roles[0][1].options == {"vf_coef": 0.5, "critic": "none"}
+    assert (roles[0][1].ours, roles[0][1].options) == ({"critic": "none"}, {"vf_coef": 0.5})
     assert found["epochs"]["fits"] == {"ours": {"memory": 1.0}, "grpo": {"memory": 1.0}}
     assert "| epochs | 2 | grpo | 6 | 6 | 0.4 |" in growth.table(found)
 
