@@ -1,11 +1,11 @@
 r"""PPO here and in TRL 1.12, on the same work: seconds of an episode, and the most memory.
 
     python benchmarks/ppo_vs_trl.py --setups lora10
-    python benchmarks/ppo_vs_trl.py --output runs/ppo_vs_trl.json     # all setups
+    python benchmarks/ppo_vs_trl.py --output runs/speed/setups.json     # all setups
     python benchmarks/ppo_vs_trl.py --setups lora10 --ours logits_chunk_size=512
     python benchmarks/ppo_vs_trl.py --levers --setups lora10
-    python benchmarks/ppo_vs_trl.py --grow --sides ours grpo --plot docs/images/growth.png
-    python benchmarks/ppo_vs_trl.py --learning --plot docs/images/beside_trl.png
+    python benchmarks/ppo_vs_trl.py --grow --plot runs/speed/growth.png
+    python benchmarks/ppo_vs_trl.py --learning --plot runs/speed/learning.png
 
 Both get the same models (SmolLM2 of the starter kit; as reward model the same with a scalar head of random weights),
 prompts, number of episodes and of tokens of each, epochs, optimizer steps, micro-batch, trained layers, threads, and
@@ -78,9 +78,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     modes.add_argument("--levers", action="store_true", help="Ours alone, with each lever switched off in turn.")
     modes.add_argument("--grow", action="store_true", help="Along one quantity after another.")
     modes.add_argument("--learning", action="store_true", help="Score and KL over episodes.")
-    all_but_grpo = [side for side in SIDES if side != "grpo"]
     parser.add_argument("--setups", nargs="+", choices=list(SETUPS), default=list(SETUPS))
-    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=all_but_grpo)
+    parser.add_argument(
+        "--sides", nargs="+", choices=list(SIDES), help="Default: all but grpo; for --grow ours and grpo."
+    )
     parser.add_argument("--axes", nargs="+", choices=growth.AXES, default=list(growth.AXES), help="Of --grow.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="Of --learning.")
     parser.add_argument("--repeats", type=int, default=3, help="Runs of each side.")
@@ -99,6 +100,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--worker", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--setup", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    args.sides = args.sides or (["ours", "grpo"] if args.grow else [side for side in SIDES if side != "grpo"])
     args.ours, args.change = dict(args.ours), dict(args.change)
     return args
 

@@ -67,7 +67,7 @@ def lora(setup: Setup, layers: int, task: str = "CAUSAL_LM") -> LoraConfig | Non
 
 
 def prompts_of(setup: Setup, tokenizer: Any, dataset: str) -> list[list[int]]:
-    """As many prompts as the run takes, or as there are, no two alike and all of one length.
+    """As many prompts as the setup says, or as there are, no two alike and all of one length.
 
     Raises:
         `ValueError`: if the dataset does not have enough for one rollout.
@@ -81,10 +81,10 @@ def prompts_of(setup: Setup, tokenizer: Any, dataset: str) -> list[list[int]]:
         rows = [row for row in ids if len(row) == length]
     else:
         stream = itertools.cycle(token for text in texts for token in tokenizer(text + "\n")["input_ids"])
-        rows = [list(itertools.islice(stream, setup.prompt_tokens)) for _ in range(setup.episodes)]
+        rows = [list(itertools.islice(stream, setup.prompt_tokens)) for _ in range(setup.prompts)]
     if len(rows) < setup.batch:
         raise ValueError(f"{dataset} has {len(rows)} prompts of one length; a rollout takes {setup.batch}.")
-    return rows[: setup.episodes]
+    return rows[: setup.prompts]
 
 
 def shared_options(setup: Setup, folder: str) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class Setup:
         return self.batch * (self.rollouts + self.warmup)
 
     @property
+    def prompts(self) -> int:
+        """One rollout more than are taken: on the last batch of its data TRL takes a step for each micro-batch."""
+        return self.episodes + self.batch
+
+    @property
     def steps(self) -> int:
         """Optimizer steps for each rollout."""
         return self.epochs * int(self.options.get("num_mini_batches", 1))

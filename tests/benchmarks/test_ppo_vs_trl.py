@@ -136,11 +136,11 @@ def test_prompts_are_five_words_of_one_length_or_so_many_tokens(module, tiny):
     common, setup = module("beside_trl.common"), module("beside_trl.setups").Setup
     tokenizer = common.load_tokenizer(str(tiny))
     five = common.prompts_of(setup(batch=8), tokenizer, str(tiny))
-    assert len({tuple(ids) for ids in five}) == 24
+    assert len({tuple(ids) for ids in five}) == 32
     assert len({len(ids) for ids in five}) == 1
     assert {len(tokenizer.decode(ids).split()) for ids in five} == {5}
     long = common.prompts_of(setup(batch=8, prompt_tokens=40), tokenizer, str(tiny))
-    assert [len(ids) for ids in long] == [40] * 24
+    assert [len(ids) for ids in long] == [40] * 32
     with pytest.raises(ValueError, match="prompts of one length; a rollout takes 500"):
         common.prompts_of(setup(batch=500), tokenizer, str(tiny))
 
