@@ -31,8 +31,9 @@ def measure(base: Setup, args: argparse.Namespace) -> dict[str, Any]:
         for value, setup in points(axis, base):
             sides = [side for side in args.sides if axis != "roles" or side == "ours"]
             ways = {side: (side, replace(setup, options=args.ours if side == "ours" else {})) for side in sides}
-            rows.append({"value": value, "runs": summary(in_turns(ways, args))})
-        found[axis] = {"points": rows, "fits": fits(axis, rows, base)}
+            work = {"batch": setup.batch, "new_tokens": setup.new_tokens}
+            rows.append({"value": value, **work, "runs": summary(in_turns(ways, args))})
+        found[axis] = {"points": rows, "fits": fits(axis, rows)}
     return found
 
 
@@ -43,7 +44,7 @@ def points(axis: str, base: Setup) -> list[tuple[Any, Setup]]:
     return [(value, replace(base, **{axis: value})) for value in GROWTH[axis]]
 
 
-def fits(axis: str, rows: Sequence[Mapping[str, Any]], base: Setup) -> dict[str, dict[str, float]]:
+def fits(axis: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """What is claimed of an axis, as figures, for each side.
 
     `off_line` is by how much, as a share, a rollout's processor seconds are off the straight line in its tokens that
@@ -55,13 +56,18 @@ def fits(axis: str, rows: Sequence[Mapping[str, Any]], base: Setup) -> dict[str,
         peaks = [figure["peak_mb"][0] for figure in figures]
         result[side] = {"memory": round(max(peaks) / min(peaks), 3)}
         if axis in PLAIN and len(rows) > 2:
-            tokens, seconds = [], []
-            for row, figure in zip(rows, figures, strict=True):
-                setup = replace(base, **{axis: row["value"]})
-                tokens.append(setup.batch * (setup.new_tokens + figure["prompt_tokens"][0]))
-                seconds.append(setup.batch * figure["cpu_seconds"][0])
+            tokens = [
+                row["batch"] * (row["new_tokens"] + figure["prompt_tokens"][0])
+                for row, figure in zip(rows, figures, strict=True)
+            ]
+            seconds = [of_rollout(row, side) for row in rows]
             result[side]["off_line"] = round(off_line(tokens, seconds), 3)
     return result
+
+
+def of_rollout(row: Mapping[str, Any], side: str) -> float:
+    """Processor seconds of a whole rollout and its updates."""
+    return row["batch"] * row["runs"][side]["cpu_seconds"][0]
 
 
 def off_line(x: Sequence[float], y: Sequence[float]) -> float:
@@ -89,7 +95,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def plot(found: Mapping[str, Any], file: Path) -> None:
-    """A column for each axis: processor seconds of an episode above, peak memory below."""
+    """A column for each axis: processor seconds of a rollout above, peak memory below."""
     from rlhf_recipes.figures import COLORS, INK, MUTED, SERIES, draw_png
 
     colors = dict(zip(("ours", "grpo", "trl"), (COLORS[SERIES[0]], COLORS[SERIES[1]], COLORS[MUTED]), strict=True))
@@ -100,14 +106,15 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
             names = [str(row["value"]) for row in of_axis["points"]]
             at = range(len(names)) if axis == "roles" else [row["value"] for row in of_axis["points"]]
             for side in of_axis["points"][0]["runs"]:
-                for axes, name, unit in zip(grid[:, column], ("cpu_seconds", "peak_mb"), (1.0, 1e3), strict=True):
-                    values = [row["runs"][side][name][0] / unit for row in of_axis["points"]]
-                    color = colors.get(side, COLORS[INK])
-                    axes.plot(at, values, color=color, marker="o", markersize=4, label=side)
-                    axes.set_ylim(bottom=0)
+                rows = of_axis["points"]
+                peaks = [row["runs"][side]["peak_mb"][0] / 1000 for row in rows]
+                seconds = [of_rollout(row, side) for row in rows]
+                for axes, values in zip(grid[:, column], (seconds, peaks), strict=True):
+                    axes.plot(at, values, color=colors.get(side, COLORS[INK]), marker="o", markersize=4, label=side)
+                    axes.set_ylim(0, max(axes.get_ylim()[1], 1.1 * max(values)))
             grid[1, column].set_xlabel(TITLES[axis])
             grid[1, column].set_xticks(at, names)
-        grid[0, 0].set_ylabel("CPU s of an episode")
+        grid[0, 0].set_ylabel("CPU s of a rollout")
         grid[1, 0].set_ylabel("peak GB")
         grid[0, 0].legend(frameon=False)
 

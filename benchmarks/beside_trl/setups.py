@@ -111,8 +111,8 @@ GROWTH: dict[str, list[Any]] = {
 # With one role more each time; the reference is always there.
 ROLES: dict[str, dict[str, Any]] = {
     "policy": {"reward": "lexicon", "ours": {"critic": "none"}},
-    "and critic": {"reward": "lexicon"},
-    "and reward model": {},
+    "+ critic": {"reward": "lexicon"},
+    "+ reward": {},
 }
 
 # Fast enough to learn something in minutes: adapters, a lexicon as reward, small mini-batches, a high learning rate.
