@@ -1,38 +1,15 @@
-"""Where TRL 1.12 is: a folder with that package alone, put first on the path of a process of its own."""
+"""Where TRL 1.12 is, for tests: they are skipped where pip cannot fetch it."""
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-VERSION = "1.12.0"
-CACHE = Path(__file__).parents[3] / ".cache" / f"trl-{VERSION}"
+from benchmarks.beside_trl import overlay
 
 
-def find(cache: Path = CACHE) -> Path:
-    """The folder that the environment variable `TRL_1_12` names, or `.cache/trl-1.12.0`, filled where it is empty."""
-    named = os.environ.get("TRL_1_12")
-    if named:
-        assert (Path(named) / "trl").is_dir(), f"TRL_1_12 is {named!r}, where there is no folder trl."
-        return Path(named)
-    if not (cache / "trl").is_dir():
-        _install(cache)
-    return cache
-
-
-def _install(cache: Path) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=cache.parent))  # moved when it is whole, so that no half of it is ever used
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", fresh, f"trl=={VERSION}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode == 0 and not cache.exists():
-        fresh.chmod(0o755)
-        fresh.rename(cache)
-        return
-    shutil.rmtree(fresh)
-    if done.returncode:
-        pytest.skip(f"TRL {VERSION} could not be installed: {done.stderr.strip().splitlines()[-1:]}")
+def find() -> Path:
+    """The folder to put first on the path; see [`benchmarks.beside_trl.overlay.find`]."""
+    try:
+        return overlay.find()
+    except overlay.NotInstallable as error:
+        pytest.skip(str(error))
