@@ -1,11 +1,22 @@
 """What every test may rely on."""
 
+import functools
+import gc
+import importlib.metadata
 import signal
 
 import pytest
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# accelerate looks dozens of times in a run whether DeepSpeed is there, and reads all that the package says each time.
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+
+
+def pytest_collection_finish():
+    """Each training collects garbage, which without this goes through all that was imported and takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
