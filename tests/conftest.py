@@ -14,7 +14,7 @@ importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 
 
 def pytest_collection_finish():
-    """Each training collects garbage, which without this goes through all that was imported and takes half a second."""
+    """Each training collects garbage: not among all that was imported, which would take half a second."""
     gc.collect()
     gc.freeze()
 

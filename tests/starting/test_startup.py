@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_recipes.starting import startup
+from tests.launching import in_one_process
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -30,36 +31,10 @@ HEAVY = (
     "peft", "bitsandbytes", "deepspeed", "torch._inductor", "torch._dynamo", "transformers.modeling_utils",
     "transformers.trainer", "trl.trainer.utils", "trl.trainer.sft_trainer", "sklearn", "captum",
 )  # fmt: skip
-# Runs commands one after the other in one process, and tells what each of them has brought in.
-RUN_ALL = """
-import io, json, runpy, sys, contextlib
-sys.path.insert(0, sys.argv[1])
-commands, heavy, told = json.loads(sys.argv[2]), json.loads(sys.argv[3]), {}
-for command in commands:
-    said = io.StringIO()
-    name, *sys.argv[1:] = command
-    sys.argv[0] = name
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            if name.endswith(".py"):
-                runpy.run_path(name, run_name="__main__")
-            else:
-                runpy.run_module(name, run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code or 0
-    told[" ".join(command)] = [code, said.getvalue(), [module for module in heavy if module in sys.modules]]
-print(json.dumps(told))
-"""
 
 
 def run_all(commands, cwd=ROOT):
-    arguments = [str(ROOT), json.dumps(commands), json.dumps(HEAVY)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, *arguments], capture_output=True, text=True, env=env, cwd=cwd, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return in_one_process(commands, ROOT, cwd, HEAVY)
 
 
 def recipe(name, *words):
