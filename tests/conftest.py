@@ -3,12 +3,15 @@
 import functools
 import gc
 import importlib.metadata
+import os
 import signal
 
 import pytest
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# bitsandbytes would import torch's compiler, in each process that a test starts, for what no test runs.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # accelerate looks dozens of times in a run whether DeepSpeed is there, and reads all that the package says each time.
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 

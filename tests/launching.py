@@ -42,7 +42,12 @@ def in_one_process(
         For each command its exit code, what it said, and which of the modules `watched` had been imported by then.
     """
     arguments = [str(root), json.dumps(commands), json.dumps(watched)]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    env = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "RLHF_RECIPES_DEBUG": "0",
+        "PYTHONPATH": str(root),
+    }
     done = run_whole([sys.executable, "-c", RUN_ALL, *arguments], 200, env=env, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -33,10 +33,6 @@ HEAVY = (
 )  # fmt: skip
 
 
-def run_all(commands, cwd=ROOT):
-    return in_one_process(commands, ROOT, cwd, HEAVY)
-
-
 def recipe(name, *words):
     return [str(ROOT / f"recipes/{name}.py"), *map(str, words)]
 
@@ -46,16 +42,10 @@ def of_module(command, *words):
     return [f"rlhf_recipes.{name}", *rest, *words]
 
 
-def test_help_imports_nothing_that_trains():
-    commands = [recipe(name, "--help") for name in RECIPES] + [of_module(name, "--help") for name in COMMANDS]
-    for command, (code, said, brought) in run_all(commands).items():
-        assert (command, code, brought) == (command, 0, [])
-        assert "usage:" in said.lower() or "Options" in said
-
-
-@pytest.fixture
-def place(tmp_path):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
     """What a user might have, and folders in which something is missing."""
+    tmp_path = tmp_path_factory.mktemp("place")
     (tmp_path / "rows").mkdir()
     for number, split in enumerate(("train", "validation", "test")):
         rows = [
@@ -102,15 +92,30 @@ def wrong_commands(place):
         yield "thesis.txt", recipe(name, *(word for word in full if word != "--overwrite_output_dir"))
 
 
-def test_a_wrong_name_is_told_before_anything_that_trains_is_imported(place):
+@pytest.fixture(scope="module")
+def told(place):
+    """What each command said and has brought in; all in one process, since nothing that trains may be there yet."""
+    helps = [recipe(name, "--help") for name in RECIPES] + [of_module(name, "--help") for name in COMMANDS]
     wrong = list(wrong_commands(place))
-    told = run_all([command for _, command in wrong])
-    for named, command in wrong:
-        code, said, brought = told[" ".join(command)]
+    said = in_one_process([*helps, *(command for _, command in wrong)], ROOT, place, HEAVY)
+    of_help = {" ".join(command): said.pop(" ".join(command)) for command in helps}
+    return of_help, [(named, command, said[" ".join(command)]) for named, command in wrong]
+
+
+def test_help_imports_nothing_that_trains(told):
+    for command, (code, said, brought) in told[0].items():
+        assert (command, code, brought) == (command, 0, [])
+        assert "usage:" in said.lower() or "Options" in said
+
+
+def test_a_wrong_name_is_told_before_anything_that_trains_is_imported(told):
+    for named, command, (code, said, brought) in told[1]:
         last = said.splitlines()[-1]
         assert (command, code, brought) == (command, 2 if named in ("--sedd", "not-there.yaml") else 1, [])
         assert "error: " in last
         assert named in last  # the cause
+        assert "Traceback" not in said
+        assert ("RLHF_RECIPES_DEBUG=1" in said) == (code == 1)
 
 
 STAND_IN = """
