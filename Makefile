@@ -29,16 +29,19 @@ help:            ## List the targets
 quickstart: $(VENV)/.installed  ## From human ratings to a tuned language model and a report, on this machine
 	$(BIN)/python -m rlhf_recipes.quickstart
 
-# One thread: the models of the tests are tiny, and beside other programs a second thread mostly waits.
+# One thread: the models of the tests are tiny, and beside other programs a second thread mostly waits. What is compiled
+# is kept, also where the environment says otherwise: processes that tests start would compile the library once more.
+TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS)
+
 test: $(VENV)/.installed-for-tests  ## Lint, format check, floors of the library, type check, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+	$(TEST)
 
 test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) -m slow
+	$(TEST) -rs -m slow
 
 test-vllm: $(VENV)/.installed-for-tests .venv-vllm/.installed  ## PPO with a real vLLM server, in an environment of its own (4 minutes, 3.5 GB)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow tests/ppo/vllm
@@ -49,8 +52,7 @@ test-versions: $(VENV)/.installed-for-tests  ## A part of the tests with the old
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/versions/newest $(NEWEST)
 	for name in oldest newest; do \
 	  ls -d $(VENV)/versions/$$name/*.dist-info | xargs -n 1 basename; \
-	  PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$name OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-	    $(BIN)/python -m pytest -q -n $(WORKERS) $(PART) || exit 1; \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/versions/$$name $(TEST) $(PART) || exit 1; \
 	done
 
 # torchvision and its kind come built for another torch than the one that vLLM pins, and only break the import.

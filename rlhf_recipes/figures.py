@@ -72,6 +72,7 @@ def draw(name: str, label: str, size: tuple[int, int], paint: Callable[["Axes"],
             Draws on the axes.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
@@ -82,9 +83,12 @@ def draw(name: str, label: str, size: tuple[int, int], paint: Callable[["Axes"],
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         axes = figure.add_subplot()
         paint(axes)
+        for patch in (figure.patch, axes.patch):  # the page shows through
+            patch.set(facecolor="none", edgecolor="none")
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+        # `savefig` would draw all twice, the first time to find a size that is given here.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=no_metadata)
     return inline(buffer.getvalue(), name, label)
 
 

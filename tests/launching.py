@@ -1,13 +1,56 @@
 """Processes that start others, as launchers do, and what they leave behind: nothing, however a test ends."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+RUN_ALL = """
+import io, json, runpy, sys, contextlib
+sys.path.insert(0, sys.argv[1])
+commands, watched, told = json.loads(sys.argv[2]), json.loads(sys.argv[3]), {}
+for command in commands:
+    said, code = io.StringIO(), 0
+    name, *sys.argv[1:] = command
+    sys.argv[0] = name
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            if name.endswith(".py"):
+                runpy.run_path(name, run_name="__main__")
+            else:
+                runpy.run_module(name, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+    told[" ".join(command)] = [code, said.getvalue(), [module for module in watched if module in sys.modules]]
+print(json.dumps(told))
+"""
+
+
+def in_one_process(
+    commands: Sequence[Sequence[str]], root: Path, cwd: Path, watched: Sequence[str] = ()
+) -> dict[str, tuple[int, str, list[str]]]:
+    """Run commands (a script or the name of a module, and arguments) one after the other in one new process.
+
+    Returns:
+        For each command its exit code, what it said, and which of the modules `watched` had been imported by then.
+    """
+    arguments = [str(root), json.dumps(commands), json.dumps(watched)]
+    env = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "RLHF_RECIPES_DEBUG": "0",
+        "PYTHONPATH": str(root),
+    }
+    done = run_whole([sys.executable, "-c", RUN_ALL, *arguments], 200, env=env, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
 
 
 def run_whole(command: Sequence[str], timeout: float, **kwargs: Any) -> subprocess.CompletedProcess:

@@ -4,6 +4,7 @@ Names, values of a YAML and texts of models lose whatever Markdown, HTML or a fo
 are shortened to their last part, and secrets are left out.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def save_card(path: Path, metadata: ModelCardData, template: str, **content: Any
     return path
 
 
+@functools.cache  # so that each template is compiled once
 def card_environment() -> Environment:
     """The templates of cards and of code, with the filters that make plain text of what comes from outside."""
     environment = Environment(  # of Markdown: HTML's escapes are not its own

@@ -5,6 +5,7 @@ words. Each piece is plain data here and a macro in `templates/page.html.j2`; wh
 is text there, never markup.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,12 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML; the same content gives the same bytes."""
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    return _environment().get_template("page.html.j2").render(page=page, style=Markup(style)).lstrip()
+
+
+@functools.cache  # so that the template is compiled once
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("rlhf_recipes.report"),
         autoescape=True,  # completions are a model's output: text, never markup
@@ -180,8 +187,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": words.visible, "whole": lambda text: words.visible(text, None)}
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(page=page, style=Markup(style)).lstrip()
+    return environment
 
 
 def write_page(page: Page, path: str | Path) -> Path:

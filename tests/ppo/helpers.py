@@ -1,5 +1,7 @@
 """A tiny PPO run, and what tests ask of it."""
 
+import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -16,6 +18,9 @@ from rlhf_recipes.ppo import PPOConfig, PPOTrainer
 from tests.launching import run_whole
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
+# A server that has imported everything once: a process that comes from it starts in no time.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.ppo.helpers"])
 TOKENIZER = tiny_tokenizer()
 OPENINGS = ["The film", "A dull script and", "It was", "Nobody could", "What a", "user", "a tired cast", "two"]
 DATA = Dataset.from_dict({"prompt": OPENINGS * 2, "number": list(range(16))})
@@ -90,6 +95,45 @@ def free_port():
     with socket.socket() as s:
         s.bind(("localhost", 0))
         return s.getsockname()[1]
+
+
+def in_two_processes(folder, main):
+    """Call `main(folder)` in two processes that find each other as those of a launcher do."""
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    processes = [FORKS.Process(target=_as_one_of_two, args=(rank, folder, main)) for rank in ranks]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=240)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0], (folder / "output").read_text()[-3000:]
+
+
+def _as_one_of_two(environment, folder, main):
+    write_output_into(folder / "output")
+    os.environ |= environment
+    main(folder)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def write_output_into(file):
+    """Of a child, which else writes into pytest's."""
+    with open(file, "a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+
+
+def save_of_two(run, folder):
+    """What a run on two processes came to: `weights.pt` and `log.json`."""
+    assert run.sizes.world == 2
+    if run.is_world_process_zero():
+        torch.save(weights(run), folder / "weights.pt")
+        (folder / "log.json").write_text(json.dumps(logged(run)))
 
 
 def torchrun_command(script, *arguments):

@@ -7,7 +7,6 @@ child starts in no time.
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -23,6 +22,7 @@ from rlhf_recipes.cli import run as run_as_command
 from tests.launching import started
 from tests.ppo.helpers import (
     CARRIED,
+    FORKS,
     OPENINGS,
     TOKENIZER,
     AtStep,
@@ -36,6 +36,7 @@ from tests.ppo.helpers import (
     torchrun_command,
     trainer,
     weights,
+    write_output_into,
 )
 from tests.tiny import save_tiny
 
@@ -59,18 +60,14 @@ def wait_for(condition, of=None):
 
 
 def in_child(folder, place=None):
-    with open(folder / "output", "w") as output:  # else it writes into pytest's
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+    write_output_into(folder / "output")
     started = is_whole(folder / "run" / "checkpoint-1")
     carried_run(folder / "run", place).train(resume_from_checkpoint=started)
 
 
 @contextlib.contextmanager
 def child(folder, place=None):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ppo.test_kill"])
-    process = context.Process(target=in_child, args=(folder, place))
+    process = FORKS.Process(target=in_child, args=(folder, place))
     process.start()
     try:
         yield process

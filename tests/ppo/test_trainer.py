@@ -16,12 +16,13 @@ from tests.ppo.helpers import (
     OPENINGS,
     TOKENIZER,
     AtStep,
+    in_two_processes,
     largest_difference,
     logged,
     lora_policy,
     many_short_tokens,
+    save_of_two,
     tiny_policy,
-    torchrun,
     trainer,
     weights,
 )
@@ -136,9 +137,14 @@ def test_whitening_rewards_is_over_the_whole_rollout(tmp_path):
     assert largest_difference(*map(weights, runs)) < 1e-6
 
 
+def half_of_it(folder):
+    run = trainer(folder / "run", per_device_train_batch_size=4)
+    run.train()
+    save_of_two(run, folder)
+
+
 def test_two_processes_give_the_weights_of_one(tmp_path, reference_run):
-    done = torchrun("two_processes.py", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(tmp_path, half_of_it)
     run, _, after = reference_run
     assert largest_difference(torch.load(tmp_path / "weights.pt"), after) < 1e-6
     for one, other in zip(json.loads((tmp_path / "log.json").read_text()), logged(run), strict=True):

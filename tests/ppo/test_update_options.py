@@ -14,12 +14,13 @@ from tests.ppo.helpers import (
     TOKENIZER,
     AtStep,
     everything,
+    in_two_processes,
     largest_difference,
     logged,
     lora_policy,
     same_log,
+    save_of_two,
     tiny_policy,
-    torchrun,
     trainer,
     weights,
 )
@@ -301,10 +302,15 @@ def test_all_options_in_one_run_resume(all_at_once, tmp_path):
     same_log(resumed, all_at_once)
 
 
+def half_of_everything(folder):
+    run = everything(folder / "run", per_device=2, accumulation=2, rollout_forward_batch_size=3)
+    run.train()
+    save_of_two(run, folder)
+
+
 @pytest.mark.slow
 def test_all_options_in_two_processes_give_the_weights_of_one(all_at_once, tmp_path):
-    done = torchrun("two_processes_everything.py", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(tmp_path, half_of_everything)
     assert largest_difference(torch.load(tmp_path / "weights.pt"), weights(all_at_once)) < 1e-6
     for one, other in zip(json.loads((tmp_path / "log.json").read_text()), logged(all_at_once), strict=True):
         for name in (name for name in other if not name.startswith("time/")):

@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -146,14 +144,3 @@ def cut_back(out, checkpoint):
     for entry in out.iterdir():
         if entry.name not in (".recipe", "config.yaml", checkpoint):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def run_recipe(name, *arguments):
-    """The user's command, as a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(RECIPES / f"{name}.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RLHF_RECIPES_DEBUG": "0"},
-    )

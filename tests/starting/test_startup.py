@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_recipes.starting import startup
+from tests.launching import in_one_process
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -30,36 +31,6 @@ HEAVY = (
     "peft", "bitsandbytes", "deepspeed", "torch._inductor", "torch._dynamo", "transformers.modeling_utils",
     "transformers.trainer", "trl.trainer.utils", "trl.trainer.sft_trainer", "sklearn", "captum",
 )  # fmt: skip
-# Runs commands one after the other in one process, and tells what each of them has brought in.
-RUN_ALL = """
-import io, json, runpy, sys, contextlib
-sys.path.insert(0, sys.argv[1])
-commands, heavy, told = json.loads(sys.argv[2]), json.loads(sys.argv[3]), {}
-for command in commands:
-    said = io.StringIO()
-    name, *sys.argv[1:] = command
-    sys.argv[0] = name
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            if name.endswith(".py"):
-                runpy.run_path(name, run_name="__main__")
-            else:
-                runpy.run_module(name, run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code or 0
-    told[" ".join(command)] = [code, said.getvalue(), [module for module in heavy if module in sys.modules]]
-print(json.dumps(told))
-"""
-
-
-def run_all(commands, cwd=ROOT):
-    arguments = [str(ROOT), json.dumps(commands), json.dumps(HEAVY)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL, *arguments], capture_output=True, text=True, env=env, cwd=cwd, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 def recipe(name, *words):
@@ -71,16 +42,10 @@ def of_module(command, *words):
     return [f"rlhf_recipes.{name}", *rest, *words]
 
 
-def test_help_imports_nothing_that_trains():
-    commands = [recipe(name, "--help") for name in RECIPES] + [of_module(name, "--help") for name in COMMANDS]
-    for command, (code, said, brought) in run_all(commands).items():
-        assert (command, code, brought) == (command, 0, [])
-        assert "usage:" in said.lower() or "Options" in said
-
-
-@pytest.fixture
-def place(tmp_path):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
     """What a user might have, and folders in which something is missing."""
+    tmp_path = tmp_path_factory.mktemp("place")
     (tmp_path / "rows").mkdir()
     for number, split in enumerate(("train", "validation", "test")):
         rows = [
@@ -127,15 +92,30 @@ def wrong_commands(place):
         yield "thesis.txt", recipe(name, *(word for word in full if word != "--overwrite_output_dir"))
 
 
-def test_a_wrong_name_is_told_before_anything_that_trains_is_imported(place):
+@pytest.fixture(scope="module")
+def told(place):
+    """What each command said and has brought in; all in one process, since nothing that trains may be there yet."""
+    helps = [recipe(name, "--help") for name in RECIPES] + [of_module(name, "--help") for name in COMMANDS]
     wrong = list(wrong_commands(place))
-    told = run_all([command for _, command in wrong])
-    for named, command in wrong:
-        code, said, brought = told[" ".join(command)]
+    said = in_one_process([*helps, *(command for _, command in wrong)], ROOT, place, HEAVY)
+    of_help = {" ".join(command): said.pop(" ".join(command)) for command in helps}
+    return of_help, [(named, command, said[" ".join(command)]) for named, command in wrong]
+
+
+def test_help_imports_nothing_that_trains(told):
+    for command, (code, said, brought) in told[0].items():
+        assert (command, code, brought) == (command, 0, [])
+        assert "usage:" in said.lower() or "Options" in said
+
+
+def test_a_wrong_name_is_told_before_anything_that_trains_is_imported(told):
+    for named, command, (code, said, brought) in told[1]:
         last = said.splitlines()[-1]
         assert (command, code, brought) == (command, 2 if named in ("--sedd", "not-there.yaml") else 1, [])
         assert "error: " in last
         assert named in last  # the cause
+        assert "Traceback" not in said
+        assert ("RLHF_RECIPES_DEBUG=1" in said) == (code == 1)
 
 
 STAND_IN = """

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_recipes.data.feedback.dialogues import own_columns
+from rlhf_recipes.data.feedback.dialogues import own_columns, split_dialogue
 from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.feedback.recognize import recognize
 from rlhf_recipes.data.loading import load_rows
@@ -244,3 +244,19 @@ def test_dialogues_without_an_answer_are_left_out_and_counted(tmp_path):
 def test_what_is_no_format_of_ours_says_what_is_there_and_what_is_needed(row, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         normalize(loaded(tmp_path, [row]))
+
+
+# --- a dialogue is told apart ---------------------------------------------------------------------
+
+
+def test_a_dialogue_is_split_into_turns():
+    text = "\n\nHuman: Hi, Assistant: are you there?\n\nAssistant: Yes.\n\nSo?\n\nHuman: Bye\n\nAssistant:"
+    assert split_dialogue(text) == [
+        user("Hi, Assistant: are you there?"),
+        assistant("Yes.\n\nSo?"),
+        user("Bye"),
+        assistant(""),
+    ]
+    assert split_dialogue("Human: a\n\nAssistant: b") == [user("a"), assistant("b")]
+    for other in ("", "Hello", "\n\nHuman: alone", "\n\nAssistant: a\n\nHuman: b", "x\n\nHuman: a\n\nAssistant: b"):
+        assert split_dialogue(other) == []

@@ -11,7 +11,7 @@ import pytest
 from rlhf_recipes.recipes.__main__ import main
 from rlhf_recipes.recipes.files import FOLDERS, belonging, copy, recipes
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 
 
 def test_each_recipe_is_listed_with_what_it_is_for(capsys):
