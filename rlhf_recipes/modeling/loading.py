@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from rlhf_recipes.modeling.tokenizers.padding import (
     require_end,
     saved_ends,
 )
+from rlhf_recipes.options import option
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,8 @@ class ModelArguments(ModelConfig):
 
     help_title = "Model"
 
-    lora_num_layers: int | None = field(
-        default=None,
-        metadata={"help": "Adapt only the last N layers; those below need no backward pass. Default: all layers."},
+    lora_num_layers: int | None = option(
+        None, "Adapt only the last N layers; those below need no backward pass. Default: all layers."
     )
 
 

@@ -36,6 +36,7 @@ from rlhf_recipes.imports import (
     names_a_file,
     parameters_of,
 )
+from rlhf_recipes.options import option
 from rlhf_recipes.rewards.contract.checks import (
     REWARD_ATTRIBUTES,
     Weight,
@@ -65,8 +66,8 @@ class RewardArguments:
     reward_funcs: list[str | dict] = field(
         metadata={"help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function."}
     )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight for each reward. Default: 1 for all, or those in the YAML."}
+    reward_weights: list[float] | None = option(
+        None, "One weight for each reward. Default: 1 for all, or those in the YAML."
     )
 
     def load_for_trl(self) -> tuple[list[Callable[..., Any]], list[float]]:
