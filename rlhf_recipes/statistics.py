@@ -40,6 +40,13 @@ NORMAL_QUANTILE = 1.959964
 GROUPS = 200  # of units that are left out in turn, where a figure has no formula for what each row brings
 
 
+def correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson's correlation; NaN where one of the two does not vary, which then tells nothing of the other."""
+    from scipy.stats import pearsonr  # takes most of a second
+
+    return float(pearsonr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
+
+
 @dataclass(frozen=True)
 class Spread:
     """How far a figure may be off.

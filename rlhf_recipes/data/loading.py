@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.folders import check_one_kind, folder_builder, listed_splits, quiet_cards, visible_files
 from rlhf_recipes.data.local_files import (
     KINDS,
@@ -140,12 +141,12 @@ def _must_be_local(name: str) -> bool:
 
 
 def _load_folder(folder: Path, split: str, config: str | None) -> Dataset:
-    if (folder / "dataset_dict.json").is_file():
+    if (folder / filenames.DATASET_DICT).is_file():
         saved = datasets.load_from_disk(str(folder))
         if split not in saved:
             raise _no_such_split(str(folder), split, list(saved))
         return saved[split]
-    if (folder / "state.json").is_file():
+    if (folder / filenames.DATASET_STATE).is_file():
         single = cast(Dataset, datasets.load_from_disk(str(folder)))
         only = str(single.split or "train")
         if split != only:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rlhf_recipes import filenames
 from rlhf_recipes.outputs import peak_memory_gb, write_json, write_jsonl
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,12 @@ def end_run(
         page (`bool`): Whether the page is written.
     """
     root = Path(folder)
-    write_json(root / "metrics.json", metrics)
-    write_json(root / "environment.json", describe_environment())
+    write_json(root / filenames.METRICS, metrics)
+    write_json(root / filenames.ENVIRONMENT, describe_environment())
     if log_history:
-        write_json(root / "log_history.json", [_finite(entry) for entry in log_history])
+        write_json(root / filenames.LOG_HISTORY, [_finite(entry) for entry in log_history])
     if completions:
-        write_jsonl(root / "completions.jsonl", [_finite(row) for row in completions])
+        write_jsonl(root / filenames.COMPLETIONS, [_finite(row) for row in completions])
     if page:
         write_page_or_warn(root)
 

@@ -73,9 +73,11 @@ class RewardConfig(trl.RewardConfig):
     rating_high: float | None = option(None, "Upper end of the rating scale. Default: the highest of them.")
     card: bool = option(True, "Measure what scores lean on, and write report.html and README.md.")
     overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
-    bf16: bool | None = option(None, "Train in bfloat16 mixed precision. Default: yes where the GPU or CPU has it.")
+    bf16: bool | None = option(  # type: ignore[assignment]  # TRL's own annotation
+        None, "Train in bfloat16 mixed precision. Default: yes where the GPU or CPU has it."
+    )
     # None, because transformers warns of a new name even where it is False.
-    gradient_checkpointing: bool | None = option(
+    gradient_checkpointing: bool | None = option(  # type: ignore[assignment]
         None, "Compute activations a second time instead of keeping them: less memory."
     )
     report_to: None | str | list[str] = option(

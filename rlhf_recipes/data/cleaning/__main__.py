@@ -15,6 +15,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run as run_command
 from rlhf_recipes.data.cleaning.duplicates import split_by_group
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = None
     if args.output_dir is not None:
         output_dir = prepare_output_dir(args.output_dir, "cleaning", args.overwrite_output_dir)
-        save_config(output_dir / "config.yaml", args, split_args, cleaning_args, feedback)
+        save_config(output_dir / filenames.CONFIG, args, split_args, cleaning_args, feedback)
 
     facts: dict[str, Any] = {"dataset_name": args.dataset_name, "checks": {}, "cleaning": {}, "rows": {}}
     for name, rows in splits.items():

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import datasets
 from datasets import Dataset
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.folders import listed_splits
 from rlhf_recipes.data.loading import NoSuchSplit, load_rows
 from rlhf_recipes.options import option
@@ -68,9 +69,9 @@ def split_names(name: str, config: str | None = None) -> list[str]:
     path = Path(name).expanduser()
     if path.is_file():
         return ["train"]
-    if (path / "dataset_dict.json").is_file():
+    if (path / filenames.DATASET_DICT).is_file():
         return list(datasets.load_from_disk(str(path)))
-    if (path / "state.json").is_file():
+    if (path / filenames.DATASET_STATE).is_file():
         return [str(datasets.load_from_disk(str(path)).split or "train")]
     return listed_splits(str(path) if path.is_dir() else name, config) or ["train"]
 

@@ -34,6 +34,7 @@ from numpy.typing import ArrayLike
 from rlhf_recipes.data.pairs import chunks, compare_all, finite
 from rlhf_recipes.data.raters.coefficients import alpha_interval, alpha_of, pairwise_kappas, value_counts
 from rlhf_recipes.data.raters.votes import RatingModel, Votes, normal_order, numeric_votes
+from rlhf_recipes.statistics import correlation
 
 # --- reliability -----------------------------------------------------------------------------------------
 
@@ -82,12 +83,11 @@ def split_half(votes: Votes, splits: int = 100, seed: int = 0) -> tuple[float, f
         rows = np.arange(len(series))
         first, both = sums[rows, half - 1], sums[rows, 2 * half - 1]
         a, b = first / half, (both - first) / half
-        if a.std() > 0 and b.std() > 0:
-            correlations.append(np.corrcoef(a, b)[0, 1])
-    if not correlations:
+        correlations.append(correlation(a, b))
+    if np.isnan(correlations).all():
         raise ValueError("All texts have the same mean votes in every half, so halves cannot be correlated.")
-    correlation = float(np.mean(correlations))
-    return correlation, spearman_brown(correlation, float(counts.mean() / half.mean()))
+    mean = float(np.nanmean(correlations))
+    return mean, spearman_brown(mean, float(counts.mean() / half.mean()))
 
 
 # --- ceilings --------------------------------------------------------------------------------------------

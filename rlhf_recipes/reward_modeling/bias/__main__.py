@@ -18,6 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.feedback.formats import FeedbackSettings, Kind
@@ -55,7 +56,7 @@ class BiasArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     data_args, args = RecipeParser((DataArguments, BiasArguments), description=__doc__).parse(argv)
     output_dir = prepare_output_dir(args.output_dir, "bias", args.overwrite_output_dir)
-    save_config(output_dir / "config.yaml", data_args, args)
+    save_config(output_dir / filenames.CONFIG, data_args, args)
 
     def load(split: str) -> tuple[Dataset, Kind]:
         rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         correction.save(output_dir / "correction.json")
         reports = {"as it is": reports[""], "corrected": measured(ResidualReward(reward, correction), None)}
     for name, report in reports.items():
-        write_json(output_dir / ("bias_corrected.json" if name == "corrected" else "bias.json"), report)
+        write_json(output_dir / ("bias_corrected.json" if name == "corrected" else filenames.BIAS), report)
         print(f"{name.upper()}\n{table(report)}\n".lstrip())  # noqa: T201
     from rlhf_recipes.report.reward_figures import save_pictures  # after --help and wrong names
 

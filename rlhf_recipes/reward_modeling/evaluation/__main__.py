@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
@@ -22,8 +23,6 @@ from rlhf_recipes.options import option
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.evaluation.labels import step_evaluation
 from rlhf_recipes.reward_modeling.evaluation.measure import (
-    LINEAR_FILE,
-    METRICS_FILE,
     Known,
     calibration_of,
     evaluate,
@@ -91,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = f"{Path(args.model).name}_on_{Path(data_args.dataset_name).stem}"
     folder = Path(args.output_dir or Path("runs/evaluation") / name)
     metrics = write_evaluation(folder, result, prediction_rows("test", scored, None))
-    write_json(folder / METRICS_FILE, metrics)
+    write_json(folder / filenames.METRICS, metrics)
 
     from rlhf_recipes.report.reward_card import write_page
 
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _reward(args: EvaluationArguments) -> Any:
-    if (Path(args.model) / LINEAR_FILE).is_file():
+    if (Path(args.model) / filenames.LINEAR_REWARD).is_file():
         return LinearReward(args.model, calibrate=False)
     return LearnedReward(args.model, batch_size=args.batch_size, calibrate=False, label=args.label, labels=args.labels)
 

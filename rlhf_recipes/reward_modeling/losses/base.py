@@ -18,9 +18,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rlhf_recipes.data.columns import prompts_of
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.modeling.calibration import Calibration
-from rlhf_recipes.texts import Text, is_conversational
+from rlhf_recipes.texts import Text
 
 WEIGHT = "weight"  # a column of the rows, wherever it is there: how much each counts
 Item: TypeAlias = tuple[Text, Text]  # a prompt and a completion
@@ -130,12 +131,9 @@ class Objective:
 
 def with_prompts(rows: Dataset, completions: Sequence[Sequence[Any]]) -> list[list[Item]]:
     """Put the prompt of each row before each of its completions; where there is none, an empty one that fits them."""
-    prompts = rows["prompt"] if "prompt" in rows.column_names else [None] * len(rows)
-    result = []
-    for prompt, of_row in zip(prompts, completions, strict=True):
-        nothing: Text = [] if is_conversational(of_row[0]) else ""
-        result.append([(nothing if prompt is None else prompt, completion) for completion in of_row])
-    return result
+    prompts = prompts_of(rows, [of_row[0] for of_row in completions])
+    pairs = zip(prompts, completions, strict=True)
+    return [[(prompt, completion) for completion in of_row] for prompt, of_row in pairs]
 
 
 def weight_column(rows: Dataset) -> Columns:

@@ -65,7 +65,7 @@ OF_RECIPES = {
 class RewardOptions(RewardArguments):
     """What is rewarded."""
 
-    reward_funcs: list[str | dict] | None = option(
+    reward_funcs: list[str | dict] | None = option(  # type: ignore[assignment]
         None,
         "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function. "
         "Default: reward_funcs of --config.",
