@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import OPENING, TOOLS, ChatError, kwargs_of, once, open_ids, opening_of, render, with_tools
+from rlhf_recipes.data.chat import OPENING, ChatError, kwargs_of, once, open_ids, opening_of, render
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.options import option
@@ -211,10 +211,7 @@ def encode_prompts(
             )
             dataset = dataset.remove_columns("input_ids")
         prompts = list(dataset.with_format(None)["prompt"])
-        kwargs = kwargs_of(dataset)
-        if TOOLS in dataset.column_names and is_conversational(prompts[0]):
-            kwargs = [with_tools(row) for row in dataset.with_format(None)]
-        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs)
+        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs_of(dataset))
         dataset = with_openings(dataset, ids, tokenizer)
     elif "input_ids" in dataset.column_names:
         ids = _without_padding(dataset, tokenizer.pad_token_id)

@@ -198,7 +198,7 @@ class ImageRows(torch.utils.data.Dataset):
         self.images = dataset.select_columns(columns) if columns else None
         plain = dataset.remove_columns(columns)
         self.items, self.sides = objective.texts(plain), objective.text_columns
-        self.targets = objective.targets(plain)
+        self.targets = objective.weighed_targets(plain)
 
     def __len__(self) -> int:
         return len(self.items)

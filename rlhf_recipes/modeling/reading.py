@@ -256,8 +256,8 @@ class TokenPlaces:
         begun = len(text) - len(written)
         if not text.endswith(written) or (begun and not (may_be_begun and written)):
             raise ValueError(
-                f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(written)} of completion_ids, "
-                f"but the completion is {_shortened(text)}. Give the policy's own tokenizer as policy_tokenizer."
+                f"The policy tokenizer {tokenizer.name_or_path!r} makes {short(written)} of completion_ids, "
+                f"but the completion is {short(text)}. Give the policy's own tokenizer as policy_tokenizer."
             )
         self.ends = [begun + end for end in accumulate(len(piece) for piece in pieces)]
 
@@ -268,7 +268,3 @@ class TokenPlaces:
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)) if len(ids) else ""
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

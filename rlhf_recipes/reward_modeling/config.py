@@ -10,7 +10,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from rlhf_recipes.modeling.cost.threads import cpu_has_bfloat16
 from rlhf_recipes.modeling.loading import ModelArguments
-from rlhf_recipes.options import option
+from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.reward_modeling.debias import COVARIATES
 from rlhf_recipes.reward_modeling.examples import parse_share
 from rlhf_recipes.reward_modeling.losses import AUTO, LOSSES
@@ -100,8 +100,7 @@ class RewardConfig(trl.RewardConfig):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         parse_share(self.train_share)
-        if self.loss not in (AUTO, *LOSSES):
-            raise ValueError(f"loss is {self.loss!r}; give {AUTO} or one of {', '.join(LOSSES)}.")
+        check_choice("loss", self.loss, (AUTO, *LOSSES))
         unknown = [name for name in self.debias or [] if name not in COVARIATES]
         if unknown or self.group_penalty < 0 or (self.group_penalty > 0 and self.group_column is None):
             raise ValueError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import kwargs_of
+from rlhf_recipes.data.chat import has_messages, kwargs_of
 from rlhf_recipes.data.columns import detect_format
 from rlhf_recipes.data.feedback.formats import Feedback, FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
@@ -32,7 +32,7 @@ from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.step_model import cut_beginning, encode_steps, own_mark
-from rlhf_recipes.texts import as_text, is_conversational
+from rlhf_recipes.texts import as_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,12 +126,7 @@ def settings_for(
 
 def rendered_by_template(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the texts of rows are messages, of which the tokenizer's chat template makes text with its own ends."""
-    if tokenizer.chat_template is None or not len(rows):
-        return False
-    columns = [name for name in ("prompt", "chosen", "completion", "completions") if name in rows.column_names]
-    values = [rows[0][name] for name in columns]
-    values += [value[0] for value in values if isinstance(value, list) and value]  # the first of several completions
-    return any(bool(value) and is_conversational(value) for value in values)
+    return tokenizer.chat_template is not None and has_messages(rows)
 
 
 def tokenize(
@@ -226,7 +221,7 @@ def example_rows(
         [`~datasets.Dataset`]: columns `input_ids` (a list of texts), the targets, `covariates` if there are any, and
         `length`, that of the longest text, by which batches are grouped.
     """
-    items, targets = objective.texts(dataset), objective.targets(dataset)
+    items, targets = objective.texts(dataset), objective.weighed_targets(dataset)
     if objective.step_token is not None:
         objective.step_token = own_mark(objective.step_token, tokenizer)
         mark = list(tokenizer(objective.step_token, add_special_tokens=False).input_ids)

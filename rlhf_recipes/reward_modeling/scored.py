@@ -196,8 +196,7 @@ class Texts:
     def of(cls, dataset: Dataset, column: str) -> "Texts":
         """One column of completions with the prompts of the rows; with none, of text or messages as fits."""
         completions = list(dataset[column])
-        kwargs = kwargs_of(dataset) if KWARGS in dataset.column_names else None
-        return cls(prompts_of(dataset, completions), completions, kwargs)
+        return cls(prompts_of(dataset, completions), completions, kwargs_of(dataset))
 
     def plain(self) -> list[str]:
         """Prompt and completion as one plain text, for whatever does not read messages."""

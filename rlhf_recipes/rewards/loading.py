@@ -48,7 +48,7 @@ from rlhf_recipes.rewards.contract.checks import (
     weight_at,
     weighted,
 )
-from rlhf_recipes.rewards.contract.concurrent import called, can_start, only_waits, started
+from rlhf_recipes.rewards.contract.concurrent import can_start, only_waits, started
 from rlhf_recipes.rewards.contract.timed import TimedReward
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule, progress_of
 from rlhf_recipes.texts import short
@@ -168,7 +168,7 @@ class LoadedReward:
         return started(self.reward, {**kwargs, **own_copy(self.args)})
 
     def __call__(self, **kwargs: Any) -> Any:
-        return called(self.reward, {**kwargs, **own_copy(self.args)})
+        return started(self.reward, {**kwargs, **own_copy(self.args)})()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.made_from, self._is_reward)

@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -78,7 +77,8 @@ def clean_splits(
         kept_whole = order[: order.index(name)] if name in order else order
         others = {other: splits[other] for other in kept_whole}
         steps = steps_from(to_measure if name in order else args, held_out=others)
-        cleaned[name] = in_split(name, partial(run, steps, rows))
+        with in_split(name):
+            cleaned[name] = run(steps, rows)
     return cleaned
 
 
@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     facts: dict[str, Any] = {"dataset_name": args.dataset_name, "checks": {}, "cleaning": {}, "rows": {}}
     for name, rows in splits.items():
-        read = in_split(name, partial(read_rows, rows, feedback))
+        with in_split(name):
+            read = read_rows(rows, feedback)
         splits[name], facts["checks"][name] = read.rows, read.check.as_dict()
         sys.stdout.write(f"{name}: {read.check}\n")
     if split_args.group_column is not None:

@@ -9,7 +9,6 @@ needs goes into `convert_args`, and what the columns do not say into the other o
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser, save_config
@@ -32,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_config(output_dir / filenames.CONFIG, args, feedback)
     made, facts = {}, {}
     for name, rows in splits.items():
-        read = in_split(name, partial(read_rows, rows, feedback))
+        with in_split(name):
+            read = read_rows(rows, feedback)
         made[name] = read.rows
         facts[name] = {**read.check.as_dict(), "written": len(read.rows)}
         sys.stdout.write(f"{name}: {read.check}\n")

@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_recipes.data.pairs import chunks, compare_all, finite
+from rlhf_recipes.data.pairs import chunks, compare_all
 from rlhf_recipes.data.raters.coefficients import alpha_interval, alpha_of, pairwise_kappas, value_counts
 from rlhf_recipes.data.raters.votes import RatingModel, Votes, normal_order, numeric_votes
-from rlhf_recipes.statistics import correlation
+from rlhf_recipes.statistics import correlation, numbers
 
 # --- reliability -----------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5
     Raises:
         `ValueError`: if no pair of texts with two votes or more is far enough apart.
     """
-    series = [finite(of_text, "votes") for of_text in votes]
+    series = [numbers(of_text, "votes") for of_text in votes]
     right = total = 0.0
     for position in range(max(map(len, series), default=0)):
         voted = [of_text for of_text in series if len(of_text) > max(position, 1)]

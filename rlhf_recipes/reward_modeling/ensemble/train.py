@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
-from rlhf_recipes.options import option
+from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
@@ -73,8 +73,7 @@ class EnsembleArguments:
                 f"num_members is {self.num_members}, but one model has nobody to disagree with. Give 2 or more, or "
                 "train a single model with recipes/reward.py."
             )
-        if self.member_rows not in ("all", "bootstrap"):
-            raise ValueError(f"member_rows is {self.member_rows!r}; give all or bootstrap.")
+        check_choice("member_rows", self.member_rows, ("all", "bootstrap"))
         if not 0 < self.member_share <= 1:
             raise ValueError(f"member_share is {self.member_share}; give more than 0, and 1 at most.")
 

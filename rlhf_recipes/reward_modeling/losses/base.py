@@ -81,8 +81,13 @@ class Objective:
         return with_prompts(rows, [list(texts) for texts in zip(*columns, strict=True)])
 
     def targets(self, rows: Dataset) -> Columns:
-        """What is known of each row; a number, or a list of them. [`weight_column`] is part of it."""
+        """What is known of each row; a number, or a list of them. How much a row counts is no part of it."""
         raise NotImplementedError
+
+    def weighed_targets(self, rows: Dataset) -> Columns:
+        """The same, and how much each row counts, where the rows say it."""
+        weights = {WEIGHT: [float(value) for value in rows[WEIGHT]]} if WEIGHT in rows.column_names else {}
+        return {**self.targets(rows), **weights}
 
     def parameters(self) -> torch.nn.Module | None:
         """What the loss itself learns, if it learns anything."""
@@ -134,11 +139,6 @@ def with_prompts(rows: Dataset, completions: Sequence[Sequence[Any]]) -> list[li
     prompts = prompts_of(rows, [of_row[0] for of_row in completions])
     pairs = zip(prompts, completions, strict=True)
     return [[(prompt, completion) for completion in of_row] for prompt, of_row in pairs]
-
-
-def weight_column(rows: Dataset) -> Columns:
-    """How much each row counts, where the rows say it."""
-    return {WEIGHT: [float(value) for value in rows[WEIGHT]]} if WEIGHT in rows.column_names else {}
 
 
 def check_range(name: str, value: float, low: float, high: float | None = None) -> None:

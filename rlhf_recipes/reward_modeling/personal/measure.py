@@ -18,8 +18,7 @@ from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 from rlhf_recipes.reward_modeling.personal.simulated import Ratings
-from rlhf_recipes.reward_modeling.personal.users import same_length
-from rlhf_recipes.statistics import Floats, Units, correlation, numbers, ratio_interval, rows_by_key
+from rlhf_recipes.statistics import Floats, Units, correlation, numbers, ratio_interval, rows_by_key, same_length
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, Any]

@@ -44,11 +44,10 @@ from rlhf_recipes.reward_modeling.personal.users import (
     at_least_two,
     distinct_texts,
     means_by_others,
-    same_length,
     shown,
     user_key,
 )
-from rlhf_recipes.statistics import numbers
+from rlhf_recipes.statistics import numbers, same_length
 from rlhf_recipes.texts import Text
 
 TENSORS_FILE = "personal_reward.safetensors"

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.modeling.reading import check_finite
-from rlhf_recipes.reward_modeling.personal.users import same_length, user_key
+from rlhf_recipes.reward_modeling.personal.users import user_key
 from rlhf_recipes.rewards.model_reward import ModelReward
+from rlhf_recipes.statistics import same_length
 from rlhf_recipes.texts import Text
 
 if TYPE_CHECKING:
