@@ -384,8 +384,8 @@ def same_length(**columns: Sized) -> None:
     """Raise `ValueError` where there is not one of each for every row."""
     counts = {name.replace("_", " "): len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
-        said = " and ".join(f"{count} {name}" for name, count in counts.items())
-        raise ValueError(f"There are {said}; give one of each for every row.")
+        *said, last = (f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"There are {', '.join(said)} and {last}; give one of each for every row.")
 
 
 def check_length(keys: Sequence[Any], rows: int, what: str) -> None:
