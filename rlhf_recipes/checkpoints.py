@@ -19,10 +19,10 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rlhf_recipes import filenames
 from rlhf_recipes.texts import readable_bytes
 
 logger = logging.getLogger(__name__)
-STATE = "trainer_state.json"  # the Trainer writes it after everything of its own
 
 # How torch.save began before it wrote zip files: a pickled magic number, then four more pickles, then raw numbers.
 LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -90,8 +90,8 @@ def why_broken(folder: str | Path, required: Sequence[str] = ()) -> str | None:
         `str`: such as `"optimizer.pt is cut off after 3 MB"`, of the first fault that is found.
     """
     folder = Path(folder)
-    if not (folder / STATE).is_file():
-        return f"it has no {STATE}, which is written last"
+    if not (folder / filenames.TRAINER_STATE).is_file():
+        return f"it has no {filenames.TRAINER_STATE}, which is written last"
     missing = [name for name in required if not (folder / name).is_file()]
     if missing:
         return f"it has no {', '.join(missing)}"
@@ -164,7 +164,7 @@ def _last_whole(folder: Path, required: Sequence[str]) -> tuple[Path | None, dic
 
 def _was_finished(folder: Path) -> bool:
     """Whether the Trainer came to the end of it, whatever has become of its files since."""
-    return (folder / STATE).is_file() and _fault_of_json(folder / STATE) is None
+    return (folder / filenames.TRAINER_STATE).is_file() and _fault_of_json(folder / filenames.TRAINER_STATE) is None
 
 
 def _put_aside(unfinished: Iterable[Path], reasons: str) -> None:
@@ -186,7 +186,7 @@ def _fault_of_json(file: Path) -> str | None:
         content = json.loads(file.read_bytes())
     except ValueError as error:
         return f"is no JSON, {readable_bytes(file.stat().st_size)} long ({error})"
-    if file.name == STATE and not (content and isinstance(content, dict)):
+    if file.name == filenames.TRAINER_STATE and not (content and isinstance(content, dict)):
         return "holds no state of a Trainer"
     shards = set(content["weight_map"].values()) if file.name.endswith(".index.json") else set()
     missing = sorted(shard for shard in shards if not (file.parent / shard).is_file())

@@ -23,17 +23,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from rlhf_recipes import filenames
 from rlhf_recipes.errors import PushError
 
 logger = logging.getLogger(__name__)
-ADAPTER_CONFIG = "adapter_config.json"
 
 # What a push may hold, as patterns of one level each: no `*` here reaches into a folder.
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS = (filenames.MODEL_WEIGHTS, "model-*-of-*.safetensors", "model.safetensors.index.json")
+ADAPTER = (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS, "adapter_model.bin")
 TOKENIZER = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    filenames.TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -50,16 +50,16 @@ TOKENIZER = (
 )
 CODE = ("configuration_*.py", "modeling_*.py", "tokenization_*.py")  # of models with code of their own
 CRITIC = ("critic/*.safetensors", "critic/*.safetensors.index.json", "critic/config.json", "critic/*_config.json")
-CARD = ("README.md", "card/*.png")
-ALLOWED = ("config.json", "generation_config.json", *WEIGHTS, *ADAPTER, *TOKENIZER, *CODE, *CRITIC, *CARD)
+CARD = (filenames.README, "card/*.png")
+ALLOWED = (filenames.MODEL_CONFIG, filenames.GENERATION_CONFIG, *WEIGHTS, *ADAPTER, *TOKENIZER, *CODE, *CRITIC, *CARD)
 
 # Of a reward model besides: how its outputs become a score, what it is worth, and its adapters on their own.
 OF_REWARD_MODEL = (
-    "reward_config.json",
-    "metrics.json",
-    "evaluation.json",
-    "bias.json",
-    "report.html",
+    filenames.REWARD_SETTINGS,
+    filenames.METRICS,
+    filenames.EVALUATION,
+    filenames.BIAS,
+    filenames.PAGE,
     "adapter/*.json",
     "adapter/*.jinja",
     "adapter/adapter_model.safetensors",
@@ -148,10 +148,10 @@ def push_run(
 
 def license_of(base: str) -> str | None:
     """The license that the card of a base model names, where that card is on this machine; nothing is fetched."""
-    card: Any = Path(base) / "README.md"
+    card: Any = Path(base) / filenames.README
     try:
         if not card.is_file():
-            card = None if _is_local(base) else try_to_load_from_cache(base, "README.md")
+            card = None if _is_local(base) else try_to_load_from_cache(base, filenames.README)
         named = (metadata_load(card) or {}).get("license") if isinstance(card, str | Path) else None
     except (ValueError, yaml.YAMLError):  # no name of a repository, or a card that is no card
         return None
@@ -168,7 +168,7 @@ def _upload(
     revision: str | None,
 ) -> CommitInfo:
     # Without a new card the old one stays, and its pictures with it.
-    replaced = [*replaced, *(CARD if "README.md" in names else ())]
+    replaced = [*replaced, *(CARD if filenames.README in names else ())]
     with tempfile.TemporaryDirectory(prefix="push-") as stage:
         _stage(root, names, Path(stage))
         return api.upload_folder(
@@ -177,12 +177,12 @@ def _upload(
 
 
 def _check_policy(root: Path, names: Sequence[str]) -> None:
-    adapter = ADAPTER_CONFIG in names
+    adapter = filenames.ADAPTER_CONFIG in names
     whole = any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in WEIGHTS)
     if not adapter and not whole:
         raise FileNotFoundError(
-            f"{str(root)!r} holds no model: neither {ADAPTER_CONFIG} nor model*.safetensors. Name the folder in "
-            "which a trainer or save_policy saved one."
+            f"{str(root)!r} holds no model: neither {filenames.ADAPTER_CONFIG} nor model*.safetensors. Name the "
+            "folder in which a trainer or save_policy saved one."
         )
     if adapter and whole:
         raise FileExistsError(
@@ -196,8 +196,10 @@ def _stage(root: Path, names: Sequence[str], stage: Path) -> None:
     for name in names:
         target = stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if Path(name).name == ADAPTER_CONFIG:  # of the policy, and of a critic with adapters of its own
-            target.write_text(_without_local_base(root / name, warn=name == ADAPTER_CONFIG), encoding="utf-8")
+        if Path(name).name == filenames.ADAPTER_CONFIG:  # of the policy, and of a critic with adapters of its own
+            target.write_text(
+                _without_local_base(root / name, warn=name == filenames.ADAPTER_CONFIG), encoding="utf-8"
+            )
         else:
             target.symlink_to((root / name).resolve())
 

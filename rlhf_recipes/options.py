@@ -1,6 +1,7 @@
 """Options of commands as fields of a dataclass, which [`~rlhf_recipes.arguments.RecipeParser`] makes flags of."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
@@ -17,3 +18,10 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuse a setting that is none of its choices; `ValueError`."""
+    known = list(choices)
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(str, known))}.")

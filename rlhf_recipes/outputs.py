@@ -1,6 +1,7 @@
 """Where a run writes: a folder of its own, nothing of the user's deleted, and no file half written."""
 
 import json
+import math
 import os
 import resource
 import sys
@@ -101,3 +102,9 @@ def peak_memory_gb() -> dict[str, float]:
             max(torch.cuda.max_memory_reserved(device) for device in devices) / 1e9, 3
         )
     return memory
+
+
+def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that JSON can say: it has no NaN, which an fp16 gradient may be, and knows no numpy or torch."""
+    values = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()}
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_recipes import filenames
 from rlhf_recipes.outputs import write_json
 
 RUN_DIR = Path("runs/quickstart")
@@ -71,7 +72,7 @@ def fingerprint(stage: Stage, stamps: Mapping[str, str]) -> str:
 
 def is_done(stage: Stage, stamp: str) -> bool:
     """Whether the stage has ended with exactly these inputs."""
-    return _read_stamp(stage).get("done") == stamp and (RUN_DIR / stage.name / "metrics.json").is_file()
+    return _read_stamp(stage).get("done") == stamp and (RUN_DIR / stage.name / filenames.METRICS).is_file()
 
 
 def run_stage(stage: Stage, stamp: str) -> None:
@@ -128,7 +129,7 @@ def collect_metrics() -> dict[str, Any]:
     """The figures of the whole run, from the files of its stages."""
     from rlhf_recipes.statistics import paired_gain
 
-    stages = {s.name: json.loads((RUN_DIR / s.name / "metrics.json").read_text(encoding="utf-8")) for s in STAGES}
+    stages = {s.name: json.loads((RUN_DIR / s.name / filenames.METRICS).read_text(encoding="utf-8")) for s in STAGES}
     # A stage run by hand has only its recipe's own clock.
     seconds = {s.name: round(_read_stamp(s).get("seconds", stages[s.name]["seconds"]), 1) for s in STAGES}
     rows = {name: _completions(name) for name in ("before", "after")}
@@ -160,7 +161,7 @@ def collect_metrics() -> dict[str, Any]:
 
 def _completions(name: str) -> list[dict[str, Any]]:
     # Line by line as the file has them: `splitlines` would also cut at U+2028, which JSON leaves as it is.
-    with (RUN_DIR / name / "completions.jsonl").open(encoding="utf-8", newline="\n") as lines:
+    with (RUN_DIR / name / filenames.COMPLETIONS).open(encoding="utf-8", newline="\n") as lines:
         return [json.loads(line) for line in lines]
 
 
@@ -210,8 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(f"\n[{len(STAGES) + 2}/{len(STAGES) + 2}] Report")
     metrics = collect_metrics()
-    write_json(RUN_DIR / "metrics.json", metrics)
-    write_json(RUN_DIR / "environment.json", describe_environment() | {"seed": 0})
+    write_json(RUN_DIR / filenames.METRICS, metrics)
+    write_json(RUN_DIR / filenames.ENVIRONMENT, describe_environment() | {"seed": 0})
     print_figures(metrics, write_report(RUN_DIR))
 
 

@@ -18,7 +18,7 @@ All of it rests on [`Spread`] and [`Units`], and so stands in one file.
 
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -38,6 +38,13 @@ Ends = tuple[float, float]
 TAIL = 0.025  # beyond each end of an interval
 NORMAL_QUANTILE = 1.959964
 GROUPS = 200  # of units that are left out in turn, where a figure has no formula for what each row brings
+
+
+def correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson's correlation; NaN where one of the two does not vary, which then tells nothing of the other."""
+    from scipy.stats import pearsonr  # takes most of a second
+
+    return float(pearsonr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -367,13 +374,18 @@ def numbers(values: Any, what: str) -> Floats:
 
 def float_columns(**columns: ArrayLike) -> list[Floats]:
     arrays = {name: numbers(values, name.replace("_", " ")) for name, values in columns.items()}
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        said = " and ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"There are {said}; give one of each for every row.")
-    if not all(lengths.values()):
+    same_length(**arrays)
+    if not all(map(len, arrays.values())):
         raise ValueError(f"There are no rows: {' and '.join(arrays)} are empty.")
     return list(arrays.values())
+
+
+def same_length(**columns: Sized) -> None:
+    """Raise `ValueError` where there is not one of each for every row."""
+    counts = {name.replace("_", " "): len(column) for name, column in columns.items()}
+    if len(set(counts.values())) > 1:
+        *said, last = (f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"There are {', '.join(said)} and {last}; give one of each for every row.")
 
 
 def check_length(keys: Sequence[Any], rows: int, what: str) -> None:

@@ -35,10 +35,11 @@ def readable_bytes(size: int) -> str:
 
 
 def readable(text: Any) -> str:
-    """A prompt or completion as text; of messages one paragraph for each, after its role."""
+    """A prompt or completion as text; of messages one paragraph for each, after its role where it has one."""
     if isinstance(text, str):
         return text
-    return "\n".join(f"{message['role']}: {_content(message)}" for message in text)
+    messages = [message if isinstance(message, dict) else {"content": message} for message in text]
+    return "\n".join(f"{message.get('role', 'message')}: {_content(message)}" for message in messages)
 
 
 def shorten(text: str, most: int) -> str:
@@ -76,9 +77,16 @@ def as_text(value: Text) -> str:
 def prompt_and_completion(prompt: Text, completion: Text) -> tuple[str, str]:
     """The two parts of the one text that prompt and completion make where no chat template makes it.
 
-    A completion goes on in the middle of a plain prompt; the messages of a conversation stand apart.
+    A completion goes on in the middle of a plain prompt; the messages of a conversation, where there are some, stand
+    apart.
     """
-    return prompt if isinstance(prompt, str) else f"{as_text(prompt)}\n", as_text(completion)
+    begun = prompt if isinstance(prompt, str) else f"{as_text(prompt)}\n" if prompt else ""
+    return begun, as_text(completion)
+
+
+def one_text(prompt: Text, completion: Text) -> str:
+    """That text; see [`prompt_and_completion`]."""
+    return "".join(prompt_and_completion(prompt, completion))
 
 
 def lines_of(given: Sequence[str] | str | Path) -> list[str]:

@@ -21,6 +21,7 @@ from rlhf_recipes.texts import is_conversational
 
 KWARGS = "chat_template_kwargs"  # the column, by TRL's name
 TOOLS = "tools"  # the column, by TRL's name, with what the model may call
+TEXTS = ("prompt", "chosen", "completion", "completions")  # columns, of which one tells whether all are messages
 OPENING = "answer_opening"  # the column that tells rewards what the template has written of the answer
 TAG_AT_THE_START = re.compile(r"\s*<([A-Za-z_][\w-]*)>")
 TAG_AT_THE_END = re.compile(r"<[A-Za-z_][\w-]*>\s*\Z")
@@ -261,7 +262,17 @@ def with_tools(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kwargs_of(rows: Dataset) -> list[dict[str, Any]]:
-    """What the template is given for each row, where the rows have a column for it."""
-    if KWARGS not in rows.column_names:
+    """What the template is given for each row: what its column of kwargs says, and of conversations their tools."""
+    columns = [name for name in (KWARGS, TOOLS) if name in rows.column_names]
+    if TOOLS in columns and not has_messages(rows):
+        columns.remove(TOOLS)
+    if not columns:
         return [{}] * len(rows)
-    return [read_kwargs(value) for value in rows.with_format(None)[KWARGS]]
+    return [with_tools(row) for row in rows.with_format(None).select_columns(columns)]
+
+
+def has_messages(rows: Dataset) -> bool:
+    """Whether the prompts or answers of rows are messages, as the first of them tells."""
+    values = [rows[0][name] for name in TEXTS if name in rows.column_names] if len(rows) else []
+    values += [value[0] for value in values if isinstance(value, list) and value]  # the first of several completions
+    return any(bool(value) and is_conversational(value) for value in values)

@@ -6,7 +6,7 @@ Row numbers are those of the file, counted from 0, however rows were left out or
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -27,6 +27,7 @@ from rlhf_recipes.data.chat import (
     with_tools,
 )
 from rlhf_recipes.data.loading import DataArguments, load_rows
+from rlhf_recipes.options import option
 from rlhf_recipes.texts import is_conversational
 
 logger = logging.getLogger(__name__)
@@ -37,19 +38,12 @@ AS_MESSAGES = "prompt_messages"
 
 @dataclass
 class TemplateArguments:
-    """What chat templates are given besides the messages.
-
-    Args:
-        chat_template_kwargs (`dict`, *optional*):
-            Such as `{enable_thinking: false}`, for all rows. A column `chat_template_kwargs` of the dataset says it
-            for each row, and wins.
-    """
+    """What chat templates are given besides the messages."""
 
     help_title = "Chat template"
 
-    chat_template_kwargs: dict | None = field(
-        default=None,
-        metadata={"help": "Given to chat templates, as {enable_thinking: false}. A column of that name wins."},
+    chat_template_kwargs: dict | None = option(
+        None, "Given to chat templates, as {enable_thinking: false}. A column of that name wins."
     )
 
 

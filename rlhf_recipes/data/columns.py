@@ -196,6 +196,6 @@ def _says_nothing(content: Any) -> bool:
 
 def prompts_of(dataset: Dataset, completions: Sequence[Text], column: str = "prompt") -> list[Text]:
     """The prompt of each row; where it has none nothing, as text or as messages, whichever the completions are."""
-    nothing: Text = [] if completions and is_conversational(completions[0]) else ""
+    nothing: Text = [] if completions and not isinstance(completions[0], str) else ""
     given = dataset[column] if column in dataset.column_names else [None] * len(dataset)
     return [nothing if prompt is None else prompt for prompt in given]

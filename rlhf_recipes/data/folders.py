@@ -10,6 +10,7 @@ import datasets
 from datasets.data_files import DataFilesDict, get_data_patterns
 from huggingface_hub import metadata_load
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.local_files import kind_of
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def folder_builder(folder: Path, config: str | None = None) -> Any:
 
 def check_one_kind(folder: Path) -> None:
     """Refuse files of two formats: `datasets` would read those of one, and say nothing of the others."""
-    card = folder / "README.md"
+    card = folder / filenames.README
     if card.is_file() and "configs" in (metadata_load(card) or {}):
         return  # it says which files are read
     try:

@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.folders import check_one_kind, folder_builder, listed_splits, quiet_cards, visible_files
 from rlhf_recipes.data.local_files import (
     KINDS,
@@ -25,6 +26,7 @@ from rlhf_recipes.data.local_files import (
     read_local,
     without_decimals,
 )
+from rlhf_recipes.options import option
 from rlhf_recipes.texts import sentence
 
 logger = logging.getLogger(__name__)
@@ -53,21 +55,8 @@ VISIBLE = re.compile(r"[^\s\u200b\u200c\u200d\u2060\ufeff]")
 class DataArguments:
     """Which rows to train and evaluate on.
 
-    Args:
-        dataset_name (`str`):
-            A local folder (data files, or made by `save_to_disk`), a local file (.jsonl, .json, .csv, .tsv, .parquet,
-            .txt, also packed: .gz, .bz2, .xz, .zst), several of them (`rows/part-*.csv`), or the id of a dataset on
-            the Hugging Face Hub. What exists locally comes first.
-        dataset_config (`str`, *optional*):
-            The configuration, of a dataset that has several.
-        dataset_train_split (`str`, *optional*, defaults to `"train"`):
-            The split to train on. A single file is all one split, `train`.
-        dataset_test_split (`str`, *optional*, defaults to `"test"`):
-            The split to evaluate on.
-        max_train_samples (`int`, *optional*):
-            Train on that many rows, drawn by [`sample_rows`]. `None` means all.
-        max_eval_samples (`int`, *optional*):
-            Evaluate on that many rows, drawn likewise.
+    A folder may hold data files, or be made by `save_to_disk`. Files may be packed (.gz, .bz2, .xz, .zst), and several
+    (`rows/part-*.csv`). What exists locally comes before the Hub. [`sample_rows`] draws the rows.
 
     Raises:
         `ValueError`: if a number of rows is less than 1.
@@ -81,18 +70,14 @@ class DataArguments:
             "id of the Hugging Face Hub."
         }
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Which configuration, of a dataset that has several."}
+    dataset_config: str | None = option(None, "Which configuration, of a dataset that has several.")
+    dataset_train_split: str = option("train", "Split to train on. A single file is all one split, `train`.")
+    dataset_test_split: str = option("test", "Split to evaluate on.")
+    max_train_samples: int | None = option(
+        None, "Train on N rows drawn at random, always the same ones. Default: all."
     )
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split to train on. A single file is all one split, `train`."}
-    )
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on N rows drawn at random, always the same ones. Default: all."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on N rows drawn at random, always the same ones. Default: all."}
+    max_eval_samples: int | None = option(
+        None, "Evaluate on N rows drawn at random, always the same ones. Default: all."
     )
 
     def __post_init__(self) -> None:
@@ -156,12 +141,12 @@ def _must_be_local(name: str) -> bool:
 
 
 def _load_folder(folder: Path, split: str, config: str | None) -> Dataset:
-    if (folder / "dataset_dict.json").is_file():
+    if (folder / filenames.DATASET_DICT).is_file():
         saved = datasets.load_from_disk(str(folder))
         if split not in saved:
             raise _no_such_split(str(folder), split, list(saved))
         return saved[split]
-    if (folder / "state.json").is_file():
+    if (folder / filenames.DATASET_STATE).is_file():
         single = cast(Dataset, datasets.load_from_disk(str(folder)))
         only = str(single.split or "train")
         if split != only:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlhf_recipes.statistics import Floats, Units
+from rlhf_recipes.statistics import Floats, Units, numbers, same_length
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,8 @@ def draw_pairs(
         `ValueError`: if `passes` is below 1 or `min_gap` below 0, ratings do not match the texts or are not finite, or
             no two ratings are far enough apart.
     """
-    y = finite(ratings, "ratings")
-    if len(texts) != len(y):
-        raise ValueError(f"There are {len(texts)} texts and {len(y)} ratings; give one of each for every row.")
+    y = numbers(ratings, "ratings")
+    same_length(texts=texts, ratings=y)
     if passes < 1 or min_gap < 0:
         raise ValueError(f"passes is {passes} and min_gap {min_gap}; give at least 1 pass and a gap of 0 or more.")
     if not len(y) or not _far_enough(y.max() - y.min(), min_gap):
@@ -89,7 +88,7 @@ def preferences(
     Raises:
         `ValueError`: as [`draw_pairs`], and if no prompt has two completions that are far enough apart.
     """
-    completions, y = rows["completion"], finite(rows["score"], "ratings")
+    completions, y = rows["completion"], numbers(rows["score"], "ratings")
     prompts = rows.get("prompt", [""] * len(y))
     rows_of: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
@@ -182,9 +181,8 @@ def compare_all(scores: ArrayLike, ratings: ArrayLike, min_gap: float) -> Compar
     Raises:
         `ValueError`: if lengths differ or a number is not finite.
     """
-    s, y = finite(scores, "scores"), finite(ratings, "ratings")
-    if s.shape != y.shape:
-        raise ValueError(f"There are {len(s)} scores and {len(y)} ratings; give one of each for every text.")
+    s, y = numbers(scores, "scores"), numbers(ratings, "ratings")
+    same_length(scores=s, ratings=y)
     right, asked, squares = np.zeros(len(y)), np.zeros(len(y)), 0.0
     for rows in chunks(len(y)):
         # A pair is met once: in the row of its better text.
@@ -200,13 +198,6 @@ def compare_all(scores: ArrayLike, ratings: ArrayLike, min_gap: float) -> Compar
 
 def _far_enough(gap: ArrayLike, min_gap: float) -> NDArray[np.bool_]:
     return np.asarray(gap) >= max(min_gap - TOLERANCE, TOLERANCE)
-
-
-def finite(values: ArrayLike, what: str) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not np.isfinite(array).all():
-        raise ValueError(f"The {what} must be a list of finite numbers; among them is one that is missing or not.")
-    return array
 
 
 def chunks(length: int) -> Iterator[slice]:

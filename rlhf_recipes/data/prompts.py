@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import OPENING, TOOLS, ChatError, kwargs_of, once, open_ids, opening_of, render, with_tools
+from rlhf_recipes.data.chat import OPENING, ChatError, kwargs_of, once, open_ids, opening_of, render
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
+from rlhf_recipes.options import option
 from rlhf_recipes.texts import is_conversational, sentence
 
 logger = logging.getLogger(__name__)
@@ -29,22 +30,14 @@ TAKEN = ("prompts", "completions", "completion_ids", "prompt_ids", "trainer_stat
 class PromptArguments:
     """Where prompts come from.
 
-    Args:
-        prompt_column (`str`, *optional*, defaults to `"prompt"`):
-            Column with the prompts, text or messages.
-        prompt_words (`int`, *optional*):
-            Take the first words of each text as the prompt, for a policy that continues texts. What follows goes into
-            the column `reference`, and texts too short to be continued are left out.
+    `prompt_words` is for a policy that continues texts; those too short to be continued are left out.
     """
 
     help_title = "Prompts"
 
-    prompt_column: str = field(default="prompt", metadata={"help": "Column with the prompts, text or messages."})
-    prompt_words: int | None = field(
-        default=None,
-        metadata={
-            "help": "The first N words of each text are its prompt, the rest is kept in reference. Default: all of it."
-        },
+    prompt_column: str = option("prompt", "Column with the prompts, text or messages.")
+    prompt_words: int | None = option(
+        None, "The first N words of each text are its prompt, the rest is kept in reference. Default: all of it."
     )
 
     def __post_init__(self) -> None:
@@ -218,10 +211,7 @@ def encode_prompts(
             )
             dataset = dataset.remove_columns("input_ids")
         prompts = list(dataset.with_format(None)["prompt"])
-        kwargs = kwargs_of(dataset)
-        if TOOLS in dataset.column_names and is_conversational(prompts[0]):
-            kwargs = [with_tools(row) for row in dataset.with_format(None)]
-        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs)
+        ids = tokenize_prompts(prompts, tokenizer, template_kwargs=kwargs_of(dataset))
         dataset = with_openings(dataset, ids, tokenizer)
     elif "input_ids" in dataset.column_names:
         ids = _without_padding(dataset, tokenizer.pad_token_id)

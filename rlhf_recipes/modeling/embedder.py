@@ -12,6 +12,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
 from rlhf_recipes.modeling.loading import find_file
 from rlhf_recipes.modeling.reading import model_outputs, pad_id_of, part_to_read
+from rlhf_recipes.options import check_choice
 
 POOLING_FILE = "1_Pooling/config.json"
 LENGTH_FILE = "sentence_bert_config.json"
@@ -52,8 +53,8 @@ class Embedder:
         load_in_4bit: bool = False,
     ) -> None:
         check_batch_size(batch_size)
-        if pooling not in (None, *POOLINGS):
-            raise ValueError(f"pooling is {pooling!r}, but must be one of {', '.join(POOLINGS)}.")
+        if pooling is not None:
+            check_choice("pooling", pooling, POOLINGS)
         self.reader = FrozenModel(AutoModel, model, processing_class, max_length, device, dtype, load_in_4bit)
         self.reader.tokenizer.truncation_side = "right"
         source = self.reader.source

@@ -24,10 +24,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.loading import find_file
 
 VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
-WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+WEIGHTS = (
+    "model.safetensors.index.json",
+    filenames.MODEL_WEIGHTS,
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 # The names of a head, and who writes it. A `score` is foreign in a model that is no classifier by its configuration,
 # which then does not say that there is one output.
@@ -71,9 +77,9 @@ def foreign_head(source: str) -> ForeignHead | None:
 
 def _may_be_foreign(source: str) -> bool:
     """Only the files of a model that is no classifier by its configuration, or of an adapter, are looked through."""
-    path = find_file(source, "config.json")
+    path = find_file(source, filenames.MODEL_CONFIG)
     if path is None:
-        return find_file(source, "adapter_config.json") is not None
+        return find_file(source, filenames.ADAPTER_CONFIG) is not None
     names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or [""]
     return not any(name.endswith(("ForSequenceClassification", "ForTokenClassification")) for name in names)
 
@@ -134,7 +140,7 @@ def load_with_head(source: str, head: ForeignHead, kwargs: dict[str, Any]) -> An
     from peft import PeftConfig, PeftModel
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    adapter = PeftConfig.from_pretrained(source) if find_file(source, "adapter_config.json") is not None else None
+    adapter = PeftConfig.from_pretrained(source) if find_file(source, filenames.ADAPTER_CONFIG) is not None else None
     base = source if adapter is None else str(adapter.base_model_name_or_path)
     revision = None if adapter is None else adapter.revision
     config = AutoConfig.from_pretrained(base, num_labels=1, revision=revision)
@@ -178,7 +184,7 @@ def _put(model: Any, head: ForeignHead, source: str) -> None:
 
 def foreign_scale(source: str) -> tuple[float, float] | None:
     """Mean and standard deviation of the scores, if OpenRLHF was told to normalize them (`normalize_reward`)."""
-    path = find_file(source, "config.json")
+    path = find_file(source, filenames.MODEL_CONFIG)
     config = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     if config.get("normalize_reward") is not True or "mean" not in config or "std" not in config:
         return None
@@ -196,7 +202,7 @@ def trl_appended_eos(source: str) -> bool:
         words = _pickled_words(arguments)
         # The option came together with the end-of-sequence token.
         return {"trl.trainer.reward_config", "RewardConfig", "eos_token"} <= words
-    card = find_file(source, "README.md")
+    card = find_file(source, filenames.README)
     text = "" if card is None else card.read_text(encoding="utf-8", errors="replace")
     front = text.split("\n---", 1)[0]
     if not re.search(r"^\s*- reward-trainer\s*$", front, re.MULTILINE):

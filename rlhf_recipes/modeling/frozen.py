@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes import filenames
 from rlhf_recipes.imports import optional
 from rlhf_recipes.modeling.foreign import foreign_head, load_with_head
 from rlhf_recipes.modeling.loading import (
@@ -169,7 +170,7 @@ def own_tokenizer(
         tokenizer = ensure_pad_token(copy.deepcopy(processing_class))
     else:
         folder = str(processing_class or source)
-        if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
+        if is_adapter(folder) and not (Path(folder) / filenames.TOKENIZER_CONFIG).is_file():
             from peft import PeftConfig
 
             folder = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
@@ -289,7 +290,7 @@ ADVICE = {
 
 def labels_of_adapter(folder: Path) -> int:
     """Number of labels of the head that was saved with an adapter; its configuration does not tell."""
-    path = folder / "adapter_model.safetensors"
+    path = folder / filenames.ADAPTER_WEIGHTS
     from peft import PeftConfig
 
     heads = PeftConfig.from_pretrained(str(folder)).modules_to_save or []

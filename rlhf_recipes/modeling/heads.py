@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.calibration import Calibration, LinearCalibration, LogisticCalibration, OrdinalCalibration
 from rlhf_recipes.modeling.loading import find_file
 from rlhf_recipes.outputs import write_json
@@ -99,7 +100,6 @@ CALIBRATIONS: dict[str, type[Calibration]] = {
     "linear": LinearCalibration,
     "ordinal": OrdinalCalibration,
 }
-SETTINGS_FILE = "reward_config.json"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,9 @@ class RewardModelSettings:
         unsaid = {name for name in ("labels", "step_token", "chat_template_kwargs") if data[name] is None}
         if {"labels", "step_token"} <= unsaid:
             unsaid.add("probabilities")
-        return write_json(Path(folder) / SETTINGS_FILE, {k: value for k, value in data.items() if k not in unsaid})
+        return write_json(
+            Path(folder) / filenames.REWARD_SETTINGS, {k: value for k, value in data.items() if k not in unsaid}
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "RewardModelSettings":
@@ -143,7 +145,7 @@ class RewardModelSettings:
         Raises:
             `ValueError`: if the file is not JSON, or holds keys or values that are not known.
         """
-        path = find_file(str(folder), SETTINGS_FILE)
+        path = find_file(str(folder), filenames.REWARD_SETTINGS)
         if path is None:
             return cls()
         try:

@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rlhf_recipes.data.collators import number_columns, own_pad_token
 from rlhf_recipes.modeling.reading import first_special
-from rlhf_recipes.texts import Messages, Text, sentence
+from rlhf_recipes.texts import Messages, Text, one_text, sentence
 
 IMAGE_COLUMNS = ("image", "images")
 SIDES = ("chosen", "rejected")
@@ -118,7 +118,7 @@ class ImageTextEncoder:
         return text, images, False
 
     def _render_text(self, item: ImageText, row: int) -> tuple[str, list[Any], bool]:
-        text = f"{item.prompt}{item.completion}"
+        text = one_text(item.prompt, item.completion)
         mark = self.processor.image_token
         if mark not in text:
             text = mark * len(item.images) + text
@@ -198,7 +198,7 @@ class ImageRows(torch.utils.data.Dataset):
         self.images = dataset.select_columns(columns) if columns else None
         plain = dataset.remove_columns(columns)
         self.items, self.sides = objective.texts(plain), objective.text_columns
-        self.targets = objective.targets(plain)
+        self.targets = objective.weighed_targets(plain)
 
     def __len__(self) -> int:
         return len(self.items)

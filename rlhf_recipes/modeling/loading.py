@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.decoders import check_decoder_name
 from rlhf_recipes.modeling.tokenizers.padding import (
     embedding_rows,
@@ -36,6 +37,7 @@ from rlhf_recipes.modeling.tokenizers.padding import (
     require_end,
     saved_ends,
 )
+from rlhf_recipes.options import option
 from rlhf_recipes.starting.precision import check_quantization, steady_8bit
 
 logger = logging.getLogger(__name__)
@@ -51,9 +53,8 @@ class ModelArguments(ModelConfig):
 
     help_title = "Model"
 
-    lora_num_layers: int | None = field(
-        default=None,
-        metadata={"help": "Adapt only the last N layers; those below need no backward pass. Default: all layers."},
+    lora_num_layers: int | None = option(
+        None, "Adapt only the last N layers; those below need no backward pass. Default: all layers."
     )
 
 
@@ -62,7 +63,7 @@ def check_model_path(name_or_path: str) -> str:
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     path = Path(name_or_path).expanduser()
     if path.exists():
-        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        if not (path / filenames.MODEL_CONFIG).is_file() and not (path / filenames.ADAPTER_CONFIG).is_file():
             raise FileNotFoundError(
                 f"{name_or_path!r} exists but holds neither config.json nor adapter_config.json, so it is no model "
                 "folder. Name the folder in which a model was saved, or a model id of the Hugging Face Hub."
@@ -78,7 +79,7 @@ def check_model_path(name_or_path: str) -> str:
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether adapters lie in a folder, in the form of peft."""
-    return (Path(folder) / "adapter_config.json").is_file()
+    return (Path(folder) / filenames.ADAPTER_CONFIG).is_file()
 
 
 def find_file(source: str, filename: str) -> Path | None:

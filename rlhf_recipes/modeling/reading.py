@@ -19,10 +19,12 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import read_kwargs, render, starts_itself
+from rlhf_recipes.data.chat import once, read_kwargs, render, starts_itself, whole
 from rlhf_recipes.data.collators import padded
 from rlhf_recipes.errors import RewardValueError
-from rlhf_recipes.texts import Messages, Text, as_text, prompt_and_completion, short
+from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.modeling.tokenizers.text_ends import ended
+from rlhf_recipes.texts import Messages, Text, as_text, one_text, prompt_and_completion, short
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,46 @@ def joined(
     if tokenizer.chat_template is None:
         return start, end, True
     return render(tokenizer, prompt, read_kwargs(template_kwargs), is_open=True), end, False
+
+
+def judged_text(
+    prompt: Text,
+    completion: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+    adds_it: bool,
+    template_kwargs: Any,
+    name: str,
+) -> tuple[str, bool]:
+    """The one text that a reward model is trained on and scores, and whether special tokens are yet to be added to it.
+
+    Args:
+        adds_it (`bool`): Whether the tokenizer ends texts by itself, see
+            [`~rlhf_recipes.modeling.tokenizers.text_ends.adds_eos`].
+        name (`str`): Whose tokenizer it is, in what is said where there is no chat template for messages.
+    """
+    if isinstance(prompt, str) and isinstance(completion, str):
+        text = one_text(prompt, completion)
+    elif tokenizer.chat_template is not None:
+        options = {**(settings.chat_template_kwargs or {}), **read_kwargs(template_kwargs)}
+        return render(tokenizer, whole(prompt, completion), options), False
+    else:
+        say_plain_reading(name)
+        text = dialogue_text(whole(prompt, completion))
+    return ended(text, tokenizer.eos_token, settings.append_eos, adds_it), True
+
+
+def judged_ids(
+    text: str, add_special_tokens: bool, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[int], bool]:
+    """The token ids of one text, never empty, and whether it lost its beginning because it was too long."""
+    text = text[part_to_read(text, tokenizer, max_length)]
+    ids = once(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids, tokenizer)
+    cut = max_length is not None and len(ids) > max_length
+    if cut:
+        options = {"truncation": True, "max_length": max_length}
+        ids = tokenizer(text, add_special_tokens=add_special_tokens, **options).input_ids
+    return ids or [first_special(tokenizer)], cut
 
 
 def dialogue_text(messages: Messages) -> str:
@@ -214,8 +256,8 @@ class TokenPlaces:
         begun = len(text) - len(written)
         if not text.endswith(written) or (begun and not (may_be_begun and written)):
             raise ValueError(
-                f"The policy tokenizer {tokenizer.name_or_path!r} makes {_shortened(written)} of completion_ids, "
-                f"but the completion is {_shortened(text)}. Give the policy's own tokenizer as policy_tokenizer."
+                f"The policy tokenizer {tokenizer.name_or_path!r} makes {short(written)} of completion_ids, "
+                f"but the completion is {short(text)}. Give the policy's own tokenizer as policy_tokenizer."
             )
         self.ends = [begun + end for end in accumulate(len(piece) for piece in pieces)]
 
@@ -226,7 +268,3 @@ class TokenPlaces:
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True)) if len(ids) else ""
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

@@ -13,11 +13,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.zero import copy_whole
 
-ADAPTER_CONFIG = "adapter_config.json"
 MODEL_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin")
-README = "README.md"
 
 
 def save_policy(policy: PreTrainedModel | PeftModel, folder: str | Path, merge: bool = False) -> Path:
@@ -54,7 +53,7 @@ def save_policy(policy: PreTrainedModel | PeftModel, folder: str | Path, merge: 
     if not isinstance(policy, PeftModel):
         policy.save_pretrained(target)
         return target
-    readme = target / README
+    readme = target / filenames.README
     before = readme.read_bytes() if readme.is_file() else None
     policy.save_pretrained(str(target), selected_adapters=list(policy.active_adapters))
     if before is not None:
@@ -106,7 +105,7 @@ def _untie_adapted_embeddings(base: Any) -> None:
 
 def refuse_two_forms(folder: Path, as_adapter: bool) -> None:
     weights = sorted({file.name for pattern in MODEL_WEIGHTS for file in folder.glob(pattern)})
-    adapter = [ADAPTER_CONFIG] if (folder / ADAPTER_CONFIG).is_file() else []
+    adapter = [filenames.ADAPTER_CONFIG] if (folder / filenames.ADAPTER_CONFIG).is_file() else []
     if other := (weights if as_adapter else adapter):
         raise FileExistsError(
             f"{str(folder)!r} holds {other[0]}, so {'adapters' if as_adapter else 'a whole model'} beside it could "

@@ -11,6 +11,7 @@ them. `reward_card.py` and `policy_card.py` write the README of a model, `ending
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes import filenames
 from rlhf_recipes.errors import ReportError
 from rlhf_recipes.report.ending import end_run, write_figures
 from rlhf_recipes.report.run import check_folder, load_run
@@ -34,11 +35,11 @@ def write_report(*run_dirs: str | Path, output: str | Path | None = None) -> Pat
     Raises:
         [`ReportError`]: if a folder holds no run or cannot be read, or `output` is a folder.
     """
-    from rlhf_recipes.report.page import PAGE_FILE, write_page
+    from rlhf_recipes.report.page import write_page
 
     folders = [Path(folder) for folder in run_dirs]
     if len(folders) == 1:
-        return write_page(_page_of(folders[0]), output or folders[0] / PAGE_FILE)
+        return write_page(_page_of(folders[0]), output or folders[0] / filenames.PAGE)
     from rlhf_recipes.report.comparison import comparison_page
 
     if not folders:

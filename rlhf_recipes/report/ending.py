@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-import math
 import os
 import platform
 import time
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from rlhf_recipes.outputs import peak_memory_gb, write_json, write_jsonl
+from rlhf_recipes import filenames
+from rlhf_recipes.outputs import json_row, peak_memory_gb, write_json, write_jsonl
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -37,12 +37,12 @@ def end_run(
         page (`bool`): Whether the page is written.
     """
     root = Path(folder)
-    write_json(root / "metrics.json", metrics)
-    write_json(root / "environment.json", describe_environment())
+    write_json(root / filenames.METRICS, metrics)
+    write_json(root / filenames.ENVIRONMENT, describe_environment())
     if log_history:
-        write_json(root / "log_history.json", [_finite(entry) for entry in log_history])
+        write_json(root / filenames.LOG_HISTORY, [json_row(entry) for entry in log_history])
     if completions:
-        write_jsonl(root / "completions.jsonl", [_finite(row) for row in completions])
+        write_jsonl(root / filenames.COMPLETIONS, [json_row(row) for row in completions])
     if page:
         write_page_or_warn(root)
 
@@ -60,7 +60,7 @@ def write_figures(trainer: Any, folder: Path, start: float) -> dict[str, Any]:
     """
     if not trainer.is_world_process_zero():
         return {}
-    history = [_finite(entry) for entry in trainer.state.log_history]
+    history = [json_row(entry) for entry in trainer.state.log_history]
     metrics = {name: value for entry in history for name, value in entry.items()} | peak_memory_gb()
     metrics |= {"train_seconds": metrics["train_runtime"], "seconds": round(time.perf_counter() - start, 1)}
     end_run(folder, metrics, history)
@@ -102,9 +102,3 @@ def library_versions(packages: Sequence[str] = ("rlhf-recipes", *PACKAGES)) -> d
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row that JSON can say: it has no NaN, which an fp16 gradient may be, and knows no numpy or torch."""
-    plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()}
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in plain.items()}

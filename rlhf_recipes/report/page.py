@@ -14,10 +14,10 @@ from typing import ClassVar, TypeAlias
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rlhf_recipes import filenames
 from rlhf_recipes.errors import ReportError
 from rlhf_recipes.report import words
 
-PAGE_FILE = "report.html"
 Cell: TypeAlias = str | Markup
 
 
@@ -199,7 +199,7 @@ def write_page(page: Page, path: str | Path) -> Path:
     target = Path(path)
     if target.is_dir():
         raise ReportError(
-            f"{target} is a folder; name the file that the page is written to, such as {target}/{PAGE_FILE}."
+            f"{target} is a folder; name the file that the page is written to, such as {target}/{filenames.PAGE}."
         )
     html = render(page)
     target.parent.mkdir(parents=True, exist_ok=True)

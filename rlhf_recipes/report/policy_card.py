@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import save_config
 from rlhf_recipes.figures import COLORS, SERIES, draw_png, running_mean
 from rlhf_recipes.report.ending import library_versions
@@ -142,8 +143,8 @@ def facts_of_run(
 def config_of(*args_dataclasses: Any) -> dict[str, Any]:
     """The options of a run that differ from their defaults, without secrets, where no YAML of it exists."""
     with tempfile.TemporaryDirectory() as folder:
-        save_config(Path(folder, "config.yaml"), *args_dataclasses)
-        return yaml.safe_load(Path(folder, "config.yaml").read_text(encoding="utf-8"))
+        save_config(Path(folder, filenames.CONFIG), *args_dataclasses)
+        return yaml.safe_load(Path(folder, filenames.CONFIG).read_text(encoding="utf-8"))
 
 
 def write_model_card(folder: str | Path, facts: RunFacts) -> Path:
@@ -165,7 +166,7 @@ def write_model_card(folder: str | Path, facts: RunFacts) -> Path:
     sampling = f"max_new_tokens={length:.0f}, do_sample=True"
     sampling += f", temperature={temperature:g}" if temperature and temperature != 1 else ""
     return save_card(
-        root / "README.md",
+        root / filenames.README,
         _metadata(facts),
         "policy_card.md.j2",
         facts=facts,

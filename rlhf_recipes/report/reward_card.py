@@ -18,6 +18,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.report import page
@@ -65,7 +66,7 @@ class CardFacts:
         evaluation (`dict`): `evaluation.json`; empty where there is none.
         config (`dict`): The YAML of the run.
         settings ([`~rlhf_recipes.modeling.heads.RewardModelSettings`]): Those in the folder.
-        data (`dict`), bias (`dict`), string_path (`dict`): As in [`write_card`].
+        data (`dict`), bias (`dict`), by_trl (`dict`): As in [`write_card`].
         heat (`list[Heat]`), no_heat (`str`): Maps of words, and why there are none.
         where (`str`): What the snippets call the model.
         has_model (`bool`): Whether the folder holds a model, and not the figures alone.
@@ -78,7 +79,7 @@ class CardFacts:
     settings: RewardModelSettings
     data: Report
     bias: Report | None
-    string_path: Mapping[str, Any] | None
+    by_trl: Mapping[str, Any] | None
     heat: Sequence[page.Heat]
     no_heat: str
     where: str
@@ -96,7 +97,7 @@ class CardFacts:
             return []
         options = self.config.get("loss_args") or {}
         token = self.settings.step_token or str(options.get("step_token", "\n"))
-        return snippets(self.where, self.settings, self.is_process, token, self.string_path)
+        return snippets(self.where, self.settings, self.is_process, token, self.by_trl)
 
     @property
     def caveats(self) -> list[Snippet]:
@@ -108,7 +109,7 @@ def write_card(
     folder: str | Path,
     data: Report | None = None,
     bias: Report | None = None,
-    string_path: Mapping[str, Any] | None = None,
+    by_trl: Mapping[str, Any] | None = None,
     heat: tuple[Sequence[HeatMap], str] = ((), ""),
     title: str | None = None,
     repo_id: str | None = None,
@@ -126,7 +127,7 @@ def write_card(
         bias (`dict`, *optional*):
             What `rlhf_recipes.reward_modeling.bias.measure.measure_bias` has found. Default: `bias.json`, if it is
             there.
-        string_path (`Mapping`, *optional*):
+        by_trl (`Mapping`, *optional*):
             Names and figures of how far the scores of TRL's own reading of the folder are from those measured here.
         heat (`tuple`, *optional*):
             Maps of which words moved the score of a text, and, where there are none, why; see
@@ -141,22 +142,22 @@ def write_card(
         `ValueError`: if the folder holds neither `evaluation.json` nor `metrics.json`.
     """
     maps = [heat_piece(one) for one in heat[0]]
-    given: Report = {"data": data, "string_path": string_path, "title": title, "repo_id": repo_id}
+    given: Report = {"data": data, "by_trl": by_trl, "title": title, "repo_id": repo_id}
     given |= {"heat": [{"figures": one.figures, "pieces": one.pieces} for one in maps], "no_heat": heat[1]}
     facts = _keep_and_read(folder, given, bias)
-    _write_readme(Path(folder) / "README.md", facts, license)
-    return page.write_page(_page(facts), Path(folder) / page.PAGE_FILE)
+    _write_readme(Path(folder) / filenames.README, facts, license)
+    return page.write_page(_page(facts), Path(folder) / filenames.PAGE)
 
 
 def write_page(folder: str | Path, title: str | None = None, data: Report | None = None) -> Path:
     """Write `report.html` alone, of figures without a model beside them; see [`write_card`]."""
     facts = _keep_and_read(folder, {"title": title, "data": data}, None)
-    return page.write_page(_page(facts), Path(folder) / page.PAGE_FILE)
+    return page.write_page(_page(facts), Path(folder) / filenames.PAGE)
 
 
 def has_card(run: Run) -> bool:
     """Whether the page of a run is that of a reward model."""
-    return (run.folder / "evaluation.json").is_file() or run.recipe.startswith("reward")
+    return (run.folder / filenames.EVALUATION).is_file() or run.recipe.startswith("reward")
 
 
 def reward_page(run: Run) -> Page:
@@ -169,7 +170,7 @@ def reward_page(run: Run) -> Page:
 
 def _keep_and_read(folder: str | Path, given: Report, bias: Report | None) -> CardFacts:
     run = read_run(Path(folder))
-    if not run.metrics and not read_object(run.folder / "evaluation.json"):
+    if not run.metrics and not read_object(run.folder / filenames.EVALUATION):
         raise ValueError(
             f"{str(folder)!r} holds neither evaluation.json nor metrics.json, so there is nothing to write a card of. "
             "recipes/reward.py and `python -m rlhf_recipes.reward_modeling.evaluation` write them."
@@ -184,8 +185,8 @@ def _keep_and_read(folder: str | Path, given: Report, bias: Report | None) -> Ca
 
 def _read_facts(run: Run, bias: Report | None = None, config: Report | None = None) -> CardFacts:
     """What a folder says about its model."""
-    evaluation, card = (read_object(run.folder / name) or {} for name in ("evaluation.json", CARD_FILE))
-    has_model = (run.folder / "config.json").is_file()
+    evaluation, card = (read_object(run.folder / name) or {} for name in (filenames.EVALUATION, CARD_FILE))
+    has_model = (run.folder / filenames.MODEL_CONFIG).is_file()
     data, repo_id = card.get("data") or {}, card.get("repo_id")
     return CardFacts(
         title=card.get("title") or (repo_id or run.name).rsplit("/", 1)[-1],
@@ -194,8 +195,8 @@ def _read_facts(run: Run, bias: Report | None = None, config: Report | None = No
         config=config or run.settings,
         settings=RewardModelSettings.load(run.folder) if has_model else RewardModelSettings(),
         data=data,
-        bias=bias or read_object(run.folder / "bias.json"),
-        string_path=card.get("string_path"),
+        bias=bias or read_object(run.folder / filenames.BIAS),
+        by_trl=card.get("by_trl"),
         heat=[page.Heat(one["figures"], one["pieces"]) for one in card.get("heat", ())],
         no_heat=card.get("no_heat", ""),
         where=repo_id or clean_text(short_name(str(run.folder))),
@@ -249,7 +250,7 @@ def _bias(facts: CardFacts) -> Section | None:
 
 def _uncertainty(run: Run) -> Section | None:
     plots = [
-        Plot(svg, title) for title, svg in uncertainty_pictures(read_object(run.folder / "uncertainty.json") or {})
+        Plot(svg, title) for title, svg in uncertainty_pictures(read_object(run.folder / filenames.UNCERTAINTY) or {})
     ]
     lead = "How far the members disagree, and whether they err where they do."
     return Section("uncertainty", "Uncertainty", [Grid(plots)], lead) if plots else None

@@ -25,7 +25,7 @@ def snippets(
     settings: RewardModelSettings,
     steps: bool = False,
     step_token: str = "\n",
-    string_path: Mapping[str, Any] | None = None,
+    by_trl: Mapping[str, Any] | None = None,
 ) -> list[Snippet]:
     """What the page and the README show.
 
@@ -34,7 +34,7 @@ def snippets(
         settings ([`~rlhf_recipes.modeling.heads.RewardModelSettings`]): Those of the folder.
         steps (`bool`): Whether it is a process reward model.
         step_token (`str`): The mark behind each step, of such a one.
-        string_path (`Mapping`, *optional*): What was measured of TRL's own way of reading it, see `write_card`.
+        by_trl (`Mapping`, *optional*): What was measured of TRL's own way of reading it, see `write_card`.
     """
     if steps:
         parted = "Steps are parted by empty lines, unless you say how."
@@ -49,7 +49,7 @@ def snippets(
     plain = "Messages become text through the tokenizer's chat template (and then `add_special_tokens=False`). "
     return [
         Snippet("PPO, with recipes/ppo.py", "yaml", _code("ppo", where), its_own),
-        Snippet("TRL's GRPO and RLOO", "python", _code("grpo", where), GRPO_NOTE + _measured(string_path)),
+        Snippet("TRL's GRPO and RLOO", "python", _code("grpo", where), GRPO_NOTE + _measured(by_trl)),
         Snippet(
             "transformers alone",
             "python",
@@ -110,15 +110,15 @@ def _elsewhere(where: str, settings: RewardModelSettings) -> list[Snippet]:
     return [Snippet("A pipeline", "python", pipe), pair]
 
 
-def _measured(string_path: Mapping[str, Any] | None) -> str:
-    if not string_path:
+def _measured(by_trl: Mapping[str, Any] | None) -> str:
+    if not by_trl:
         return ""
     figures = ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
-        for name, value in string_path.items()
+        for name, value in by_trl.items()
         if value is not None and name != "what_differs"
     )
-    why = f" {string_path['what_differs']}" if string_path.get("what_differs") else ""
+    why = f" {by_trl['what_differs']}" if by_trl.get("what_differs") else ""
     return f" Measured on this model: {figures}.{why}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_recipes import filenames
 from rlhf_recipes.errors import ReportError
 from rlhf_recipes.outputs import RUN_MARKER
 from rlhf_recipes.report.words import number
@@ -19,10 +20,10 @@ from rlhf_recipes.texts import readable, sentence
 
 # Where a run's completions may lie, and under which name a row has them; the first that is there is read.
 COMPLETIONS = (
-    ("completions.jsonl", "completion"),
+    (filenames.COMPLETIONS, "completion"),
     ("best.jsonl", "completion"),
-    ("labeled.jsonl", "completion"),
-    ("labeled.jsonl", "chosen"),
+    (filenames.LABELED, "completion"),
+    (filenames.LABELED, "chosen"),
 )
 CURVES = ("curve.json", "coverage.json")  # lists of points that some recipes write
 NO_SCORES = ("score", "tokens", "step")  # numbers of a row that no reward gave
@@ -129,18 +130,18 @@ def check_folder(run_dir: str | Path) -> Path:
 
 def read_run(folder: Path) -> Run:
     """[`load_run`] that takes a folder without files, or none, for an empty run."""
-    marker, config = folder / RUN_MARKER, folder / "config.yaml"
+    marker, config = folder / RUN_MARKER, folder / filenames.CONFIG
     text = read_text(config) if config.is_file() else ""
     return Run(
         folder=folder,
         recipe=read_text(marker).strip() if marker.is_file() else "",
-        metrics=read_object(folder / "metrics.json") or {},
+        metrics=read_object(folder / filenames.METRICS) or {},
         log_history=_read_log(folder),
         completions=_find_completions(folder),
         curve=_first_list(folder / name for name in CURVES),
         config=text,
         settings=_parse_yaml(config, text),
-        environment=read_object(folder / "environment.json") or {},
+        environment=read_object(folder / filenames.ENVIRONMENT) or {},
     )
 
 
@@ -247,10 +248,10 @@ def _first_list(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def _read_log(folder: Path) -> list[dict[str, Any]]:
     """What was logged: the recipe's own file, or the Trainer's, also that of a run that has not ended."""
-    if log := read_list(folder / "log_history.json"):
+    if log := read_list(folder / filenames.LOG_HISTORY):
         return log
     checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
-    for path in (folder / "trainer_state.json", *checkpoints[::-1]):
+    for path in (folder / filenames.TRAINER_STATE, *checkpoints[::-1]):
         history = (read_object(path) or {}).get("log_history") or []
         if history:
             return history
@@ -284,8 +285,8 @@ def _completion(where: str, row: dict[str, Any], text: str, path: Path) -> Compl
     if not isinstance(scores, dict) or not all(value is None or is_number(value) for value in scores.values()):
         raise ReportError(f"{where}: 'scores' must map each reward's name to a number or null. {remedy(path)}")
     return Completion(
-        prompt=_as_text(row.get("prompt") or ""),
-        text=_as_text(row[text]),
+        prompt=readable(row.get("prompt") or ""),
+        text=readable(row[text]),
         scores={name: number(value) for name, value in scores.items()},
         score=number(row.get("score")),
         tokens=row["tokens"] if isinstance(row.get("tokens"), int) else None,
@@ -306,11 +307,3 @@ def _parse_yaml(path: Path, text: str) -> dict[str, Any]:
 def is_number(value: Any) -> bool:
     """Whether a value is a number, NaN included, and not true or false."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _as_text(value: Any) -> str:
-    """Text as it is, and a conversation as one paragraph per message, each after its role."""
-    if isinstance(value, str):
-        return value
-    messages = [message if isinstance(message, dict) else {"content": message} for message in value]
-    return readable([{"role": "message"} | message for message in messages])

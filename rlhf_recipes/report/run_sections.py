@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from rlhf_recipes import filenames
 from rlhf_recipes.report import words
 from rlhf_recipes.report.curves import HELD_OUT, draw_log, quantities
 from rlhf_recipes.report.markdown import clean_text, settings_text
@@ -333,7 +334,7 @@ def repeat(run: Run) -> Section | None:
     if run.recipe and run.config:
         processes = number(run.environment.get("processes")) or 1
         program = f"accelerate launch --num_processes {processes:.0f}" if processes > 1 else "python"
-        config = shlex.quote(str(run.folder / "config.yaml"))
+        config = shlex.quote(str(run.folder / filenames.CONFIG))
         pieces.append(Commands([clean_text(f"{program} recipes/{run.recipe}.py --config {config}")]))
     pieces += machine_tables({"This run": run.metrics}, run.environment)
     if run.config:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import trl
@@ -10,6 +10,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from rlhf_recipes.modeling.cost.threads import cpu_has_bfloat16
 from rlhf_recipes.modeling.loading import ModelArguments
+from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.reward_modeling.debias import COVARIATES
 from rlhf_recipes.reward_modeling.examples import parse_share
 from rlhf_recipes.reward_modeling.losses import AUTO, LOSSES
@@ -32,96 +33,63 @@ class RewardConfig(trl.RewardConfig):
 
     help_title = "Reward model"
 
-    max_length: int | None = field(
-        default=1024,
-        metadata={"help": "Tokens of a text that are read; a longer one loses its beginning. null: all that fit."},
+    max_length: int | None = option(
+        1024, "Tokens of a text that are read; a longer one loses its beginning. null: all that fit."
     )
-    loss: str = field(
-        default=AUTO,
-        metadata={"help": "The loss. auto: the first that fits the feedback.", "choices": [AUTO, *LOSSES]},
+    loss: str = option(AUTO, "The loss. auto: the first that fits the feedback.", choices=[AUTO, *LOSSES])
+    loss_args: dict | None = option(None, "Settings of the loss, such as {label_smoothing: 0.1}.")
+    passes: int = option(1, "Ratings under bradley_terry: use each text so often in an epoch, always against another.")
+    min_gap: float = option(0.5, "Ratings: compare texts at least this far apart, in training and in measuring.")
+    train_share: str = option(
+        "0:1", "Train on rows whose hash lies in LOW:HIGH. 0:0.6 and 0.6:1 have no row in common."
     )
-    loss_args: dict | None = field(
-        default=None, metadata={"help": "Settings of the loss, such as {label_smoothing: 0.1}."}
+    validation_split: str | None = option(
+        "validation",
+        "Split that calibrates scores to ratings, and that eval_strategy evaluates on. Without it scores "
+        "stay as they are, and the evaluation is on the test split.",
     )
-    passes: int = field(
-        default=1,
-        metadata={"help": "Ratings under bradley_terry: use each text so often in an epoch, always against another."},
+    debias: list[str] | None = option(
+        None, "Take out of the scores of each batch what these explain: length, format, repetition."
     )
-    min_gap: float = field(
-        default=0.5,
-        metadata={"help": "Ratings: compare texts at least this far apart, in training and in measuring."},
+    balance_length: str | None = option(
+        None,
+        "Pairs: drop or weigh rows until the chosen text is as often the longer one, at every margin.",
+        choices=["drop", "weigh"],
     )
-    train_share: str = field(
-        default="0:1",
-        metadata={"help": "Train on rows whose hash lies in LOW:HIGH. 0:0.6 and 0.6:1 have no row in common."},
+    group_column: str | None = option(None, "A column that tells groups, to which the model should be fair.")
+    group_penalty: float = option(
+        0.0,
+        "Ratings under mse, mae, huber: cost of scores that are further above the ratings for one group "
+        "than for others. Where the ratings are skewed themselves it can make things worse.",
     )
-    validation_split: str | None = field(
-        default="validation",
-        metadata={
-            "help": "Split that calibrates scores to ratings, and that eval_strategy evaluates on. Without it scores "
-            "stay as they are, and the evaluation is on the test split."
-        },
+    num_frozen_layers: int = option(
+        0,
+        "Leave the embeddings and the lowest N layers as they are: faster, less memory. For adapters "
+        "there is lora_num_layers.",
     )
-    debias: list[str] | None = field(
-        default=None,
-        metadata={"help": "Take out of the scores of each batch what these explain: length, format, repetition."},
+    rating_low: float | None = option(
+        None, "Lower end of the rating scale. Default: the lowest vote, or mean rating, trained on."
     )
-    balance_length: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs: drop or weigh rows until the chosen text is as often the longer one, at every margin.",
-            "choices": ["drop", "weigh"],
-        },
-    )
-    group_column: str | None = field(
-        default=None, metadata={"help": "A column that tells groups, to which the model should be fair."}
-    )
-    group_penalty: float = field(
-        default=0.0,
-        metadata={
-            "help": "Ratings under mse, mae, huber: cost of scores that are further above the ratings for one group "
-            "than for others. Where the ratings are skewed themselves it can make things worse."
-        },
-    )
-    num_frozen_layers: int = field(
-        default=0,
-        metadata={
-            "help": "Leave the embeddings and the lowest N layers as they are: faster, less memory. For adapters "
-            "there is lora_num_layers."
-        },
-    )
-    rating_low: float | None = field(
-        default=None,
-        metadata={"help": "Lower end of the rating scale. Default: the lowest vote, or mean rating, trained on."},
-    )
-    rating_high: float | None = field(
-        default=None, metadata={"help": "Upper end of the rating scale. Default: the highest of them."}
-    )
-    card: bool = field(
-        default=True, metadata={"help": "Measure what scores lean on, and write report.html and README.md."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things. Nothing is deleted."}
-    )
-    bf16: bool | None = field(  # type: ignore[assignment]  # TRL's own annotation
-        default=None, metadata={"help": "Train in bfloat16 mixed precision. Default: yes where the GPU or CPU has it."}
+    rating_high: float | None = option(None, "Upper end of the rating scale. Default: the highest of them.")
+    card: bool = option(True, "Measure what scores lean on, and write report.html and README.md.")
+    overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
+    bf16: bool | None = option(  # type: ignore[assignment]  # TRL's own annotation
+        None, "Train in bfloat16 mixed precision. Default: yes where the GPU or CPU has it."
     )
     # None, because transformers warns of a new name even where it is False.
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Compute activations a second time instead of keeping them: less memory."}
+    gradient_checkpointing: bool | None = option(  # type: ignore[assignment]
+        None, "Compute activations a second time instead of keeping them: less memory."
     )
-    report_to: None | str | list[str] = field(
-        default="none", metadata={"help": "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."}
+    report_to: None | str | list[str] = option(
+        "none", "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."
     )
-    train_sampling_strategy: str = field(
-        default="group_by_length",
-        metadata={
-            "help": "Order of the rows: group_by_length wastes the least padding.",
-            "choices": ["random", "sequential", "group_by_length"],
-        },
+    train_sampling_strategy: str = option(
+        "group_by_length",
+        "Order of the rows: group_by_length wastes the least padding.",
+        choices=["random", "sequential", "group_by_length"],
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Drop columns the model does not take, such as the length to group by."}
+    remove_unused_columns: bool = option(
+        False, "Drop columns the model does not take, such as the length to group by."
     )
 
     def __post_init__(self) -> None:
@@ -132,8 +100,7 @@ class RewardConfig(trl.RewardConfig):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         parse_share(self.train_share)
-        if self.loss not in (AUTO, *LOSSES):
-            raise ValueError(f"loss is {self.loss!r}; give {AUTO} or one of {', '.join(LOSSES)}.")
+        check_choice("loss", self.loss, (AUTO, *LOSSES))
         unknown = [name for name in self.debias or [] if name not in COVARIATES]
         if unknown or self.group_penalty < 0 or (self.group_penalty > 0 and self.group_column is None):
             raise ValueError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import kwargs_of, once, render, whole
+from rlhf_recipes.data.chat import has_messages, kwargs_of
 from rlhf_recipes.data.columns import detect_format
 from rlhf_recipes.data.feedback.formats import Feedback, FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
@@ -26,13 +26,13 @@ from rlhf_recipes.data.pairs import draw_pairs
 from rlhf_recipes.data.preprocessing import normalize_text
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import readable_tokens
-from rlhf_recipes.modeling.reading import dialogue_text, joined, say_plain_reading
-from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ended, ends_texts
+from rlhf_recipes.modeling.reading import joined, judged_ids, judged_text
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ends_texts
 from rlhf_recipes.reward_modeling.debias import covariates
 from rlhf_recipes.reward_modeling.losses.base import Item, Objective
 from rlhf_recipes.reward_modeling.scored import Texts
 from rlhf_recipes.rewards.step_model import cut_beginning, encode_steps, own_mark
-from rlhf_recipes.texts import Text, as_text, is_conversational
+from rlhf_recipes.texts import as_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,12 +126,7 @@ def settings_for(
 
 def rendered_by_template(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the texts of rows are messages, of which the tokenizer's chat template makes text with its own ends."""
-    if tokenizer.chat_template is None or not len(rows):
-        return False
-    columns = [name for name in ("prompt", "chosen", "completion", "completions") if name in rows.column_names]
-    values = [rows[0][name] for name in columns]
-    values += [value[0] for value in values if isinstance(value, list) and value]  # the first of several completions
-    return any(bool(value) and is_conversational(value) for value in values)
+    return tokenizer.chat_template is not None and has_messages(rows)
 
 
 def tokenize(
@@ -149,15 +144,12 @@ def tokenize(
     tokenizer.truncation_side = "left"
     adds_it = adds_eos(tokenizer)
     ids = []
-    truncated = 0
+    truncated, who = 0, f"The tokenizer {tokenizer.name_or_path!r}"
     kwargs = texts.template_kwargs or [{}] * len(texts.prompts)
-    for row in zip(texts.prompts, texts.completions, kwargs, strict=True):
-        text, special = _render(*row, tokenizer, settings, adds_it)
-        of_text = once(tokenizer(text, add_special_tokens=special, verbose=False).input_ids, tokenizer)
-        if settings.max_length is not None and len(of_text) > settings.max_length:
-            truncated += 1
-            limit = settings.max_length
-            of_text = tokenizer(text, add_special_tokens=special, truncation=True, max_length=limit).input_ids
+    for prompt, completion, own in zip(texts.prompts, texts.completions, kwargs, strict=True):
+        text = judged_text(prompt, completion, tokenizer, settings, adds_it, own, who)
+        of_text, cut = judged_ids(*text, tokenizer, settings.max_length)
+        truncated += cut
         ids.append(of_text)
     if truncated:
         logger.warning(
@@ -165,26 +157,6 @@ def tokenize(
             *(truncated, len(ids), name, settings.max_length),
         )
     return ids
-
-
-def _render(
-    prompt: Text,
-    completion: Text,
-    template_kwargs: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: RewardModelSettings,
-    adds_it: bool,
-) -> tuple[str, bool]:
-    """One text, and whether the tokenizer has yet to add special tokens to it."""
-    if isinstance(prompt, str) and isinstance(completion, str):
-        text = prompt + completion
-    elif tokenizer.chat_template is not None:
-        options = {**(settings.chat_template_kwargs or {}), **template_kwargs}
-        return render(tokenizer, whole(prompt, completion), options), False
-    else:
-        say_plain_reading(f"The tokenizer {tokenizer.name_or_path!r}")
-        text = dialogue_text(whole(prompt, completion))
-    return ended(text, tokenizer.eos_token, settings.append_eos, adds_it), True
 
 
 def pair_rows(
@@ -249,7 +221,7 @@ def example_rows(
         [`~datasets.Dataset`]: columns `input_ids` (a list of texts), the targets, `covariates` if there are any, and
         `length`, that of the longest text, by which batches are grouped.
     """
-    items, targets = objective.texts(dataset), objective.targets(dataset)
+    items, targets = objective.texts(dataset), objective.weighed_targets(dataset)
     if objective.step_token is not None:
         objective.step_token = own_mark(objective.step_token, tokenizer)
         mark = list(tokenizer(objective.step_token, add_special_tokens=False).input_ids)

@@ -33,6 +33,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlhf_recipes import filenames
 from rlhf_recipes.imports import optional
 from rlhf_recipes.modeling.frozen import require_offsets
 from rlhf_recipes.modeling.reading import evaluating
@@ -262,7 +263,7 @@ def heat_maps(folder: str | Path, reward: LearnedReward | None = None, count: in
     root = Path(folder)
     if count < 1:
         return [], ""
-    texts = _texts_to_map(root / "predictions.jsonl", count)
+    texts = _texts_to_map(root / filenames.PREDICTIONS, count)
     if not texts:
         return [], "predictions.jsonl has no text of a size that can be shown."
     try:

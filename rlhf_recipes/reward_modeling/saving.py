@@ -10,6 +10,7 @@ from typing import Any, cast
 from peft import PeftModel, TaskType
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, Trainer
 
+from rlhf_recipes import filenames
 from rlhf_recipes.hub import OF_REWARD_MODEL, push_run
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model
@@ -32,7 +33,7 @@ def save_reward_model(trainer: Trainer, model_args: ModelArguments) -> None:
     """
     without_objective(trainer.model)
     folder = Path(str(trainer.args.output_dir)) / ADAPTER_FOLDER
-    stale = not isinstance(trainer.model, PeftModel) and (folder / "adapter_config.json").is_file()
+    stale = not isinstance(trainer.model, PeftModel) and (folder / filenames.ADAPTER_CONFIG).is_file()
     if stale and trainer.args.should_save:
         logger.info("Removed the adapter of an earlier run, which does not belong to this model: %s.", folder)
         shutil.rmtree(folder)
@@ -104,12 +105,12 @@ def save_settings(folder: Path, settings: RewardModelSettings, objective: Object
         if place.is_dir():
             _carried(place, folder, settings).save(place)
     if settings.step_token is None:
-        _say_what_outputs_are(folder / "config.json", settings)
+        _say_what_outputs_are(folder / filenames.MODEL_CONFIG, settings)
 
 
 def _carried(place: Path, folder: Path, settings: RewardModelSettings) -> RewardModelSettings:
     """The settings that are left to say once the tokenizer in a folder ends texts by itself."""
-    whole = (folder / "config.json").is_file() and (place / "tokenizer_config.json").is_file()
+    whole = (folder / filenames.MODEL_CONFIG).is_file() and (place / filenames.TOKENIZER_CONFIG).is_file()
     if settings.step_token is not None or not whole:
         return settings
     tokenizer: Any = AutoTokenizer.from_pretrained(str(place))

@@ -27,7 +27,7 @@ from rlhf_recipes.modeling.reading import check_finite, model_outputs
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import STEP_BREAK, StepModel
 from rlhf_recipes.statistics import shared
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, as_text, one_text, prompt_and_completion
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -45,7 +45,7 @@ class Scored:
     kind: Kind
     dataset: Dataset  # the rows that have a score
     scores: list[list[float]]  # of the completions of each row, in the order of the columns
-    prompts: list[str]  # as plain text
+    prompts: list[str]  # as plain text, up to where a completion begins
     completions: list[list[str]]
     outputs: dict[str, list[float]]
     unscored: int = 0  # rows that were left out, because the reward says nothing of one of their completions
@@ -117,7 +117,7 @@ def score_rows(reward: Scorer, dataset: Dataset, kind: Kind | None = None) -> Sc
         kind,
         plain if len(kept) == len(index) else plain.select(kept),
         [[float(values[place] or 0.0) for place in index[row]] for row in kept],
-        [as_text(prompts[row]) for row in kept],
+        [prompt_and_completion(prompts[row], "")[0] for row in kept],
         [[as_text(text) for text in lists[row]] for row in kept],
         {name: [column[index[row][0]] for row in kept] for name, column in outputs.items()} if single else {},
         len(index) - len(kept),
@@ -151,7 +151,7 @@ def score_steps(model: StepModel, dataset: Dataset) -> Scored:
         "steps",
         plain if len(kept) == len(texts) else plain.select(kept),
         [scores[row] for row in kept],
-        [as_text(prompts[row]) for row in kept],
+        [prompt_and_completion(prompts[row], "")[0] for row in kept],
         [texts[row] for row in kept],
         {},
         len(texts) - len(kept),
@@ -175,8 +175,7 @@ def _scores_of(
         given: dict[str, Any] = {KWARGS: template_kwargs} if any(template_kwargs) else {}
         return reward(prompts, completions, **given), {}
     names = [str(reward.model.config.id2label[place]) for place in range(reward.model.config.num_labels)]
-    texts = [reward.render(*row) for row in zip(prompts, completions, template_kwargs, strict=True)]
-    encoded = [reward.encode_text(text, special) for text, special in texts]
+    encoded = reward.encode(prompts, completions, template_kwargs)
     logits = torch.empty(len(encoded), len(names))
     for rows, output in model_outputs(reward.model, encoded, reward.batch_size, reward.tokenizer.pad_token_id):
         logits[rows] = output.logits.float().cpu()
@@ -197,9 +196,8 @@ class Texts:
     def of(cls, dataset: Dataset, column: str) -> "Texts":
         """One column of completions with the prompts of the rows; with none, of text or messages as fits."""
         completions = list(dataset[column])
-        kwargs = kwargs_of(dataset) if KWARGS in dataset.column_names else None
-        return cls(prompts_of(dataset, completions), completions, kwargs)
+        return cls(prompts_of(dataset, completions), completions, kwargs_of(dataset))
 
     def plain(self) -> list[str]:
         """Prompt and completion as one plain text, for whatever does not read messages."""
-        return [as_text(prompt) + as_text(text) for prompt, text in zip(self.prompts, self.completions, strict=True)]
+        return list(map(one_text, self.prompts, self.completions))

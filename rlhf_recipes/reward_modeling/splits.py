@@ -90,7 +90,8 @@ def load_splits(
     keep = {args.group_column, (args.loss_args or {}).get("within")}
 
     def read(split: str, count: int | None, share: str = "0:1") -> Feedback:
-        found = in_split(split, lambda: read_feedback(data_args, split, count, share, feedback_args))
+        with in_split(split):
+            found = read_feedback(data_args, split, count, share, feedback_args)
         return replace(found, rows=_of_format(found.rows, found.kind, keep))
 
     of_train = read(data_args.dataset_train_split, data_args.max_train_samples, args.train_share)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.data.chat import KWARGS, once, read_kwargs, render, whole
+from rlhf_recipes import filenames
+from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.modeling.calibration import LinearCalibration
 from rlhf_recipes.modeling.foreign import foreign_scale, trl_appended_eos
 from rlhf_recipes.modeling.frozen import (
@@ -24,17 +25,10 @@ from rlhf_recipes.modeling.frozen import (
     own_tokenizer,
     warn_of_truncation,
 )
-from rlhf_recipes.modeling.heads import SETTINGS_FILE, LabelScore, RewardModelSettings
+from rlhf_recipes.modeling.heads import LabelScore, RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path, find_file, is_adapter
-from rlhf_recipes.modeling.reading import (
-    check_finite,
-    dialogue_text,
-    first_special,
-    model_outputs,
-    part_to_read,
-    say_plain_reading,
-)
-from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos, ended
+from rlhf_recipes.modeling.reading import check_finite, judged_ids, judged_text, model_outputs
+from rlhf_recipes.modeling.tokenizers.text_ends import adds_eos
 from rlhf_recipes.rewards.contract.checks import check_choice
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
@@ -163,12 +157,13 @@ class LearnedReward(ModelReward):
         self.truncated = 0  # texts so far that were longer than max_length
         if self.settings.append_eos and self.tokenizer.eos_token is None:
             raise ValueError(
-                f"{SETTINGS_FILE} or an argument says append_eos, but the tokenizer has no end-of-sequence token."
+                f"{filenames.REWARD_SETTINGS} or an argument says append_eos, but the tokenizer has no "
+                "end-of-sequence token."
             )
         if self.calibration is not None and (labels is not None or probabilities):
             raise ValueError(
-                f"{SETTINGS_FILE} holds a calibration, which makes ratings of one logit, but labels or probabilities "
-                "are asked for. Give calibrate=False, or leave these out."
+                f"{filenames.REWARD_SETTINGS} holds a calibration, which makes ratings of one logit, but labels or "
+                "probabilities are asked for. Give calibrate=False, or leave these out."
             )
 
     def _read_with(self, reader: FrozenModel) -> None:
@@ -239,7 +234,7 @@ class LearnedReward(ModelReward):
         self, given: RewardModelSettings | None, source: str | None, append_eos: bool | None
     ) -> RewardModelSettings:
         """Those that are given, those of the folder, or what is known of the project that trained the model."""
-        known = given is not None or source is None or find_file(source, SETTINGS_FILE) is not None
+        known = given is not None or source is None or find_file(source, filenames.REWARD_SETTINGS) is not None
         if known or source is None:
             settings = given or (RewardModelSettings() if source is None else RewardModelSettings.load(source))
         else:
@@ -248,7 +243,7 @@ class LearnedReward(ModelReward):
                 logger.warning(
                     "%s has no %s, and was trained by TRL's RewardTrainer, which ends each plain text with %r: so "
                     "does this reward. The argument append_eos says it or something else, without this line.",
-                    *(source, SETTINGS_FILE, self.tokenizer.eos_token),
+                    *(source, filenames.REWARD_SETTINGS, self.tokenizer.eos_token),
                 )
                 # TRL writes it also where the tokenizer adds one more, and that is what was learned.
                 return dataclasses.replace(settings, append_eos=True)
@@ -257,28 +252,14 @@ class LearnedReward(ModelReward):
 
     def render(self, prompt: Text, completion: Text, template_kwargs: Any = None) -> tuple[str, bool]:
         """One text, and whether the tokenizer has yet to add special tokens to it."""
-        if isinstance(prompt, str) and isinstance(completion, str):
-            text = prompt + completion
-        elif self.tokenizer.chat_template is not None:
-            options = {**(self.settings.chat_template_kwargs or {}), **read_kwargs(template_kwargs)}
-            return render(self.tokenizer, whole(prompt, completion), options), False
-        else:
-            say_plain_reading(f"The tokenizer of the reward model {self.__name__!r}")
-            text = dialogue_text(whole(prompt, completion))
-        return ended(text, self.tokenizer.eos_token, self.settings.append_eos, self.adds_eos), True
+        name = f"The tokenizer of the reward model {self.__name__!r}"
+        return judged_text(prompt, completion, self.tokenizer, self.settings, self.adds_eos, template_kwargs, name)
 
     def encode_text(self, text: str, add_special_tokens: bool) -> list[int]:
         """The token ids of one text, without its beginning where it is too long; never empty."""
-        text = text[part_to_read(text, self.tokenizer, self.max_length)]
-        ids = once(
-            self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids, self.tokenizer
-        )
-        if self.max_length is not None and len(ids) > self.max_length:
-            self.truncated += 1
-            ids = self.tokenizer(
-                text, add_special_tokens=add_special_tokens, truncation=True, max_length=self.max_length
-            ).input_ids
-        return ids or [first_special(self.tokenizer)]
+        ids, cut = judged_ids(text, add_special_tokens, self.tokenizer, self.max_length)
+        self.truncated += cut
+        return ids
 
 
 def _foreign_calibration(source: str) -> LinearCalibration | None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_recipes import rewards
+from rlhf_recipes import filenames, rewards
 from rlhf_recipes.imports import (
     beside,
     did_you_mean,
@@ -36,6 +36,7 @@ from rlhf_recipes.imports import (
     names_a_file,
     parameters_of,
 )
+from rlhf_recipes.options import option
 from rlhf_recipes.rewards.contract.checks import (
     REWARD_ATTRIBUTES,
     Weight,
@@ -49,11 +50,16 @@ from rlhf_recipes.rewards.contract.checks import (
     weight_at,
     weighted,
 )
-from rlhf_recipes.rewards.contract.concurrent import called, can_start, only_waits, started
+from rlhf_recipes.rewards.contract.concurrent import can_start, only_waits, started
 from rlhf_recipes.rewards.contract.timed import TimedReward
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule, progress_of
 from rlhf_recipes.texts import short
 
+LEFT_BY_RECIPES = (  # what tells a folder, the reward that reads it, and its argument for it
+    (filenames.LINEAR_REWARD, "LinearReward", "model"),
+    (filenames.PERSONAL_REWARD, "PersonalReward", "model"),
+    (filenames.ENSEMBLE, "SharedBaseEnsemble", "folder"),
+)
 SPEC_KEYS = ("func", "name", "weight", "args", "timeout")
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*")
 
@@ -67,8 +73,8 @@ class RewardArguments:
     reward_funcs: list[str | dict] = field(
         metadata={"help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function."}
     )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight for each reward. Default: 1 for all, or those in the YAML."}
+    reward_weights: list[float] | None = option(
+        None, "One weight for each reward. Default: 1 for all, or those in the YAML."
     )
 
     def load_for_trl(self) -> tuple[list[Callable[..., Any]], list[float]]:
@@ -169,7 +175,7 @@ class LoadedReward:
         return started(self.reward, {**kwargs, **own_copy(self.args)})
 
     def __call__(self, **kwargs: Any) -> Any:
-        return called(self.reward, {**kwargs, **own_copy(self.args)})
+        return started(self.reward, {**kwargs, **own_copy(self.args)})()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.made_from, self._is_reward)
@@ -313,16 +319,12 @@ def _resolve(
 
 def _of_folder(folder: Path) -> tuple[Any, str]:
     """The reward that reads what a recipe left in a folder, and its argument for the folder; else a classifier."""
-    name, argument = "LearnedReward", "model"
-    if (folder / "linear_reward.json").is_file():
-        name = "LinearReward"
-    elif (folder / "personal_reward.json").is_file():
-        name = "PersonalReward"
-    elif (folder / "ensemble.json").is_file():
-        name, argument = "SharedBaseEnsemble", "folder"
-    elif (folder / "reward_config.json").is_file() and '"step_token"' in (folder / "reward_config.json").read_text():
-        name, argument = "StepReward", "score"
-    return getattr(rewards, name), argument
+    for file, name, argument in LEFT_BY_RECIPES:
+        if (folder / file).is_file():
+            return getattr(rewards, name), argument
+    settings = folder / filenames.REWARD_SETTINGS
+    of_steps = settings.is_file() and '"step_token"' in settings.read_text()
+    return (rewards.StepReward, "score") if of_steps else (rewards.LearnedReward, "model")
 
 
 def _meant(module_name: str, attribute: str) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 
@@ -26,6 +27,7 @@ class ModelReward:
     """
 
     __name__: str
+    model: Any
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     shown: ClassVar[tuple[str, ...]] = ()  # attributes that its description tells
 
@@ -40,6 +42,14 @@ class ModelReward:
         given = inspect.signature(type(self)).bind(*args, **kwargs)
         given.apply_defaults()
         return functools.partial(type(self), **given.kwargs) if given.kwargs else type(self), given.args
+
+    def hold(self, model: Any, kind: Any, name: str | None, trust: bool) -> None:
+        """Take a fitted model, or load it from its folder; `trust` is that of the `load` of its kind."""
+        given = isinstance(model, kind)
+        self.model = model if given else kind.load(str(model), trust)
+        if self.model.trained_on is None:
+            raise ValueError("The model has not been fitted: call its fit_ratings or fit_pairs first.")
+        self.__name__ = name or (type(self).__name__ if given else Path(str(model)).name)
 
     def __repr__(self) -> str:
         said = {"name": self.__name__} | {attribute: getattr(self, attribute) for attribute in self.shown}

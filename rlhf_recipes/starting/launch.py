@@ -6,9 +6,10 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from rlhf_recipes.options import option
 from rlhf_recipes.starting.extensions import watch_extensions
 
 logger = logging.getLogger(__name__)
@@ -16,18 +17,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LaunchArguments:
-    """What is expected of the launcher. The parser adds it to the options of whatever trains.
-
-    Args:
-        expect_processes (`int`, *optional*):
-            The run ends with an error where another number of processes was started.
-    """
+    """What is expected of the launcher. The parser adds it to the options of whatever trains."""
 
     help_title = "Launch"
 
-    expect_processes: int | None = field(
-        default=None, metadata={"help": "End with an error unless that many processes were started."}
-    )
+    expect_processes: int | None = option(None, "End with an error unless that many processes were started.")
 
     def __post_init__(self) -> None:
         if self.expect_processes is not None and self.expect_processes < 1:

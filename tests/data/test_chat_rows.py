@@ -7,9 +7,13 @@ import pytest
 import trl
 from datasets import Dataset
 
+from rlhf_recipes.data.chat import kwargs_of
 from rlhf_recipes.data.chat_rows import TemplateArguments, as_rewards_see, for_trl, ready_prompts, ready_texts
 from rlhf_recipes.data.loading import DataArguments, load_rows
 from rlhf_recipes.data.prompts import encode_prompts
+from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.reward_modeling.examples import tokenize
+from rlhf_recipes.reward_modeling.scored import Texts
 from tests.base_tokenizers import base_tokenizer
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -183,6 +187,18 @@ def test_the_tools_of_a_row_reach_the_template_and_those_of_other_rows_do_not(wr
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in expected]
     assert encode_prompts(ready, tokenizer, 9999).ids == wanted
     assert encode_prompts(loaded[0], tokenizer, 9999).ids == wanted  # by whoever calls the trainer himself
+
+
+def test_feedback_on_conversations_has_its_tools_and_a_text_beside_plain_answers_is_none():
+    """So a reward model is trained on what it is given as a reward, where `ready_prompts` hands the tools on."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text()
+    talk = [user("Rain?"), {"role": "assistant", "content": "No."}]
+    rows = Dataset.from_dict({"prompt": [talk[:1]], "completion": [talk[1:]], "tools": [json.dumps([WEATHER])]})
+    ids = tokenize(Texts.of(rows, "completion"), tokenizer, RewardModelSettings())
+    text = tokenizer.apply_chat_template(talk, tools=[WEATHER], tokenize=False)
+    assert ids == [tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert kwargs_of(Dataset.from_dict({"completion": ["It hits."], "tools": ["a hammer"]})) == [{}]
 
 
 def test_tools_that_are_none_are_named_with_their_row(written, chatty):

@@ -1,4 +1,4 @@
-"""Run by vllm/test_generator.py through torchrun: adapters are trained, and a server at an address writes completions."""
+"""Run by vllm/test_generator.py through torchrun: adapters are trained, and a server writes completions."""
 
 import json
 import sys

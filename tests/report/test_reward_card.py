@@ -225,7 +225,7 @@ def test_the_page_can_be_made_again_from_the_folder_alone(tmp_path):
     folder = reward_folder(tmp_path / "mine")
     heat = HeatMap("a good", (WordAttribution("good", 2, 6, 2.0),), (), 1.0, 0.0, 0.0, 16, "mine")
     data = {key: value for key, value in DATA.items() if key != "config"}
-    page = write_card(folder, data=data, heat=([heat], ""), string_path={"correlation": 0.98123}, title="Mine")
+    page = write_card(folder, data=data, heat=([heat], ""), by_trl={"correlation": 0.98123}, title="Mine")
     first = page.read_bytes()
     page.unlink()
     assert write_report(folder).read_bytes() == first
@@ -234,9 +234,9 @@ def test_the_page_can_be_made_again_from_the_folder_alone(tmp_path):
     assert "hf_abcdefgh1234" not in "".join(file.read_text() for file in folder.glob("*.json"))
 
 
-def test_how_the_string_path_differs_is_told(tmp_path):
+def test_how_trls_own_reading_differs_is_told(tmp_path):
     folder = reward_folder(tmp_path / "mine", "pairs")
-    page = page_of(folder, string_path={"correlation": 0.98123, "texts": 50})
+    page = page_of(folder, by_trl={"correlation": 0.98123, "texts": 50})
     assert "Measured on this model: correlation 0.9812, texts 50." in page.text
 
 

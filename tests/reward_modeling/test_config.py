@@ -31,7 +31,7 @@ def test_bfloat16_is_used_where_the_processor_has_it(has, tmp_path, monkeypatch)
         ({"max_length": 0}, "max_length is 0"),
         ({"debias": ["width"]}, "give names out of length, format, repetition"),
         ({"group_penalty": 1.0}, "a penalty of 0 or more together with its column"),
-        ({"loss": "bradly_terry"}, "give auto or one of bradley_terry, hinge"),
+        ({"loss": "bradly_terry"}, "give one of auto, bradley_terry, hinge"),
         ({"remove_unused_columns": True}, "would remove the lengths"),
     ],
 )

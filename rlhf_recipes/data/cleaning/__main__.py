@@ -10,11 +10,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run as run_command
 from rlhf_recipes.data.cleaning.duplicates import split_by_group
@@ -77,7 +77,8 @@ def clean_splits(
         kept_whole = order[: order.index(name)] if name in order else order
         others = {other: splits[other] for other in kept_whole}
         steps = steps_from(to_measure if name in order else args, held_out=others)
-        cleaned[name] = in_split(name, partial(run, steps, rows))
+        with in_split(name):
+            cleaned[name] = run(steps, rows)
     return cleaned
 
 
@@ -91,11 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = None
     if args.output_dir is not None:
         output_dir = prepare_output_dir(args.output_dir, "cleaning", args.overwrite_output_dir)
-        save_config(output_dir / "config.yaml", args, split_args, cleaning_args, feedback)
+        save_config(output_dir / filenames.CONFIG, args, split_args, cleaning_args, feedback)
 
     facts: dict[str, Any] = {"dataset_name": args.dataset_name, "checks": {}, "cleaning": {}, "rows": {}}
     for name, rows in splits.items():
-        read = in_split(name, partial(read_rows, rows, feedback))
+        with in_split(name):
+            read = read_rows(rows, feedback)
         splits[name], facts["checks"][name] = read.rows, read.check.as_dict()
         sys.stdout.write(f"{name}: {read.check}\n")
     if split_args.group_column is not None:

@@ -27,7 +27,7 @@ from rlhf_recipes.data.cleaning.edits import (
 )
 from rlhf_recipes.data.cleaning.filters import BalanceLabels, Counts, DropBlank, InLanguage, Length, Step
 from rlhf_recipes.data.preprocessing import tidy_text
-from rlhf_recipes.options import option
+from rlhf_recipes.options import check_choice, option
 
 
 @dataclass
@@ -72,8 +72,7 @@ class CleaningArguments:
     cleaning_seed: int = option(0, "Seed of all that is drawn.")
 
     def __post_init__(self) -> None:
-        if self.tidy not in ("off", "light", "full"):
-            raise ValueError(f"tidy is {self.tidy!r}; give 'off', 'light' or 'full'.")
+        check_choice("tidy", self.tidy, ("off", "light", "full"))
         steps_from(self)  # a step refuses settings that it cannot have
 
 

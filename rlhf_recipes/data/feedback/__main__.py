@@ -9,8 +9,8 @@ needs goes into `convert_args`, and what the columns do not say into the other o
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run as run_command
 from rlhf_recipes.data.feedback.files import SplitArguments, in_split, read_splits, write_splits
@@ -28,10 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = None
     if args.output_dir is not None:
         output_dir = prepare_output_dir(args.output_dir, "feedback", args.overwrite_output_dir)
-        save_config(output_dir / "config.yaml", args, feedback)
+        save_config(output_dir / filenames.CONFIG, args, feedback)
     made, facts = {}, {}
     for name, rows in splits.items():
-        read = in_split(name, partial(read_rows, rows, feedback))
+        with in_split(name):
+            read = read_rows(rows, feedback)
         made[name] = read.rows
         facts[name] = {**read.check.as_dict(), "written": len(read.rows)}
         sys.stdout.write(f"{name}: {read.check}\n")

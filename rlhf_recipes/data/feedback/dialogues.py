@@ -232,8 +232,6 @@ def _unread(present: set[str], layout: Layout | None) -> list[str]:
         if idle:
             instead = "the prompt is in 'prompt'" if "prompt" in present else "rename it to prompt if it is one"
             notes.append(f"not read: {', '.join(idle)} ({instead})")
-        if "tools" in present:
-            notes.append("not read: tools (the chat template is not given them)")
     return notes
 
 

@@ -1,22 +1,23 @@
 """All splits of a dataset, read and written: what the commands for feedback and for cleaning share."""
 
+import contextlib
 import datetime
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 from datasets import Dataset
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.folders import listed_splits
 from rlhf_recipes.data.loading import NoSuchSplit, load_rows
-from rlhf_recipes.options import option
+from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.outputs import write_jsonl
 
-T = TypeVar("T")
 FILES = ("jsonl", "parquet")
 
 
@@ -47,8 +48,7 @@ class SplitArguments:
     overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
 
     def __post_init__(self) -> None:
-        if self.output_format not in FILES:
-            raise ValueError(f"output_format is {self.output_format!r}; give {' or '.join(FILES)}.")
+        check_choice("output_format", self.output_format, FILES)
         if self.splits is not None and not self.splits:
             raise ValueError("splits names none. Name one or more, or leave it out for all.")
 
@@ -68,17 +68,18 @@ def split_names(name: str, config: str | None = None) -> list[str]:
     path = Path(name).expanduser()
     if path.is_file():
         return ["train"]
-    if (path / "dataset_dict.json").is_file():
+    if (path / filenames.DATASET_DICT).is_file():
         return list(datasets.load_from_disk(str(path)))
-    if (path / "state.json").is_file():
+    if (path / filenames.DATASET_STATE).is_file():
         return [str(datasets.load_from_disk(str(path)).split or "train")]
     return listed_splits(str(path) if path.is_dir() else name, config) or ["train"]
 
 
-def in_split(name: str, work: Callable[[], T]) -> T:
-    """Do some work on one split, and name the split in an error that the user can mend."""
+@contextlib.contextmanager
+def in_split(name: str) -> Iterator[None]:
+    """Name the split in an error that the user can mend."""
     try:
-        return work()
+        yield
     except NoSuchSplit:
         raise  # it names the split itself
     except ValueError as error:

@@ -11,7 +11,7 @@ from rlhf_recipes.data.feedback.lists import BEST_WORST, RANKINGS
 from rlhf_recipes.data.feedback.pairs import PAIRS, VOTES
 from rlhf_recipes.data.feedback.ratings import OBJECTIVES, RATINGS
 from rlhf_recipes.data.feedback.record import ANSWERS, FeedbackSettings, Format
-from rlhf_recipes.options import option
+from rlhf_recipes.options import check_choice, option
 
 # All that the library reads. A further format is a further record.
 FORMATS: Mapping[str, Format] = {
@@ -33,12 +33,6 @@ SAID = tuple(
 WEIGHT = "weight"  # may stand beside all of them: how much a row counts in training
 Weighting = Literal["votes", "labels", "groups"]
 Inside = Literal["dialogues", "messages", "repeated"]
-
-
-def check_kind(name: str, kind: str) -> None:
-    """Refuse a setting that names no format; `ValueError`."""
-    if kind not in FORMATS:
-        raise ValueError(f"{name} is {kind!r}; give one of {', '.join(FORMATS)}.")
 
 
 @dataclass
@@ -68,13 +62,13 @@ class FeedbackArguments:
 
     def __post_init__(self) -> None:
         if self.convert_to is not None:
-            check_kind("convert_to", self.convert_to)
-        if self.weights is not None and self.weights not in get_args(Weighting):
-            raise ValueError(f"weights is {self.weights!r}; give one of {', '.join(get_args(Weighting))}.")
+            check_choice("convert_to", self.convert_to, FORMATS)
+        if self.weights is not None:
+            check_choice("weights", self.weights, get_args(Weighting))
         if self.convert_args and self.convert_to is None:
             raise ValueError("convert_args is given without convert_to. Say to which format, or leave both out.")
         if self.feedback_format is not None:
-            check_kind("feedback_format", self.feedback_format)
+            check_choice("feedback_format", self.feedback_format, FORMATS)
         self.settings()
 
     def settings(self) -> FeedbackSettings:

@@ -14,7 +14,6 @@ from rlhf_recipes.data.feedback.record import (
     Format,
     Read,
     Row,
-    check_choice,
     check_noise,
     converted,
     count_note,
@@ -23,6 +22,7 @@ from rlhf_recipes.data.feedback.record import (
     range_note,
     shown,
 )
+from rlhf_recipes.options import check_choice
 from rlhf_recipes.statistics import is_missing
 
 NO_STEP_LABEL = "a step without a label"
@@ -206,7 +206,7 @@ def steps_to_ratings(
     section 2.6 multiplies), `"last"` for the answer alone. Steps without a label do not count. Lost: where it goes
     wrong.
     """
-    check_choice("how", how, "mean", "min", "product", "last")
+    check_choice("how", how, ("mean", "min", "product", "last"))
 
     def joined(row: Row) -> Iterator[Row]:
         labels = [float(label) for label in row["labels"] if label is not None]

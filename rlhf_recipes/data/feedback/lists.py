@@ -16,11 +16,11 @@ from rlhf_recipes.data.feedback.record import (
     Format,
     Read,
     Row,
-    check_choice,
     converted,
     count_note,
     number,
 )
+from rlhf_recipes.options import check_choice
 
 logger = logging.getLogger(__name__)
 TIES, COPIES = "ties", "identical completions"
@@ -83,7 +83,7 @@ def rankings_to_pairs(dataset: Dataset, which: Literal["all", "adjacent"] = "all
     They come in the order of the rows, then of the better rank, then of the worse. Lost: that the pairs belong
     together, the ties, and with `"adjacent"` nothing but repetition.
     """
-    check_choice("which", which, "all", "adjacent")
+    check_choice("which", which, ("all", "adjacent"))
 
     def compared(row: Row) -> list[tuple[int, int]]:
         ranks = row["ranks"]
@@ -144,7 +144,7 @@ def best_worst_to_pairs(dataset: Dataset, which: Literal["implied", "extremes"] 
     depend on each other, and `source_row` says where each is from. Lost: that they belong together; with `"extremes"`
     the completions between.
     """
-    check_choice("which", which, "implied", "extremes")
+    check_choice("which", which, ("implied", "extremes"))
 
     def compared(row: Row) -> list[tuple[int, int]]:
         best, worst = int(row["best"]), int(row["worst"])

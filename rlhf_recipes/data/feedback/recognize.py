@@ -9,9 +9,10 @@ from datasets import Dataset
 
 from rlhf_recipes.data.columns import require_columns, with_columns
 from rlhf_recipes.data.feedback.dialogues import inside_of, own_columns, sides
-from rlhf_recipes.data.feedback.formats import COLUMNS, FORMATS, WEIGHT, FeedbackFormat, Kind, check_kind
+from rlhf_recipes.data.feedback.formats import COLUMNS, FORMATS, WEIGHT, FeedbackFormat, Kind
 from rlhf_recipes.data.feedback.record import ANSWERS, Format, is_number
 from rlhf_recipes.data.local_files import without_decimals
+from rlhf_recipes.options import check_choice
 from rlhf_recipes.texts import is_conversational
 
 KEYS = ("chosen", "completion", "completions", "prompt")  # what tells a row, where it has no prompt
@@ -54,7 +55,7 @@ def recognized(dataset: Dataset, kind: Kind | None) -> tuple[FeedbackFormat, Dat
     if kind is None:
         kind = _kind_of(dataset)
     else:
-        check_kind("format", kind)
+        check_choice("format", kind, FORMATS)
         require_columns(dataset, COLUMNS[kind], f"Feedback of the format {kind!r}")
     format = FORMATS[kind]
     dataset = _with_lists(dataset, format)

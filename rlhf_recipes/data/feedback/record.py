@@ -195,10 +195,3 @@ def check_noise(**rates: float) -> None:
     if any(not 0 <= rate < 1 for rate in rates.values()) or sum(rates.values()) >= 1:
         given = " and ".join(f"{name} {rate}" for name, rate in rates.items())
         raise ValueError(f"The noise rates are {given}; give numbers from 0 on whose sum is below 1.")
-
-
-def check_choice(name: str, value: str, *choices: str) -> None:
-    """Refuse a setting that is none of its choices; `ValueError`."""
-    if value not in choices:
-        *first, last = map(repr, choices)
-        raise ValueError(f"{name} is {value!r}; give {', '.join(first)} or {last}.")

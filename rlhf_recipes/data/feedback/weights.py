@@ -20,6 +20,7 @@ from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.feedback.formats import WEIGHT, Weighting
 from rlhf_recipes.data.raters.trust import dawid_skene, rater_weights
 from rlhf_recipes.data.raters.votes import RatingModel, Votes, class_list, numeric_votes
+from rlhf_recipes.options import check_choice
 from rlhf_recipes.statistics import Floats, is_missing
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,7 @@ def targets_from_votes(
         `ValueError`: if `how` is unknown, no text has a vote, raters have another shape, `label_map` lacks a class, or
             a model cannot be fitted to the votes.
     """
-    if how not in get_args(How):
-        raise ValueError(f"how is {how!r}; give one of {', '.join(get_args(How))}.")
+    check_choice("how", how, get_args(How))
     votes = [list(of_text) if of_text is not None else [] for of_text in votes]
     given = [[vote for vote in of_text if not is_missing(vote)] for of_text in votes]
     counts = np.array([len(of_text) for of_text in given], dtype=np.float64)
@@ -114,8 +114,7 @@ def add_weights(dataset: Dataset, how: Weighting, column: str | None = None) -> 
     Raises:
         `ValueError`: if a column is missing, `how` is unknown, or there is one class only.
     """
-    if how not in get_args(Weighting):
-        raise ValueError(f"how is {how!r}; give one of {', '.join(get_args(Weighting))}.")
+    check_choice("how", how, get_args(Weighting))
     if column is not None and how != "groups":
         raise ValueError(f"column is {column!r}, but only weights of groups take one.")
     plain = dataset.with_format(None)

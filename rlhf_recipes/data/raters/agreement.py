@@ -31,9 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_recipes.data.pairs import chunks, compare_all, finite
+from rlhf_recipes.data.pairs import chunks, compare_all
 from rlhf_recipes.data.raters.coefficients import alpha_interval, alpha_of, pairwise_kappas, value_counts
 from rlhf_recipes.data.raters.votes import RatingModel, Votes, normal_order, numeric_votes
+from rlhf_recipes.statistics import correlation, numbers
 
 # --- reliability -----------------------------------------------------------------------------------------
 
@@ -82,12 +83,11 @@ def split_half(votes: Votes, splits: int = 100, seed: int = 0) -> tuple[float, f
         rows = np.arange(len(series))
         first, both = sums[rows, half - 1], sums[rows, 2 * half - 1]
         a, b = first / half, (both - first) / half
-        if a.std() > 0 and b.std() > 0:
-            correlations.append(np.corrcoef(a, b)[0, 1])
-    if not correlations:
+        correlations.append(correlation(a, b))
+    if np.isnan(correlations).all():
         raise ValueError("All texts have the same mean votes in every half, so halves cannot be correlated.")
-    correlation = float(np.mean(correlations))
-    return correlation, spearman_brown(correlation, float(counts.mean() / half.mean()))
+    mean = float(np.nanmean(correlations))
+    return mean, spearman_brown(mean, float(counts.mean() / half.mean()))
 
 
 # --- ceilings --------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def single_rater_accuracy(votes: Sequence[Sequence[float]], min_gap: float = 0.5
     Raises:
         `ValueError`: if no pair of texts with two votes or more is far enough apart.
     """
-    series = [finite(of_text, "votes") for of_text in votes]
+    series = [numbers(of_text, "votes") for of_text in votes]
     right = total = 0.0
     for position in range(max(map(len, series), default=0)):
         voted = [of_text for of_text in series if len(of_text) > max(position, 1)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from rlhf_recipes.data.raters.votes import Votes, class_list, named_votes
 from rlhf_recipes.imports import optional
+from rlhf_recipes.options import check_choice
 from rlhf_recipes.statistics import Floats, Units, is_missing, numbers, without_each
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
@@ -43,8 +44,7 @@ def krippendorff_alpha(votes: Votes, level: Level = "interval", classes: Sequenc
 
 def value_counts(votes: Votes, level: Level, classes: Sequence[Any] | None) -> tuple[Floats, list[Any]]:
     """How often each value was given to each text with two votes or more, `(N, K)`, and the values."""
-    if level not in LEVELS:
-        raise ValueError(f"There is no level {level!r}; give one of {', '.join(LEVELS)}.")
+    check_choice("level", level, LEVELS)
     rows = [[vote for vote in of_text if not is_missing(vote)] for of_text in votes]
     compared = [of_text for of_text in rows if len(of_text) > 1]
     if not compared:

@@ -25,6 +25,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.starter.fetch import (
     Part,
     Say,
@@ -268,7 +269,7 @@ license: {part.licence_id}
 
 Laid down by `python -m rlhf_recipes.data.starter`; `{MARKER}` holds the hash of every file.
 """
-    (made / "README.md").write_text(text, encoding="utf-8")
+    (made / filenames.README).write_text(text, encoding="utf-8")
 
 
 def write_marker(part: Part, source: str, made: Path, notes: dict[str, Any]) -> int:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes import filenames
+
 # Every one of these is held against an operation count of the model itself in the tests.
 KNOWN = (
     "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2",
@@ -175,10 +177,10 @@ def _loaded_config(name: str) -> Any:
     from peft import PeftConfig
     from transformers import AutoConfig
 
-    from rlhf_recipes.modeling.loading import check_model_path
+    from rlhf_recipes.modeling.loading import check_model_path, is_adapter
 
     name = check_model_path(name)
-    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+    if is_adapter(name) and not (Path(name) / filenames.MODEL_CONFIG).is_file():
         name = check_model_path(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
     return AutoConfig.from_pretrained(name)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.zero import gathered
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def saved_ends(name: str, **kwargs: Any) -> set[int]:
     with contextlib.suppress(OSError, ValueError):
         configs.append(AutoConfig.from_pretrained(name, **kwargs).get_text_config())
     with contextlib.suppress(OSError, ValueError):  # read as a file: the class brings torch's compiler with it
-        file = str(cached_file(name, "generation_config.json", **kwargs))
+        file = str(cached_file(name, filenames.GENERATION_CONFIG, **kwargs))
         configs.append(SimpleNamespace(**json.loads(Path(file).read_text(encoding="utf-8"))))
     return ends_of(*configs)
 

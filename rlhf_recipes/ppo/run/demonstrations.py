@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.data.chat import KWARGS, read_kwargs, render, whole
+from rlhf_recipes.data.collators import padded
 from rlhf_recipes.ppo import functional as F
 from rlhf_recipes.ppo.rollout import permutation
 from rlhf_recipes.texts import is_conversational
@@ -69,14 +70,11 @@ def _of_messages(
 
 def pad_demonstrations(rows: Sequence[tuple], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
     """A batch of what [`encode_demonstrations`] gives: ids, their mask, and what of it is imitated; each `(D, L)`."""
-    width = max(len(ids) for ids, _ in rows)
-    tokens = torch.full((len(rows), width), pad_token_id)
-    mask, imitated = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
-    for number, (ids, skipped) in enumerate(rows):
-        tokens[number, : len(ids)] = torch.tensor(ids)
-        mask[number, : len(ids)] = 1
-        imitated[number, skipped : len(ids)] = 1
-    return {"demo_ids": tokens.to(device), "demo_mask": mask.to(device), "demo_imitated": imitated.to(device)}
+    batch = padded([ids for ids, _ in rows], pad_token_id)
+    tokens, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    skipped = torch.tensor([count for _, count in rows], device=device)
+    imitated = mask * (torch.arange(mask.shape[1], device=device) >= skipped[:, None])
+    return {"demo_ids": tokens, "demo_mask": mask, "demo_imitated": imitated}
 
 
 def demonstrations_of_step(trainer: Any, batches: list[dict[str, Tensor]]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from transformers import TrainerCallback
 
+from rlhf_recipes import filenames
 from rlhf_recipes.ppo.run.findings import Curves, Limits
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         `ValueError`: if the file holds no log.
     """
     checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda file: _step(file.parent))
-    candidates = [folder / "log_history.json", folder / "trainer_state.json", *reversed(checkpoints)]
+    candidates = [folder / filenames.LOG_HISTORY, folder / filenames.TRAINER_STATE, *reversed(checkpoints)]
     file = next((file for file in candidates if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(
@@ -105,7 +106,7 @@ def _step(checkpoint: Path) -> int:
 
 def held_out_of(folder: Path, history: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The held-out rewards of a run, by its `config.yaml`; none where there is no such file."""
-    file = next((f for f in (folder / "config.yaml", folder.parent / "config.yaml") if f.is_file()), None)
+    file = next((f for f in (folder / filenames.CONFIG, folder.parent / filenames.CONFIG) if f.is_file()), None)
     config = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
     specs = [spec if isinstance(spec, dict) else {"func": spec} for spec in (config or {}).get("reward_funcs") or []]
     weights = config.get("reward_weights") or [spec.get("weight", 1.0) for spec in specs] if config else []

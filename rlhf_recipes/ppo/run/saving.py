@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from rlhf_recipes import filenames
 from rlhf_recipes.errors import PushError
 from rlhf_recipes.hub import license_of, push_run
 from rlhf_recipes.modeling.zero import is_divided, whole_state_dict
@@ -69,7 +70,7 @@ def push_checkpoint(trainer: Any, folder: str) -> None:
     """Push the model of a checkpoint; a push that fails is told, and training goes on."""
     args, message = trainer.args, f"Training in progress, step {trainer.state.global_step}"
     try:  # README.md of a checkpoint is an empty form of peft's
-        push_run(folder, str(trainer.hub_model_id), args.hub_token, commit_message=message, ignore=["README.md"],
+        push_run(folder, str(trainer.hub_model_id), args.hub_token, commit_message=message, ignore=[filenames.README],
                  revision=args.hub_revision)  # fmt: skip
     except PushError as error:
         logger.warning("%s Training goes on.", error)

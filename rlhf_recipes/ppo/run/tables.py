@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
-from rlhf_recipes.outputs import write_jsonl
+from rlhf_recipes.outputs import json_row, write_jsonl
 from rlhf_recipes.texts import cell_text, readable, shorten
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def save(rows: Iterable[Mapping[str, Any]], folder: str | Path, step: int, name:
     Figures that JSON cannot say (NaN, infinite) become null.
     """
     of_set = "_" + re.sub(r"\W", "_", name) if name else ""
-    finite = ({key: _finite(value) for key, value in row.items()} for row in rows)
-    return write_jsonl(Path(folder) / "completions" / f"step_{step:06d}{of_set}.jsonl", finite)
+    return write_jsonl(Path(folder) / "completions" / f"step_{step:06d}{of_set}.jsonl", map(json_row, rows))
 
 
 def report(
@@ -154,12 +153,6 @@ def _figure(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
-        value = value.tolist()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _escape(text: str) -> str:

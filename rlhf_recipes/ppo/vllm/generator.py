@@ -22,8 +22,9 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.generation import Generated, completion_mask, distortions, pad_right, stable_key
-from rlhf_recipes.modeling.saving import ADAPTER_CONFIG, save_policy
+from rlhf_recipes.modeling.saving import save_policy
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.vllm.probe import check_policy, check_tokenizer
 from rlhf_recipes.ppo.vllm.server import NOTHING, VLLMServer
@@ -149,7 +150,7 @@ class VLLMGenerator:
         self.loads += 1
         name = f"{PREFIX}{self.run}-{self.loads}"
         folder = save_policy(policy, self.folder / name)
-        if not (folder / ADAPTER_CONFIG).is_file():  # peft gives an adapter with a name a folder of its own
+        if not (folder / filenames.ADAPTER_CONFIG).is_file():  # peft gives an adapter with a name a folder of its own
             folder = folder / str(policy.active_adapter)
         config: Any = policy.active_peft_config
         self.server.load_adapter(name, folder, rank=max([config.r, *config.rank_pattern.values()]))

@@ -3,6 +3,7 @@
 A part that is missing is one line that says which command makes it.
 """
 
+import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from rlhf_recipes import figures as plots
+from rlhf_recipes import filenames
 from rlhf_recipes.report import words
 from rlhf_recipes.report.comparison import changed_texts, figures_table, histogram, score_table
 from rlhf_recipes.report.curves import draw_log
@@ -19,6 +21,7 @@ from rlhf_recipes.report.quickstart.run import JUDGE, MAIN_REWARD, STAGES, Quick
 from rlhf_recipes.report.reward_plots import build_plots
 from rlhf_recipes.report.run_sections import machine_tables, metrics_table, paired
 from rlhf_recipes.report.words import number
+from rlhf_recipes.statistics import correlation
 
 COMMANDS = {
     "reward": "accelerate launch recipes/reward.py --config recipes/configs/quickstart_reward.yaml",
@@ -198,7 +201,7 @@ def _lacks(run: Quickstart, *files: str) -> Missing:
 
 def _changes(run: Quickstart) -> Section:
     """The histogram, the figures before and after, and the completions side by side."""
-    files = [f"{side}/{name}" for name in ("completions.jsonl", "metrics.json") for side in ("before", "after")]
+    files = [f"{side}/{name}" for name in (filenames.COMPLETIONS, filenames.METRICS) for side in ("before", "after")]
     main = run.names[0] if run.names else None
     top: list[Plot | Table] = [plot] if (plot := histogram(run.pairs, main, SIDES)) else []
     if run.before.metrics and run.after.metrics:
@@ -287,10 +290,8 @@ def _agreement(run: Quickstart) -> Plot | None:
         return None
     agreed = sum(first > 0 and second > 0 for first, second in gains)
     alone = sum(first > 0 >= second for first, second in gains)
-    columns = np.array(gains).T
-    related = ""
-    if len(gains) > 2 and columns.std(axis=1).min() > 0:
-        related = f" The two changes correlate at r = {words.text(np.corrcoef(columns)[0, 1])}."
+    r = correlation(*np.array(gains).T) if len(gains) > 2 else math.nan
+    related = "" if math.isnan(r) else f" The two changes correlate at r = {words.text(r)}."
     label = f"Change of {JUDGE} over change of {names[0]}, {len(gains)} prompts."
     return Plot(
         plots.plot_gains("agreement", label, gains, (names[0], JUDGE)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes import filenames
 from rlhf_recipes.errors import ReportError
 from rlhf_recipes.outputs import RUN_MARKER
 from rlhf_recipes.report.run import (
@@ -70,12 +71,16 @@ class Quickstart:
 
 def is_quickstart(folder: Path) -> bool:
     """Whether a folder holds stages of a quickstart rather than a run of its own."""
-    if (folder / RUN_MARKER).is_file() or (folder / "config.yaml").is_file():
+    if (folder / RUN_MARKER).is_file() or (folder / filenames.CONFIG).is_file():
         return False
-    metrics = folder / "metrics.json"
+    metrics = folder / filenames.METRICS
     summed_up = metrics.is_file() and '"ppo"' in metrics.read_text("utf-8", "replace")
-    alone = (folder / "environment.json").is_file() and not metrics.is_file()
-    files = [folder / stage / name for stage in STAGES for name in ("metrics.json", "log_history.json", "config.yaml")]
+    alone = (folder / filenames.ENVIRONMENT).is_file() and not metrics.is_file()
+    files = [
+        folder / stage / name
+        for stage in STAGES
+        for name in (filenames.METRICS, filenames.LOG_HISTORY, filenames.CONFIG)
+    ]
     return summed_up or alone or any(file.is_file() for file in files)
 
 
@@ -89,8 +94,8 @@ def load_quickstart(run_dir: str | Path) -> Quickstart:
     folder = check_folder(run_dir)
     run = Quickstart(
         folder=folder,
-        metrics=_read_summary(folder / "metrics.json"),
-        environment=read_object(folder / "environment.json"),
+        metrics=_read_summary(folder / filenames.METRICS),
+        environment=read_object(folder / filenames.ENVIRONMENT),
         **{stage: read_run(folder / stage) for stage in STAGES},
         evaluation=read_object(folder / "reward/evaluation.json") or {},
     )
@@ -119,7 +124,7 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
 
 
 def _check_same_prompts(run: Quickstart) -> None:
-    first, second = (run.folder / side / "completions.jsonl" for side in ("before", "after"))
+    first, second = (run.folder / side / filenames.COMPLETIONS for side in ("before", "after"))
     rows = len(run.before.completions), len(run.after.completions)
     remedy = "Both must answer the same prompts in the same order, or their difference means nothing: run both "
     remedy += "evaluations again with the same --dataset_name, split and number of prompts."

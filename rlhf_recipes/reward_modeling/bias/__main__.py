@@ -18,11 +18,13 @@ from typing import Any
 
 from datasets import Dataset
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.feedback.formats import FeedbackSettings, Kind
 from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
+from rlhf_recipes.options import option
 from rlhf_recipes.outputs import prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.bias.changes import NEUTRAL
 from rlhf_recipes.reward_modeling.bias.correction import ResidualReward
@@ -39,26 +41,22 @@ class BiasArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of a reward model."})
     output_dir: str = field(metadata={"help": "Folder for bias.json and the pictures."})
-    correct: list[str] = field(
-        default_factory=list, metadata={"help": "Measure with these taken off, too: length, format, repetition."}
-    )
-    correct_on: str = field(default="validation", metadata={"help": "Split to fit that correction on."})
-    feedback_format: str | None = field(default=None, metadata={"help": "Format of the rows, if columns fit several."})
-    group_column: str | None = field(default=None, metadata={"help": "Column that tells groups."})
-    min_group: int = field(default=30, metadata={"help": "Groups with fewer texts are named and not judged."})
-    min_gap: float = field(default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart."})
-    changed_texts: int = field(default=200, metadata={"help": "Try edits on that many texts; 0: on none."})
-    neutral_sentence: str = field(default=NEUTRAL, metadata={"help": "Sentence to append that says nothing."})
-    seed: int = field(default=0, metadata={"help": "Of what is drawn."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things."}
-    )
+    correct: list[str] = option([], "Measure with these taken off, too: length, format, repetition.")
+    correct_on: str = option("validation", "Split to fit that correction on.")
+    feedback_format: str | None = option(None, "Format of the rows, if columns fit several.")
+    group_column: str | None = option(None, "Column that tells groups.")
+    min_group: int = option(30, "Groups with fewer texts are named and not judged.")
+    min_gap: float = option(0.5, "Ratings: compare texts that are at least this far apart.")
+    changed_texts: int = option(200, "Try edits on that many texts; 0: on none.")
+    neutral_sentence: str = option(NEUTRAL, "Sentence to append that says nothing.")
+    seed: int = option(0, "Of what is drawn.")
+    overwrite_output_dir: bool = option(False, "Write into a folder that holds other things.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     data_args, args = RecipeParser((DataArguments, BiasArguments), description=__doc__).parse(argv)
     output_dir = prepare_output_dir(args.output_dir, "bias", args.overwrite_output_dir)
-    save_config(output_dir / "config.yaml", data_args, args)
+    save_config(output_dir / filenames.CONFIG, data_args, args)
 
     def load(split: str) -> tuple[Dataset, Kind]:
         rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
@@ -86,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         correction.save(output_dir / "correction.json")
         reports = {"as it is": reports[""], "corrected": measured(ResidualReward(reward, correction), None)}
     for name, report in reports.items():
-        write_json(output_dir / ("bias_corrected.json" if name == "corrected" else "bias.json"), report)
+        write_json(output_dir / ("bias_corrected.json" if name == "corrected" else filenames.BIAS), report)
         print(f"{name.upper()}\n{table(report)}\n".lstrip())  # noqa: T201
     from rlhf_recipes.report.reward_figures import save_pictures  # after --help and wrong names
 

@@ -6,6 +6,7 @@ what must be so for any score of one text: alone or in a batch, in any order, tw
 a model reads and not what is written: special tokens, padding, the chat template.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from rlhf_recipes.modeling.reading import evaluating
 from rlhf_recipes.rewards.learned import LearnedReward
-from rlhf_recipes.statistics import Floats, Keys, Metrics, mean_with_interval
+from rlhf_recipes.statistics import Floats, Keys, Metrics, correlation, mean_with_interval
 from rlhf_recipes.texts import Messages, Text
 
 Change = Callable[[str], str]
@@ -215,8 +216,8 @@ def measure_encodings(
         rows = [row for row, ids in enumerate(encoded) if ids and ids != usual[row] and len(ids) <= limit]
         after = reward.scores([encoded[row] or [] for row in rows]).double().numpy()
         found[name] = _effect(after - scores[rows], rows, spread, units)
-        vary = len(rows) > 1 and np.ptp(scores[rows]) > 0 and np.ptp(after) > 0
-        found[name]["correlation"] = float(np.corrcoef(scores[rows], after)[0, 1]) if vary else None
+        related = correlation(scores[rows], after) if rows else math.nan
+        found[name]["correlation"] = None if math.isnan(related) else related
     for side in ("left", "right"):
         found[f"padding on the {side}"] = _effect(
             _padded(reward, usual, side) - scores, range(len(both)), spread, units
@@ -256,8 +257,7 @@ def _as_chat(reward: LearnedReward, prompt: Text, completion: Text) -> list[int]
     if reward.tokenizer.chat_template is None or not (isinstance(prompt, str) and isinstance(completion, str)):
         return None
     before: Messages = [{"role": "user", "content": prompt}] if prompt else []
-    text, special = reward.render(before, [{"role": "assistant", "content": completion}])
-    return reward.encode_text(text, special)
+    return reward.encode([before], [[{"role": "assistant", "content": completion}]])[0]
 
 
 def _padded(reward: LearnedReward, token_ids: Sequence[Sequence[int]], side: str) -> Floats:

@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.frozen import own_tokenizer, place_model
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.modeling.loading import check_model_path
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 FIRST, SECOND = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
 
 # Options under which an adapter is no plain product of two matrices.
@@ -118,7 +118,7 @@ def concatenate_adapters(
                 f"{folders[0]} adapts {_identity(configs[0])} and {folder} {_identity(config)}: only adapters of one "
                 "base and of the same modules can be averaged."
             )
-    tables = [load_file(Path(folder) / WEIGHTS_FILE) for folder in folders]
+    tables = [load_file(Path(folder) / filenames.ADAPTER_WEIGHTS) for folder in folders]
     for folder, table in zip(folders, tables, strict=True):
         _check_finite(table, folder)
         if table.keys() != tables[0].keys():
@@ -141,7 +141,11 @@ def concatenate_adapters(
     # With alpha = rank and no square root the scaling is 1: it is in the weights already.
     config = dataclasses.replace(configs[0], r=rank, lora_alpha=rank, use_rslora=False)
     config.save_pretrained(str(target))
-    save_file({name: tensor.contiguous() for name, tensor in merged.items()}, target / WEIGHTS_FILE, {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in merged.items()},
+        target / filenames.ADAPTER_WEIGHTS,
+        {"format": "pt"},
+    )
     settings.save(target)
     return target
 
@@ -207,8 +211,8 @@ def _check_finite(table: Mapping[str, Tensor], folder: str | Path) -> None:
 
 def _lora_config(folder: str | Path) -> LoraConfig:
     path = Path(folder)
-    if not (path / "adapter_config.json").is_file() or not (path / WEIGHTS_FILE).is_file():
-        raise ValueError(f"{folder} holds no adapter (adapter_config.json and {WEIGHTS_FILE}).")
+    if not (path / filenames.ADAPTER_CONFIG).is_file() or not (path / filenames.ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no adapter (adapter_config.json and {filenames.ADAPTER_WEIGHTS}).")
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise ValueError(f"The adapter in {folder} is {config.peft_type}; only LoRA adapters can be put side by side.")

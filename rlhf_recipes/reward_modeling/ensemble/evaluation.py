@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings
 from rlhf_recipes.outputs import write_json, write_jsonl
@@ -51,7 +52,6 @@ from rlhf_recipes.rewards.combine.shared_ensemble import (
 from rlhf_recipes.rewards.learned import LearnedReward
 
 logger = logging.getLogger(__name__)
-UNCERTAINTY_FILE = "uncertainty.json"
 AVERAGE_FOLDER = "average"
 REDUCTIONS = ("mean", "min", "mean_minus_std", "mean_minus_variance")
 
@@ -120,7 +120,7 @@ def measure_ensemble(
     test = read_rows(ensemble.members, splits.test, kind_of(splits.test, splits.kind))
     z = ensemble.scaled(test.raw, "standard")
     scores = _scorers(z)
-    if (Path(folder) / AVERAGE_FOLDER / "config.json").is_file():
+    if (Path(folder) / AVERAGE_FOLDER / filenames.MODEL_CONFIG).is_file():
         one = LearnedReward(Path(folder) / AVERAGE_FOLDER, batch_size=size, calibrate=False)
         scores["average"] = np.array(one(test.prompts, test.completions))
         del one
@@ -138,8 +138,8 @@ def measure_ensemble(
         report |= _orders(test, scores, asked)
         report["pairs"], report["calibration"] = by_disagreement(asked, z), pair_calibration(asked, test.raw)
         flat = evaluate(test.with_scores(scores["mean"]), known).flat | flat | _flat(report)
-    write_json(Path(folder) / UNCERTAINTY_FILE, report)
-    write_jsonl(Path(folder) / "predictions.jsonl", _predictions(test, z))
+    write_json(Path(folder) / filenames.UNCERTAINTY, report)
+    write_jsonl(Path(folder) / filenames.PREDICTIONS, _predictions(test, z))
     return flat, report
 
 

@@ -18,7 +18,7 @@ from rlhf_recipes.reward_modeling.evaluation.figures import calibration, pair_pr
 from rlhf_recipes.reward_modeling.evaluation.metrics import log_loss
 from rlhf_recipes.reward_modeling.scored import Scored, score_rows
 from rlhf_recipes.statistics import Units
-from rlhf_recipes.texts import Text, as_text
+from rlhf_recipes.texts import Text, one_text
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, Any]
@@ -43,7 +43,7 @@ class Read:
 
     def texts(self) -> list[str]:
         """As plain text. `(U,)`"""
-        return [as_text(p) + as_text(c) for p, c in zip(self.prompts, self.completions, strict=True)]
+        return list(map(one_text, self.prompts, self.completions))
 
     def by_row(self, values: Floats) -> Floats:
         """Of rows with one text, the value of each, out of `(U,)`."""

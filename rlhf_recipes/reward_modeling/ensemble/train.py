@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
+from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
@@ -57,17 +58,14 @@ class EnsembleArguments:
 
     help_title = "Ensemble"
 
-    num_members: int = field(
-        default=4,
-        metadata={"help": "How many reward models, each an adapter on the one base; seeds count up from the run's."},
+    num_members: int = option(
+        4, "How many reward models, each an adapter on the one base; seeds count up from the run's."
     )
-    member_rows: Literal["all", "bootstrap"] = field(
-        default="all", metadata={"help": "Rows of each member: all, or as many drawn with replacement."}
+    member_rows: Literal["all", "bootstrap"] = option(
+        "all", "Rows of each member: all, or as many drawn with replacement."
     )
-    member_share: float = field(default=1.0, metadata={"help": "Share of the rows that each member draws."})
-    shared_head: bool = field(
-        default=False, metadata={"help": "Start all members from one head: less different, and better to average."}
-    )
+    member_share: float = option(1.0, "Share of the rows that each member draws.")
+    shared_head: bool = option(False, "Start all members from one head: less different, and better to average.")
 
     def __post_init__(self) -> None:
         if self.num_members < 2:
@@ -75,8 +73,7 @@ class EnsembleArguments:
                 f"num_members is {self.num_members}, but one model has nobody to disagree with. Give 2 or more, or "
                 "train a single model with recipes/reward.py."
             )
-        if self.member_rows not in ("all", "bootstrap"):
-            raise ValueError(f"member_rows is {self.member_rows!r}; give all or bootstrap.")
+        check_choice("member_rows", self.member_rows, ("all", "bootstrap"))
         if not 0 < self.member_share <= 1:
             raise ValueError(f"member_share is {self.member_share}; give more than 0, and 1 at most.")
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.cli import run
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.options import option
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.evaluation.labels import step_evaluation
 from rlhf_recipes.reward_modeling.evaluation.measure import (
-    LINEAR_FILE,
-    METRICS_FILE,
     Known,
     calibration_of,
     evaluate,
@@ -50,22 +50,16 @@ class EvaluationArguments:
     help_title = "Evaluation"
 
     model: str = field(metadata={"help": "Folder of a reward model, or any sequence classifier: a folder or Hub id."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Where the figures go. Default: runs/evaluation/MODEL_on_DATASET."}
+    output_dir: str | None = option(None, "Where the figures go. Default: runs/evaluation/MODEL_on_DATASET.")
+    validation_split: str | None = option(
+        None, "Split to fit curves to (ratings, labels). Default: what the model has."
     )
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split to fit curves to (ratings, labels). Default: what the model has."}
-    )
-    label: str | None = field(default=None, metadata={"help": "Which output of a classifier is the score, by name."})
-    labels: dict | None = field(
-        default=None, metadata={"help": "What each output counts: {positive: 1, negative: -1}."}
-    )
-    step_token: str | None = field(
-        default=None, metadata={"help": "Steps: the mark behind each, as in training. Default: what the model has."}
-    )
-    min_gap: float = field(default=0.5, metadata={"help": "Ratings: compare texts that are at least this far apart."})
-    dwell_seconds: float = field(default=30.0, metadata={"help": "Seconds from which on a reader has stayed."})
-    batch_size: int = field(default=32, metadata={"help": "Texts in one forward pass."})
+    label: str | None = option(None, "Which output of a classifier is the score, by name.")
+    labels: dict | None = option(None, "What each output counts: {positive: 1, negative: -1}.")
+    step_token: str | None = option(None, "Steps: the mark behind each, as in training. Default: what the model has.")
+    min_gap: float = option(0.5, "Ratings: compare texts that are at least this far apart.")
+    dwell_seconds: float = option(30.0, "Seconds from which on a reader has stayed.")
+    batch_size: int = option(32, "Texts in one forward pass.")
 
     def __post_init__(self) -> None:
         if self.min_gap < 0 or self.batch_size < 1 or self.dwell_seconds <= 0:
@@ -96,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = f"{Path(args.model).name}_on_{Path(data_args.dataset_name).stem}"
     folder = Path(args.output_dir or Path("runs/evaluation") / name)
     metrics = write_evaluation(folder, result, prediction_rows("test", scored, None))
-    write_json(folder / METRICS_FILE, metrics)
+    write_json(folder / filenames.METRICS, metrics)
 
     from rlhf_recipes.report.reward_card import write_page
 
@@ -106,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _reward(args: EvaluationArguments) -> Any:
-    if (Path(args.model) / LINEAR_FILE).is_file():
+    if (Path(args.model) / filenames.LINEAR_REWARD).is_file():
         return LinearReward(args.model, calibrate=False)
     return LearnedReward(args.model, batch_size=args.batch_size, calibrate=False, label=args.label, labels=args.labels)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import expit
 
 from rlhf_recipes.data.pairs import Comparison, compare_all
 from rlhf_recipes.statistics import (
@@ -187,8 +188,9 @@ def _pearson(s: Floats, y: Floats) -> float:
 def pair_probabilities(first_scores: ArrayLike, second_scores: ArrayLike) -> Floats:
     """P(the first text is preferred) of Bradley and Terry (1952): `sigma(s_1 - s_2)`, `(N,)`. Scores are logits."""
     first, second = float_columns(first_scores=first_scores, second_scores=second_scores)
-    # The sigmoid, the same of both sides to the last bit: as `expit` has it, pairs that are as sure would part.
-    return 0.5 * (1.0 + np.tanh(0.5 * (first - second)))
+    # The same of both sides to the last bit, or pairs that are as sure would part.
+    less = expit(-np.abs(first - second))
+    return np.where(first > second, 1.0 - less, less)
 
 
 def calibration(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import Dataset
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.data.feedback.labels import clicks_to_unpaired, dwell_to_unpaired
 from rlhf_recipes.data.loading import DataArguments
@@ -31,9 +32,6 @@ from rlhf_recipes.rewards.process import StepModel
 from rlhf_recipes.statistics import Metrics
 
 logger = logging.getLogger(__name__)
-EVALUATION_FILE = "evaluation.json"
-METRICS_FILE = "metrics.json"
-LINEAR_FILE = "linear_reward.json"
 LABELLED = ("unpaired", "clicks", "dwell")
 T = TypeVar("T")
 
@@ -308,8 +306,8 @@ def _objective_curves(validation: Scored) -> Curves:
 
 
 def write_evaluation(folder: str | Path, result: Evaluation, predictions: Sequence[Mapping[str, Any]]) -> Metrics:
-    write_jsonl(Path(folder) / "predictions.jsonl", predictions)
-    write_json(Path(folder) / EVALUATION_FILE, result.nested)
+    write_jsonl(Path(folder) / filenames.PREDICTIONS, predictions)
+    write_json(Path(folder) / filenames.EVALUATION, result.nested)
     return result.flat
 
 

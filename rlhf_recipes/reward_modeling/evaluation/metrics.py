@@ -27,6 +27,7 @@ What is nested (intervals of all of them, tables, curves) is in `evaluation.json
 `rlhf_recipes.reward_modeling.evaluation.ratings`.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ from scipy.special import entr, log_expit
 from rlhf_recipes.data.raters.agreement import single_rater_accuracy
 from rlhf_recipes.reward_modeling.evaluation.baselines import baseline_accuracies, vader_scores
 from rlhf_recipes.reward_modeling.evaluation.figures import pairwise_accuracy
-from rlhf_recipes.statistics import Floats, Keys, Metrics, mean_with_interval
+from rlhf_recipes.statistics import Floats, Keys, Metrics, correlation, mean_with_interval
 
 
 def rating_metrics(
@@ -138,8 +139,8 @@ def vote_rater_accuracy(first: ArrayLike, second: ArrayLike) -> float | None:
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson's correlation; 0 where one of the two does not vary, because then it tells nothing of the other."""
-    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+    found = correlation(x, y)
+    return 0.0 if math.isnan(found) else found
 
 
 def mean_absolute_error(scores: ArrayLike, ratings: ArrayLike) -> float:

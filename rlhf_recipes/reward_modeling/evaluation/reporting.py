@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rlhf_recipes import filenames
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.report.reward_card import write_card
 from rlhf_recipes.reward_modeling.bias.measure import measure_bias
@@ -31,10 +32,10 @@ def write_report(folder: Path, splits: Splits, args: RewardConfig, loss: str) ->
     if splits.kind in JUDGED:
         reward = LearnedReward(folder, batch_size=args.per_device_eval_batch_size, calibrate=False)
         bias = measure_bias(reward, splits.test, splits.kind, args.group_column, min_gap=args.min_gap, seed=args.seed)
-        write_json(folder / "bias.json", bias)
+        write_json(folder / filenames.BIAS, bias)
     by_name = bias and bias["encodings"]["by name in TRL"]
     path = None
     if by_name and by_name["texts"]:
         path = {BY_NAME.get(key, key): by_name[key] for key in (*BY_NAME, "correlation", "texts")}
     heat = ([], "") if splits.kind == "steps" else heat_maps(folder, reward)
-    return write_card(folder, splits.facts() | {"loss": loss}, bias, string_path=path, heat=heat)
+    return write_card(folder, splits.facts() | {"loss": loss}, bias, by_trl=path, heat=heat)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlhf_recipes import filenames
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.reward_modeling.linear import regressors
 from rlhf_recipes.reward_modeling.linear.card import card
@@ -42,7 +43,6 @@ from rlhf_recipes.reward_modeling.linear.standardize import Standardization
 from rlhf_recipes.statistics import percentile_interval
 from rlhf_recipes.texts import Text
 
-MODEL_FILE = "linear_reward.json"
 ARRAYS_FILE = "linear_reward.npz"
 FORMAT = 1
 
@@ -321,7 +321,7 @@ class LinearRewardModel:
             import joblib
 
             joblib.dump(self.estimator, target / regressors.REGRESSOR_FILE)
-        (target / "README.md").write_text(card(self), encoding="utf-8", errors="replace")
+        (target / filenames.README).write_text(card(self), encoding="utf-8", errors="replace")
         data = {
             "format": FORMAT,
             "trained_on": self.trained_on,
@@ -332,7 +332,7 @@ class LinearRewardModel:
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "features": self.features.to_json(),
         }
-        write_json(target / MODEL_FILE, data)
+        write_json(target / filenames.LINEAR_REWARD, data)
         return target
 
     @classmethod
@@ -348,9 +348,11 @@ class LinearRewardModel:
             `FileNotFoundError`: if there is no such model in the folder.
             `ValueError`: if its files cannot be read, or would run code and `trust` is not given.
         """
-        path = Path(folder) / MODEL_FILE
+        path = Path(folder) / filenames.LINEAR_REWARD
         if not path.is_file():
-            raise FileNotFoundError(f"There is no {MODEL_FILE} in {str(folder)!r}; a linear reward model has one.")
+            raise FileNotFoundError(
+                f"There is no {filenames.LINEAR_REWARD} in {str(folder)!r}; a linear reward model has one."
+            )
         data = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
         if data.get("format") != FORMAT:
             raise ValueError(f"{path} has format {data.get('format')!r}; this version reads format {FORMAT}.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.rewards.base import Series
+from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text, as_text
 from rlhf_recipes.words import is_blank
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
 
 
-class LinearReward:
+class LinearReward(ModelReward):
     """The score that a `rlhf_recipes.reward_modeling.linear.model.LinearRewardModel` gives to prompt and completion.
 
     `r = base + sum_k w_k (f_k - c_k)`, over named features `f_k` of the text, and then a rating, where the model holds
@@ -47,6 +48,9 @@ class LinearReward:
     ```
     """
 
+    model: "LinearRewardModel"
+    shown = ("model", "calibration")
+
     def __init__(
         self,
         model: "str | Path | LinearRewardModel",
@@ -56,17 +60,9 @@ class LinearReward:
     ) -> None:
         from rlhf_recipes.reward_modeling.linear.model import LinearRewardModel
 
-        self._arguments = (model, name, calibrate, trust)
-        given = isinstance(model, LinearRewardModel)
-        self.model: LinearRewardModel = model if given else LinearRewardModel.load(str(model), trust)  # type: ignore[assignment]
-        if self.model.trained_on is None:
-            raise ValueError("The model has not been fitted: call its fit_ratings or fit_pairs first.")
+        self.hold(model, LinearRewardModel, name, trust)
         self.calibration = self.model.calibration if calibrate else None
         self.may_not_apply = self.model.features.completion_only
-        self.__name__ = name or (type(self).__name__ if given else Path(str(model)).name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
         """Score each prompt with its completion. `(B,)`"""
@@ -81,10 +77,8 @@ class LinearReward:
 
     def explain(self, prompt: Text, completion: Text, top: int | None = None) -> "list[Contribution]":
         """What moved the score of one row, before calibration: `(feature, value, contribution)`, strongest first."""
-        return self.model.explain(prompt, completion, top)
-
-    def __repr__(self) -> str:
-        return f"LinearReward(name={self.__name__!r}, model={self.model}, calibration={self.calibration})"
+        found: list[Contribution] = self.model.explain(prompt, completion, top)
+        return found
 
     def _says(self, prompt: Text, completion: Text) -> bool:
         texts = [completion] if self.model.features.completion_only else [prompt, completion]

@@ -18,9 +18,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rlhf_recipes.data.columns import prompts_of
 from rlhf_recipes.data.feedback.formats import Kind
 from rlhf_recipes.modeling.calibration import Calibration
-from rlhf_recipes.texts import Text, is_conversational
+from rlhf_recipes.texts import Text
 
 WEIGHT = "weight"  # a column of the rows, wherever it is there: how much each counts
 Item: TypeAlias = tuple[Text, Text]  # a prompt and a completion
@@ -80,8 +81,13 @@ class Objective:
         return with_prompts(rows, [list(texts) for texts in zip(*columns, strict=True)])
 
     def targets(self, rows: Dataset) -> Columns:
-        """What is known of each row; a number, or a list of them. [`weight_column`] is part of it."""
+        """What is known of each row; a number, or a list of them. How much a row counts is no part of it."""
         raise NotImplementedError
+
+    def weighed_targets(self, rows: Dataset) -> Columns:
+        """The same, and how much each row counts, where the rows say it."""
+        weights = {WEIGHT: [float(value) for value in rows[WEIGHT]]} if WEIGHT in rows.column_names else {}
+        return {**self.targets(rows), **weights}
 
     def parameters(self) -> torch.nn.Module | None:
         """What the loss itself learns, if it learns anything."""
@@ -130,17 +136,9 @@ class Objective:
 
 def with_prompts(rows: Dataset, completions: Sequence[Sequence[Any]]) -> list[list[Item]]:
     """Put the prompt of each row before each of its completions; where there is none, an empty one that fits them."""
-    prompts = rows["prompt"] if "prompt" in rows.column_names else [None] * len(rows)
-    result = []
-    for prompt, of_row in zip(prompts, completions, strict=True):
-        nothing: Text = [] if is_conversational(of_row[0]) else ""
-        result.append([(nothing if prompt is None else prompt, completion) for completion in of_row])
-    return result
-
-
-def weight_column(rows: Dataset) -> Columns:
-    """How much each row counts, where the rows say it."""
-    return {WEIGHT: [float(value) for value in rows[WEIGHT]]} if WEIGHT in rows.column_names else {}
+    prompts = prompts_of(rows, [of_row[0] for of_row in completions])
+    pairs = zip(prompts, completions, strict=True)
+    return [[(prompt, completion) for completion in of_row] for prompt, of_row in pairs]
 
 
 def check_range(name: str, value: float, low: float, high: float | None = None) -> None:

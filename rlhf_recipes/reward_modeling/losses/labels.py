@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets, weight_column
+from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets
 
 
 def log_seen(scores: Tensor, noise: Sequence[float] = (0.0, 0.0)) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class BinaryCrossEntropy(Objective):
         self.pos_weight = float(zeros / ones)
 
     def targets(self, rows: Dataset) -> Columns:
-        return {"label": [float(label) for label in rows["label"]], **weight_column(rows)}
+        return {"label": [float(label) for label in rows["label"]]}
 
     def known(self, targets: Targets) -> Tensor:
         return ~targets["label"].isnan()

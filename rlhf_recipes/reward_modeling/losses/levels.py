@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from rlhf_recipes.modeling.calibration import Calibration, OrdinalCalibration
-from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets, weight_column
+from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets
 from rlhf_recipes.reward_modeling.losses.maths import as_float, ordered
 from rlhf_recipes.statistics import is_missing
 
@@ -60,7 +60,7 @@ class Levels(Objective):
                     )
                 shares[row, place[vote]] += 1.0
         with np.errstate(invalid="ignore"):
-            return {"shares": (shares / shares.sum(axis=1, keepdims=True)).tolist(), **weight_column(rows)}
+            return {"shares": (shares / shares.sum(axis=1, keepdims=True)).tolist()}
 
     def known(self, targets: Targets) -> Tensor:
         return ~targets["shares"][:, 0].isnan()

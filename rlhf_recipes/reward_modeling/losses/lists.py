@@ -14,7 +14,6 @@ from rlhf_recipes.reward_modeling.losses.base import (
     Objective,
     Targets,
     check_positive,
-    weight_column,
     with_prompts,
 )
 from rlhf_recipes.reward_modeling.losses.maths import log_sum_exp, real_lists, same_shape
@@ -32,7 +31,7 @@ class Lists(Objective):
     def targets(self, rows: Dataset) -> Columns:
         names = ("ranks",) if "ranks" in rows.column_names else ("best", "worst")
         sizes = {"size": [float(len(completions)) for completions in rows["completions"]]}
-        return {**{name: list(rows[name]) for name in names}, **sizes, **weight_column(rows)}
+        return {**{name: list(rows[name]) for name in names}, **sizes}
 
     def known(self, targets: Targets) -> Tensor:
         return targets["size"] > 1

@@ -11,7 +11,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from rlhf_recipes.modeling.heads import GATE_OF
-from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets, weight_column
+from rlhf_recipes.options import check_choice
+from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets
 from rlhf_recipes.reward_modeling.losses.maths import ordered
 from rlhf_recipes.reward_modeling.losses.ratings import DISTANCES
 
@@ -41,8 +42,7 @@ class MultiObjective(Objective):
     gate: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in DISTANCES:
-            raise ValueError(f"kind is {self.kind!r}; give one of {', '.join(DISTANCES)}.")
+        check_choice("kind", self.kind, DISTANCES)
         for name, weight in (self.weights or {}).items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
                 raise ValueError(f"The weight of {name!r} is {weight!r}; give a number.")
@@ -92,7 +92,7 @@ class MultiObjective(Objective):
             return float("nan") if value is None else (float(value) - self.shifts[name]) / self.units[name]
 
         table = [[target(scores, name) for name in self.names] for scores in rows["scores"]]
-        return {"scores": table, **weight_column(rows)}
+        return {"scores": table}
 
     def known(self, targets: Targets) -> Tensor:
         """Times the size of each objective in the loss. `(R, O)`"""

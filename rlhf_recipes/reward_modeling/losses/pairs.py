@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets, check_range, weight_column
+from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets, check_range
 from rlhf_recipes.reward_modeling.losses.maths import as_float, same_shape
 
 
@@ -21,7 +21,7 @@ class Pairs(Objective):
     fixes_level = False
 
     def targets(self, rows: Dataset) -> Columns:
-        columns: Columns = {"margin": [0.0] * len(rows), **weight_column(rows)}
+        columns: Columns = {"margin": [0.0] * len(rows)}
         if "margin" in rows.column_names:
             columns["margin"] = [0.0 if value is None else float(value) for value in rows["margin"]]
         if "chosen_votes" in rows.column_names:

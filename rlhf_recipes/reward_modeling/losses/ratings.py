@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from rlhf_recipes.modeling.calibration import Calibration, LinearCalibration
-from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets, check_positive, weight_column
+from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets, check_positive
 from rlhf_recipes.reward_modeling.losses.maths import ordered
 
 # Of a score and what it should be; "bce" for targets from 0 to 1, the score being their logit.
@@ -42,7 +42,7 @@ class MSE(Objective):
 
     def targets(self, rows: Dataset) -> Columns:
         ratings = (np.asarray(rows["score"], dtype=np.float64) - self.shift) / self.unit
-        return {"score": ratings.tolist(), **weight_column(rows)}
+        return {"score": ratings.tolist()}
 
     def known(self, targets: Targets) -> Tensor:
         return ~targets["score"].isnan()

@@ -6,13 +6,13 @@ from typing import Literal
 from datasets import Dataset
 from torch import Tensor
 
+from rlhf_recipes.options import check_choice
 from rlhf_recipes.reward_modeling.losses.base import (
     Batch,
     Columns,
     Item,
     Objective,
     Targets,
-    weight_column,
     with_prompts,
 )
 from rlhf_recipes.reward_modeling.losses.ratings import DISTANCES
@@ -36,8 +36,7 @@ class Process(Objective):
     step_token: str | None = "\n"
 
     def __post_init__(self) -> None:
-        if self.kind not in DISTANCES:
-            raise ValueError(f"kind is {self.kind!r}; give one of {', '.join(DISTANCES)}.")
+        check_choice("kind", self.kind, DISTANCES)
         if not self.step_token:
             raise ValueError("step_token is empty; give the mark behind each step, such as a line break.")
 
@@ -52,7 +51,7 @@ class Process(Objective):
     def targets(self, rows: Dataset) -> Columns:
         missing = float("nan")
         labels = [[missing if label is None else float(label) for label in row] for row in rows["labels"]]
-        return {"labels": labels, **weight_column(rows)}
+        return {"labels": labels}
 
     def known(self, targets: Targets) -> Tensor:
         """Not a step that was cut off, or without a label. `(R, S)`"""

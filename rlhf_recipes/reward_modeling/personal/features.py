@@ -56,8 +56,8 @@ def hidden_vectors(
         `ValueError`: if the model has no linear layer that is known to be a head.
     """
     layer = _head(reward.model)
-    rendered = [reward.render(reading.prompt, reading.completion, template_kwargs) for reading in readings]
-    ids = [reward.encode_text(*text) for text in rendered]
+    prompts, completions = [reading.prompt for reading in readings], [reading.completion for reading in readings]
+    ids = reward.encode(prompts, completions, [template_kwargs] * len(readings))
     vectors = torch.zeros(len(ids), layer.in_features)
     given: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))

@@ -18,8 +18,7 @@ from rlhf_recipes.data.pairs import compare_all
 from rlhf_recipes.data.raters.agreement import all_pairs_accuracy
 from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 from rlhf_recipes.reward_modeling.personal.simulated import Ratings
-from rlhf_recipes.reward_modeling.personal.users import same_length
-from rlhf_recipes.statistics import Floats, Units, numbers, ratio_interval, rows_by_key
+from rlhf_recipes.statistics import Floats, Units, correlation, numbers, ratio_interval, rows_by_key, same_length
 
 logger = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -63,8 +62,7 @@ def of_each_user(
         own, wanted = s[rows], y[rows]
         asked = float(np.ptp(wanted)) >= max(min_gap, 1e-9)
         accuracy.append(all_pairs_accuracy(own, wanted, min_gap)[0] if asked else np.nan)
-        varies = np.ptp(own) > 0 and np.ptp(wanted) > 0
-        pearson.append(float(np.corrcoef(own, wanted)[0, 1]) if varies else np.nan)
+        pearson.append(correlation(own, wanted))
     return np.array(accuracy), np.array(pearson)
 
 

@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
+from rlhf_recipes import filenames
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.linear.features import NAMED, FeatureGroup, FeatureSet
 from rlhf_recipes.reward_modeling.linear.standardize import Standardization
@@ -43,14 +44,12 @@ from rlhf_recipes.reward_modeling.personal.users import (
     at_least_two,
     distinct_texts,
     means_by_others,
-    same_length,
     shown,
     user_key,
 )
-from rlhf_recipes.statistics import numbers
+from rlhf_recipes.statistics import numbers, same_length
 from rlhf_recipes.texts import Text
 
-MODEL_FILE = "personal_reward.json"
 TENSORS_FILE = "personal_reward.safetensors"
 FORMAT = 1
 # This project's, though not in GROUPS.
@@ -314,7 +313,7 @@ class PersonalRewardModel:
         (target / TENSORS_FILE).write_bytes(contents)
         data: dict[str, Any] = {"format": FORMAT, "trained_on": self.trained_on, "rows": self.rows, "rank": self.rank}
         data |= {"noise": heads.noise, "penalties": list(self.penalties), "users": self.users}
-        write_json(target / MODEL_FILE, data | {"features": self.features.to_json()})
+        write_json(target / filenames.PERSONAL_REWARD, data | {"features": self.features.to_json()})
         return target
 
     @classmethod
@@ -331,9 +330,11 @@ class PersonalRewardModel:
             `ValueError`: if its files cannot be read or do not fit each other, or would run code and `trust` is not
                 given.
         """
-        path = Path(folder) / MODEL_FILE
+        path = Path(folder) / filenames.PERSONAL_REWARD
         if not path.is_file():
-            raise FileNotFoundError(f"There is no {MODEL_FILE} in {str(folder)!r}; a personal reward model has one.")
+            raise FileNotFoundError(
+                f"There is no {filenames.PERSONAL_REWARD} in {str(folder)!r}; a personal reward model has one."
+            )
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != FORMAT:
             raise ValueError(f"{path} has format {data.get('format')!r}; this version reads format {FORMAT}.")
@@ -350,7 +351,7 @@ class PersonalRewardModel:
         if (len(tensors["shared"]), len(tensors["precision"])) != shapes:
             raise ValueError(
                 f"The files in {str(folder)!r} do not belong together: {shapes[0] - 1} features and {shapes[1]} users "
-                f"in {MODEL_FILE}, {len(tensors['shared']) - 1} and {len(tensors['precision'])} in {TENSORS_FILE}."
+                f"in {path.name}, {len(tensors['shared']) - 1} and {len(tensors['precision'])} in {TENSORS_FILE}."
             )
         return model
 

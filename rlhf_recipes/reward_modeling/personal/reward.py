@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.modeling.reading import check_finite
-from rlhf_recipes.reward_modeling.personal.users import same_length, user_key
+from rlhf_recipes.reward_modeling.personal.users import user_key
+from rlhf_recipes.rewards.model_reward import ModelReward
+from rlhf_recipes.statistics import same_length
 from rlhf_recipes.texts import Text
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class PersonalReward:
+class PersonalReward(ModelReward):
     """What the user of each row thinks of prompt and completion, by a
     [`~rlhf_recipes.reward_modeling.personal.model.PersonalRewardModel`].
 
@@ -53,6 +55,9 @@ class PersonalReward:
     ```
     """
 
+    model: "PersonalRewardModel"
+    shown = ("user_column", "model")
+
     def __init__(
         self,
         model: "str | Path | PersonalRewardModel",
@@ -62,17 +67,9 @@ class PersonalReward:
     ) -> None:
         from rlhf_recipes.reward_modeling.personal.model import PersonalRewardModel
 
-        self._arguments = (model, user_column, name, trust)
-        given = isinstance(model, PersonalRewardModel)
-        self.model: PersonalRewardModel = model if given else PersonalRewardModel.load(str(model), trust)  # type: ignore[assignment]
-        if self.model.trained_on is None:
-            raise ValueError("The model has not been fitted: call its fit_ratings or fit_pairs first.")
+        self.hold(model, PersonalRewardModel, name, trust)
         self.user_column = user_column
         self.shared = 0
-        self.__name__ = name or (type(self).__name__ if given else Path(str(model)).name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> list[float]:
         """Score each prompt with its completion for the row's user. `(B,)`"""
@@ -96,6 +93,3 @@ class PersonalReward:
                 *(self.__name__, shared, len(users), why),
             )
         self.shared += shared
-
-    def __repr__(self) -> str:
-        return f"PersonalReward(name={self.__name__!r}, user_column={self.user_column!r}, model={self.model})"

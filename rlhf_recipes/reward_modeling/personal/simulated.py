@@ -26,9 +26,9 @@ from rlhf_recipes.data.feedback.recognize import row_keys
 from rlhf_recipes.data.raters.votes import RatingModel
 from rlhf_recipes.reward_modeling.examples import in_share, parse_share
 from rlhf_recipes.reward_modeling.linear.features import FeatureSet, Keywords, Length, Marks, Sentiment
-from rlhf_recipes.reward_modeling.personal.users import same_length, user_key
+from rlhf_recipes.reward_modeling.personal.users import user_key
 from rlhf_recipes.reward_modeling.scored import Texts
-from rlhf_recipes.statistics import Floats, numbers
+from rlhf_recipes.statistics import Floats, numbers, same_length
 from rlhf_recipes.texts import Text
 
 COMEDY = ("comedy", "comedies", "comic", "funny", "humor", "humour", "laugh", "laughs", "joke", "jokes", "hilarious")

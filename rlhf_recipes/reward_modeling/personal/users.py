@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,3 @@ def distinct_texts(
 def shown(names: Sequence[Any], most: int = 5) -> str:
     """Some names for a message."""
     return (", ".join(map(str, names[:most])) or "none") + (", ..." if len(names) > most else "")
-
-
-def same_length(**columns: Sized) -> None:
-    """Raise `ValueError` where there is not one of each for every row."""
-    counts = {name.replace("_", " "): len(column) for name, column in columns.items()}
-    if len(set(counts.values())) > 1:
-        said = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise ValueError(f"There are {said}; give one of each for every row.")

@@ -5,11 +5,12 @@ Other labelled rows show what accuracy a threshold on the confidence brings, and
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from rlhf_recipes.options import option
 from rlhf_recipes.reward_modeling.uses.thresholds import Choice, Point, Sigmoid, coverage_curve, pick_threshold
 from rlhf_recipes.statistics import Floats
 
@@ -23,26 +24,17 @@ class DoubtArguments:
 
     help_title = "Confidence"
 
-    decision_threshold: float = field(default=0.0, metadata={"help": "Rating from which on a text is good."})
-    confidence: Literal["fitted", "sigmoid", "agreement"] | None = field(
-        default=None,
-        metadata={"help": "From score to probability. Default: fitted to labels; of pairs without labels, sigmoid."},
+    decision_threshold: float = option(0.0, "Rating from which on a text is good.")
+    confidence: Literal["fitted", "sigmoid", "agreement"] | None = option(
+        None, "From score to probability. Default: fitted to labels; of pairs without labels, sigmoid."
     )
-    threshold: float = field(default=0.0, metadata={"help": "Abstain below this confidence, from 0.5 to 1."})
-    min_agreement: float = field(default=0.0, metadata={"help": "Abstain where a smaller share of the models agree."})
-    validation_name: str | None = field(
-        default=None, metadata={"help": "Labelled rows to learn the confidence from. Default: dataset_name."}
-    )
-    validation_split: str | None = field(default=None, metadata={"help": "Their split. Default: there are none."})
-    fit_share: float = field(
-        default=0.2, metadata={"help": "Share of them that probabilities are fitted to; the rest shows the accuracy."}
-    )
-    wanted_accuracy: float | None = field(
-        default=None, metadata={"help": "Choose the threshold so that this share of the labels is right."}
-    )
-    guarantee: float = field(
-        default=0.95, metadata={"help": "With which probability that must hold; 0: on the labelled rows is enough."}
-    )
+    threshold: float = option(0.0, "Abstain below this confidence, from 0.5 to 1.")
+    min_agreement: float = option(0.0, "Abstain where a smaller share of the models agree.")
+    validation_name: str | None = option(None, "Labelled rows to learn the confidence from. Default: dataset_name.")
+    validation_split: str | None = option(None, "Their split. Default: there are none.")
+    fit_share: float = option(0.2, "Share of them that probabilities are fitted to; the rest shows the accuracy.")
+    wanted_accuracy: float | None = option(None, "Choose the threshold so that this share of the labels is right.")
+    guarantee: float = option(0.95, "With which probability that must hold; 0: on the labelled rows is enough.")
 
     def __post_init__(self) -> None:
         for name in ("threshold", "min_agreement", "fit_share"):

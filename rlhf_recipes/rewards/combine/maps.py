@@ -141,7 +141,9 @@ class Map(OneReward):
         if self.by == "relu":
             return max(x, 0.0)
         if self.by == "sigmoid":
-            return 0.5 * (1.0 + math.tanh(0.5 * x))  # the same function, and no exponential that overflows
+            from scipy.special import expit
+
+            return float(expit(x))
         if self.by == "softplus":
             return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
         if x > 50:

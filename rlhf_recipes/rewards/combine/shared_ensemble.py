@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlhf_recipes import filenames
 from rlhf_recipes.data.chat import KWARGS
 from rlhf_recipes.modeling.frozen import labels_of_adapter
 from rlhf_recipes.modeling.heads import RewardModelSettings
@@ -24,7 +25,6 @@ from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.model_reward import ModelReward
 from rlhf_recipes.texts import Text
 
-ENSEMBLE_FILE = "ensemble.json"
 GO_ON = "The command that trained it, given again, trains what is missing and keeps what is there."
 Scale = Literal["standard", "rating", "none"]
 
@@ -76,7 +76,7 @@ class EnsembleSettings:
 
     def save(self, folder: str | Path) -> Path:
         """Write them into the folder, at once, and return the file's path."""
-        return write_json(Path(folder) / ENSEMBLE_FILE, asdict(self))
+        return write_json(Path(folder) / filenames.ENSEMBLE, asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "EnsembleSettings":
@@ -86,16 +86,15 @@ class EnsembleSettings:
             `FileNotFoundError`: if the folder holds no ensemble, or one whose training was not finished.
             `ValueError`: if the file cannot be understood.
         """
-        path = Path(folder) / ENSEMBLE_FILE
+        path = Path(folder) / filenames.ENSEMBLE
         if not path.is_file():
             there = sorted(entry.name for entry in Path(folder).glob("adapter_*/"))
             if there:
                 raise FileNotFoundError(
-                    f"The ensemble in {folder} is not finished: it has {', '.join(there)}, but no {ENSEMBLE_FILE}. "
-                    f"{GO_ON}"
+                    f"The ensemble in {folder} is not finished: it has {', '.join(there)}, but no {path.name}. {GO_ON}"
                 )
             raise FileNotFoundError(
-                f"There is no {ENSEMBLE_FILE} in {folder}, so it holds no ensemble. `recipes/reward_ensemble.py` "
+                f"There is no {filenames.ENSEMBLE} in {folder}, so it holds no ensemble. `recipes/reward_ensemble.py` "
                 "makes one; for separate models there is EnsembleReward."
             )
         try:
@@ -243,7 +242,7 @@ def load_members(folder: str | Path, count: int, **kwargs: Any) -> LearnedReward
     places = [member_folder(folder, index) for index in range(count)]
     check_members(places)
     # Without a tokenizer of its own the folder has that of the base.
-    there = (Path(folder) / "tokenizer_config.json").is_file()
+    there = (Path(folder) / filenames.TOKENIZER_CONFIG).is_file()
     tokenizer = AutoTokenizer.from_pretrained(str(folder)) if there else None
     reader = LearnedReward(places[0], tokenizer, calibrate=False, name=Path(folder).resolve().name, **kwargs)
     device = str(next(reader.model.parameters()).device)
@@ -280,7 +279,7 @@ def score_members(
 
 def check_members(places: Sequence[Path]) -> None:
     """Raise where adapters are missing, or do not belong to one ensemble."""
-    missing = [place.name for place in places if not (place / "adapter_config.json").is_file()]
+    missing = [place.name for place in places if not (place / filenames.ADAPTER_CONFIG).is_file()]
     if missing:
         raise FileNotFoundError(
             f"The ensemble in {places[0].parent} has {len(places)} members, but {', '.join(missing)} is not there, or "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rlhf_recipes.errors import RewardError, RewardValueError
-from rlhf_recipes.rewards.contract.concurrent import begun, called, is_async
+from rlhf_recipes.rewards.contract.concurrent import begun, is_async, started
 from rlhf_recipes.rewards.contract.watchdog import is_library, watched
 from rlhf_recipes.statistics import is_finite
 from rlhf_recipes.texts import sentence, short
@@ -193,7 +193,7 @@ def checked_call(
     """
     try:
         with watched(name):
-            values = called(func, own_batch(batch)) if finish is None else finish()
+            values = started(func, own_batch(batch))() if finish is None else finish()
     except RewardError:  # a composition: the reward inside it has been named
         raise
     except Exception as error:
@@ -275,7 +275,7 @@ def _first_failing_row(func: Callable[..., Any], batch: Mapping[str, Any]) -> st
     alone = [row_of(batch, row) for row in range(size)]
     # Coroutines all at once: one after the other, slow ones would keep their user waiting for the message.
     attempts = [
-        begun(func, row) if is_async(func) else functools.partial(called, func, row) for row in map(own_batch, alone)
+        begun(func, row) if is_async(func) else functools.partial(func, **row) for row in map(own_batch, alone)
     ]
     for row, attempt in enumerate(attempts):
         try:

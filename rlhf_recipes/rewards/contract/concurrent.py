@@ -63,11 +63,6 @@ def begun(func: Any, batch: dict[str, Any]) -> Finish:
         return finish
 
 
-def called(func: Callable[..., Any], batch: dict[str, Any]) -> Any:
-    """Call a reward of any kind and wait for its values."""
-    return started(func, batch)()
-
-
 def run_in_background(coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
     """Run a coroutine on the event loop that all rewards of this process share, in a thread of its own."""
     return asyncio.run_coroutine_threadsafe(_kept_in(coroutine), _loop(os.getpid()))

@@ -25,10 +25,29 @@ from rlhf_recipes.words import is_blank
 
 
 class EmbeddingReward(ModelReward):
-    """A reward out of the cosines between embeddings of texts."""
+    """A reward out of the cosines between embeddings of texts.
 
-    def __init__(self, embedder: Embedder, name: str | None) -> None:
-        self.embedder = embedder
+    Args:
+        model (`str`, `Path` or `torch.nn.Module`):
+            A sentence encoder: a folder, a model id of the Hub, or a model that is loaded already.
+        processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit: as in [`Embedder`].
+        name (`str`, *optional*): as in [`ModelReward`].
+    """
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module,
+        processing_class: str | Path | PreTrainedTokenizerBase | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        pooling: Literal["mean", "cls"] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        load_in_4bit: bool = False,
+        name: str | None = None,
+    ) -> None:
+        options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)
+        self.embedder = Embedder(model, *options)
         self.__name__ = name or type(self).__name__
 
     def __repr__(self) -> str:
@@ -57,15 +76,13 @@ class EmbeddingSimilarity(EmbeddingReward):
     are read as their texts, one below the other.
 
     Args:
-        model (`str`, `Path` or `torch.nn.Module`):
-            A sentence encoder: a folder, a model id of the Hub, or a model that is loaded already.
         to (`"reference"` or `"prompt"`, *optional*, defaults to `"reference"`):
             What the completion is compared with.
         column (`str`, *optional*, defaults to `"reference"`):
             The dataset's column with the references: a text for each row, or a list of texts, of which the nearest
             counts. Not for `to="prompt"`.
-        processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit: as in [`Embedder`].
-        name (`str`, *optional*): as in [`ModelReward`].
+        model, processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit, name:
+            As in [`EmbeddingReward`].
 
     Raises:
         `ValueError`: when called, if the dataset has no such column.
@@ -89,7 +106,7 @@ class EmbeddingSimilarity(EmbeddingReward):
         if to == "prompt" and column != "reference":
             raise ValueError(f"EmbeddingSimilarity(to='prompt') reads no column, but column is {column!r}.")
         options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)
-        super().__init__(Embedder(model, *options), name)
+        super().__init__(model, *options, name)
         self.to, self.column = to, column
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
@@ -121,28 +138,11 @@ class EmbeddingDistance(EmbeddingReward):
     siblings all have none gets 1, as one that has nothing to do with them. A row without siblings gets `None`.
 
     Args:
-        model (`str`, `Path` or `torch.nn.Module`):
-            A sentence encoder: a folder, a model id of the Hub, or a model that is loaded already.
-        processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit: as in [`Embedder`].
-        name (`str`, *optional*): as in [`ModelReward`].
+        model, processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit, name:
+            As in [`EmbeddingReward`].
     """
 
     wants_siblings = True
-
-    def __init__(
-        self,
-        model: str | Path | torch.nn.Module,
-        processing_class: str | Path | PreTrainedTokenizerBase | None = None,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        pooling: Literal["mean", "cls"] | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        load_in_4bit: bool = False,
-        name: str | None = None,
-    ) -> None:
-        options = (processing_class, batch_size, max_length, pooling, device, dtype, load_in_4bit)
-        super().__init__(Embedder(model, *options), name)
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **kwargs: Any) -> Series:
         """The mean distance of each completion to its siblings. `(B,)`"""

@@ -5,11 +5,12 @@ that a list of rewards likes best and least (`show.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.arguments import RecipeParser
+from rlhf_recipes.options import option
 from rlhf_recipes.outputs import prepare_output_dir, write_json, write_jsonl
 from rlhf_recipes.rewards.loading import RewardArguments, load_rewards
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
@@ -64,16 +65,12 @@ OF_RECIPES = {
 class RewardOptions(RewardArguments):
     """What is rewarded."""
 
-    reward_funcs: list[str | dict] | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function. "
-            "Default: reward_funcs of --config."
-        },
+    reward_funcs: list[str | dict] | None = option(  # type: ignore[assignment]
+        None,
+        "Reward models (folder or Hub id), rewards by name (EndsWithSentence) or file.py:function. "
+        "Default: reward_funcs of --config.",
     )
-    progress: float = field(
-        default=0.0, metadata={"help": "How far the run has come, from 0 to 1, for weights that change."}
-    )
+    progress: float = option(0.0, "How far the run has come, from 0 to 1, for weights that change.")
 
     def __post_init__(self) -> None:
         if not 0 <= self.progress <= 1:
@@ -86,17 +83,15 @@ class OutputOptions:
 
     help_title = "Output"
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for the files. Default: none is written."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that holds other things. Nothing is deleted."}
-    )
+    output_dir: str | None = option(None, "Folder for the files. Default: none is written.")
+    overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
 
 
 @dataclass
 class ScoreOutput(OutputOptions):
     """What is shown and written."""
 
-    top: int = field(default=10, metadata={"help": "How many of the best and of the worst rows to show."})
+    top: int = option(10, "How many of the best and of the worst rows to show.")
 
     def __post_init__(self) -> None:
         if self.top < 0:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.prompts import TAKEN, PromptArguments, prepare_prompts, tokenize_prompts
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.modeling.loading import load_tokenizer
+from rlhf_recipes.options import option
 from rlhf_recipes.rewards.base import Parts
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.balance import Balance
@@ -33,55 +34,40 @@ class RowOptions:
 
     help_title = "Rows"
 
-    data: str | None = field(
-        default=None,
-        metadata={
-            "help": "A local file (.jsonl .json .csv .parquet .txt), a folder, or a dataset id of the Hugging Face "
-            "Hub. Default: dataset_name of --config."
-        },
+    data: str | None = option(
+        None,
+        "A local file (.jsonl .json .csv .parquet .txt), a folder, or a dataset id of the Hugging Face "
+        "Hub. Default: dataset_name of --config.",
     )
-    split: str | None = field(
-        default=None, metadata={"help": "Default: train, or of --config's own dataset its dataset_train_split."}
+    split: str | None = option(None, "Default: train, or of --config's own dataset its dataset_train_split.")
+    data_config: str | None = option(
+        None, "Which configuration, of a dataset that has several. Default: the only one."
     )
-    data_config: str | None = field(
-        default=None, metadata={"help": "Which configuration, of a dataset that has several. Default: the only one."}
+    completion_column: str | None = option(
+        None,
+        "Column with the completions, text or messages. Default: completion, else text, else the last "
+        "turn of messages.",
     )
-    completion_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column with the completions, text or messages. Default: completion, else text, else the last "
-            "turn of messages."
-        },
+    prompt_column: str | None = option(
+        None,
+        "Column with the prompts. Default: that of --config, if the data has it, else prompt, question, "
+        "query, instruction or input; without any, prompts are empty.",
     )
-    prompt_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column with the prompts. Default: that of --config, if the data has it, else prompt, question, "
-            "query, instruction or input; without any, prompts are empty."
-        },
+    prompt_words: int | None = option(
+        None,
+        "Where one column holds whole texts: the first N words of each are its prompt, the rest is the "
+        "completion. Default: that of --config.",
     )
-    prompt_words: int | None = field(
-        default=None,
-        metadata={
-            "help": "Where one column holds whole texts: the first N words of each are its prompt, the rest is the "
-            "completion. Default: that of --config."
-        },
+    limit: int | None = option(
+        None, "Score N rows at most, drawn at random, those of one prompt together. Default: all."
     )
-    limit: int | None = field(
-        default=None,
-        metadata={"help": "Score N rows at most, drawn at random, those of one prompt together. Default: all."},
+    seed: int = option(0, "Seed of that draw.")
+    tokenizer: str | None = option(
+        None,
+        "Model folder or id whose tokenizer makes completion_ids, for rewards that count tokens. Default: "
+        "model_name_or_path of --config.",
     )
-    seed: int = field(default=0, metadata={"help": "Seed of that draw."})
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model folder or id whose tokenizer makes completion_ids, for rewards that count tokens. Default: "
-            "model_name_or_path of --config."
-        },
-    )
-    chunk_size: int = field(
-        default=256, metadata={"help": "Rows that the rewards are given at a time; changes no result."}
-    )
+    chunk_size: int = option(256, "Rows that the rewards are given at a time; changes no result.")
 
     def __post_init__(self) -> None:
         for name in ("limit", "prompt_words", "chunk_size"):
@@ -175,10 +161,10 @@ def _columns_of(
 ) -> tuple[Dataset, str | None, str]:
     """Which columns hold prompts and completions; whole texts are cut where `prompt_words` says so."""
     there = [name for name in dataset.column_names if name != NUMBER]
-    for option in ("prompt_column", "completion_column"):
-        name = getattr(args, option)
+    for given in ("prompt_column", "completion_column"):
+        name = getattr(args, given)
         if name is not None and name not in there:
-            raise ValueError(f"There is no column {name!r}, which --{option} names. The data has {', '.join(there)}.")
+            raise ValueError(f"There is no column {name!r}, which --{given} names. The data has {', '.join(there)}.")
     completion = args.completion_column or next((name for name in COMPLETIONS if name in there), None)
     if completion is None:
         others = [name for name in SYNONYMS["completion"] if name in there]

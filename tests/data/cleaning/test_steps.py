@@ -105,7 +105,7 @@ def test_other_columns_are_kept_and_missing_text_columns_are_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tidy": "most"}, "'off', 'light' or 'full'"),
+        ({"tidy": "most"}, "give one of off, light, full"),
         ({"min_characters": -1}, "min_characters is -1"),
         ({"min_characters": 5, "max_characters": 4}, "max_characters 4"),
         ({"max_characters": 0}, "max_characters 0"),

@@ -24,7 +24,7 @@ def test_rankings_become_all_pairs_or_those_of_neighbours():
     assert (every["prompt"][3], every["id"][:]) == ("q", [7, 7, 7, 8, 8])
     near = rankings_to_pairs(dataset, which="adjacent")
     assert list(zip(near["chosen"], near["rejected"], strict=True)) == [("a", "b"), ("b", "c"), ("x", "y"), ("z", "y")]
-    with pytest.raises(ValueError, match="'all' or 'adjacent'"):
+    with pytest.raises(ValueError, match="give one of all, adjacent"):
         rankings_to_pairs(dataset, which="some")
 
 
@@ -43,7 +43,7 @@ def test_best_and_worst_imply_two_k_minus_three_pairs():
     ]  # fmt: skip
     extremes = best_worst_to_pairs(dataset, which="extremes")
     assert (extremes["chosen"][:], extremes["rejected"][:]) == (["c", "x"], ["a", "y"])
-    with pytest.raises(ValueError, match="'implied' or 'extremes'"):
+    with pytest.raises(ValueError, match="give one of implied, extremes"):
         best_worst_to_pairs(dataset, which="all")
 
 
@@ -138,7 +138,7 @@ def test_steps_become_one_text_and_one_score(how, scores):
     assert rated["score"][:] == scores
     assert rated["completion"][:] == ["a\n\nb", "c\n\nd"]
     assert steps_to_ratings(dataset, how, separator=" ")["completion"][0] == "a b"
-    with pytest.raises(ValueError, match="'mean', 'min', 'product' or 'last'"):
+    with pytest.raises(ValueError, match="give one of mean, min, product, last"):
         steps_to_ratings(dataset, "max")
 
 

@@ -173,7 +173,7 @@ def test_calls_of_tools_and_what_they_bring_are_turns(tmp_path):
         {"role": "tool", "content": '{"rain": true}'},
     ]
     assert clean[0]["completion"] == [assistant("Yes.")]
-    assert "not read: tools (the chat template is not given them)" in str(found)
+    assert "not read" not in str(found)
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,8 @@ def test_json_has_no_nan_and_no_bytes(tmp_path):
 
 
 def test_an_error_names_its_split():
-    def wrong():
+    with pytest.raises(ValueError, match=r"Split 'test': Row 3 is wrong\."), in_split("test"):
         raise ValueError("Row 3 is wrong.")
-
-    with pytest.raises(ValueError, match=r"Split 'test': Row 3 is wrong\."):
-        in_split("test", wrong)
 
 
 @pytest.mark.parametrize("options", [{"output_format": "csv"}, {"splits": []}])

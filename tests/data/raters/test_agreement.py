@@ -96,7 +96,7 @@ def test_alpha_at_its_ends():
         ([[1, None], [2, NAN]], "interval", "the most are 1"),
         ([[2, 2], [2, 2]], "ordinal", "All 4 votes are 2"),
         ([[1, math.inf], [1, 2]], "interval", "not finite"),
-        ([[1, 2]], "cardinal", "no level 'cardinal'"),
+        ([[1, 2]], "cardinal", "level is 'cardinal'; give one of nominal"),
         ([["a", 1]], "nominal", "int and str"),
     ],
 )

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused(call, message):
 def test_rankings_weigh_rows_and_leave_out_lists_of_one():
     rows = Dataset.from_dict({"completions": [["a", "b"], ["c"]], "ranks": [[2.0, 1.0], [1.0]], "weight": [2.0, 5.0]})
     objective = make_objective("plackett_luce")
-    assert objective.targets(rows) == {"ranks": [[2.0, 1.0], [1.0]], "size": [2.0, 1.0], "weight": [2.0, 5.0]}
+    assert objective.weighed_targets(rows) == {"ranks": [[2.0, 1.0], [1.0]], "size": [2.0, 1.0], "weight": [2.0, 5.0]}
     targets = {"ranks": [[2.0, 1.0], [1.0, NAN]], "size": [2.0, 1.0], "weight": [2.0, 5.0]}
     batch = batch_of([1.0, 0.0, 7.0], targets, sizes=[2, 1])
     assert objective.total(batch).item() == pytest.approx(2 * softplus(1.0), abs=1e-6)

@@ -82,7 +82,7 @@ def test_pairs_with_margins_votes_and_weights():
          "weight": [2.0, 1.0]}
     )  # fmt: skip
     objective = make_objective("bradley_terry")
-    targets = objective.targets(rows)
+    targets = objective.weighed_targets(rows)
     assert targets == {"margin": [0.0, 0.0], "weight": [2.0, 1.0], "target": [0.75, 0.5]}
     assert objective.texts(rows) == [[("", "a"), ("", "c")], [("", "b"), ("", "d")]]
     # Texts come row by row: chosen, rejected, chosen, rejected.

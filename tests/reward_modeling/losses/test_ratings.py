@@ -17,7 +17,7 @@ def test_ratings_are_learned_in_standard_deviations(loss, of_distance):
     objective = make_objective(loss)
     objective.fit(rows)
     unit = (8 / 3) ** 0.5
-    targets = objective.targets(rows)
+    targets = objective.weighed_targets(rows)
     assert targets["score"] == pytest.approx([-2 / unit, 0.0, 2 / unit])
     batch = batch_of([0.0, 9.0, 3.0], targets)
     expected = of_distance(2 / unit) + 2 * of_distance(3 - 2 / unit)

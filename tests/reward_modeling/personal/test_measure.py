@@ -76,7 +76,7 @@ def test_heads_of_ones_own():
 
 
 def test_columns_of_different_lengths():
-    with pytest.raises(ValueError, match="2 scores, 1 ratings, 2 users"):
+    with pytest.raises(ValueError, match="2 scores, 1 ratings and 2 users"):
         user_metrics([1.0, 2.0], [1.0], ["ann", "bob"])
     with pytest.raises(ValueError, match="row 1"):
         user_metrics([1.0, float("nan")], [1.0, 2.0], ["ann", "bob"])

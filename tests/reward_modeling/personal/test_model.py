@@ -290,7 +290,7 @@ def test_mistakes_in_settings_and_calls(model):
         PersonalRewardModel([BagOfWords(min_texts=1, vocabulary=())]).fit_ratings(*rated())
     with pytest.raises(ValueError, match="not been fitted"):
         PersonalRewardModel(GROUPS).scores([""], ["loud"])
-    with pytest.raises(ValueError, match="2 users, 1 texts"):
+    with pytest.raises(ValueError, match="2 users and 1 texts"):
         model.scores([""], ["loud"], ["ann", "bob"])
     with pytest.raises(ValueError, match="'eve' is not known"):
         model.taste("eve")

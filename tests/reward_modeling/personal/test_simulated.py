@@ -95,7 +95,7 @@ def test_the_first_ratings_of_each_user():
 def test_ratings_of_real_users():
     ratings = named([7.0, "ann", None], [1, 2, 3])
     assert ratings.users == ["7", "ann", None]
-    with pytest.raises(ValueError, match="1 users, 2 ratings"):
+    with pytest.raises(ValueError, match="1 users and 2 ratings"):
         named(["ann"], [1, 2])
 
 

@@ -193,7 +193,7 @@ def test_a_model_that_gives_nan_is_named(tokenizer):
     [
         ({"to": "title"}, "to of EmbeddingSimilarity is 'title'; it must be one of reference, prompt"),
         ({"to": "prompt", "column": "answer"}, "reads no column, but column is 'answer'"),
-        ({"pooling": "max"}, "pooling is 'max', but must be one of mean, cls"),
+        ({"pooling": "max"}, "pooling is 'max'; give one of mean, cls"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"max_length": 300}, "max_length is 300, but must be from 1 to 256"),
     ],
