@@ -59,6 +59,7 @@ from rlhf_recipes.ppo.run.launching import place_models, policy_for_sampling
 from rlhf_recipes.ppo.run.monitor import HackingMonitor
 from rlhf_recipes.ppo.run.prompts import prepare_data
 from rlhf_recipes.ppo.scoring import Scoring
+from rlhf_recipes.ppo.warm_critic.rollouts import keep_rollout
 from rlhf_recipes.rewards import RewardFunction, WeightedSum
 
 
@@ -191,6 +192,8 @@ class PPOTrainer(CheckpointOfRoles):
         for of_reward, count in figures_of_rewards(self, rollout):
             meter.add(of_reward, weight=count)
         rollout, figures = self.credit.assign(replace(rollout, reward_parts=None))
+        if self.settings.save_rollouts and self.is_world_process_zero():
+            keep_rollout(Path(str(self.args.output_dir)), iteration, rollout, self.settings)
         meter.add(figures | {"time/sample": sampled - start, "time/score": time.perf_counter() - sampled})
         self.meter.merge(meter.state())
         return rollout
