@@ -18,7 +18,7 @@ PART ?= tests/ppo/test_trainer.py tests/ppo/test_update_options.py tests/modelin
 	tests/recipes/test_ppo.py tests/recipes/test_reward.py tests/recipes/test_sft.py tests/recipes/test_dpo.py \
 	tests/recipes/test_grpo.py tests/recipes/test_rloo.py tests/reward_modeling/test_saving.py tests/test_saved_before.py
 
-.PHONY: quickstart test test-slow test-versions install help
+.PHONY: quickstart test test-slow test-gpu test-versions install help
 
 help:            ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -36,6 +36,10 @@ test: $(VENV)/.installed-for-tests  ## Lint, format check, floors of the library
 
 test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+
+# Without a GPU it ends with an error that names what was not run; flash_attn and bitsandbytes, with the reason in a line.
+test-gpu: $(VENV)/.installed-for-tests  ## Tests that need a GPU
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs -m gpu tests/gpu
 
 test-versions: $(VENV)/.installed-for-tests  ## A part of the tests with the oldest and the newest trl, transformers, peft, datasets
 	rm -rf $(VENV)/versions

@@ -42,7 +42,8 @@ class CriticConfig(TrainingArguments):
 
     # Options of the Trainer, with other defaults.
     learning_rate: float | None = _option(  # type: ignore[assignment]  # None is another answer: look at the critic
-        None, "Peak learning rate. Default: 1e-2 for a layer on the policy, 1e-4 for adapters, 1e-5 for a whole model."
+        None,
+        "Peak learning rate. Default: 0.64 / width for a layer on the policy, 1e-4 for adapters, 1e-5 for a model.",
     )
     num_train_epochs: float = _option(10, "Passes over the episodes.")
     per_device_train_batch_size: int = _option(16, "Episodes on each device at a time.")
@@ -63,6 +64,8 @@ class CriticConfig(TrainingArguments):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if not self.rollouts:
+            raise ValueError("rollouts is missing: name the folder of a PPO run that was given save_rollouts.")
         if self.num_rollouts < 1 or not 0 < self.held_out < 1:
             raise ValueError(
                 f"num_rollouts is {self.num_rollouts} and held_out {self.held_out}; give 1 or more, and a number "

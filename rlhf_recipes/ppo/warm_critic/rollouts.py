@@ -29,9 +29,9 @@ OF_TOKENS = ("completion_ids", "returns", "loss_mask", "logprobs", "values")
 class StoredRollout:
     """A rollout of an earlier run.
 
-    An episode has `prompt_ids` `(p,)`, and of the t tokens of its completion, each `(t,)`: `completion_ids`; `returns`,
-    what is still earned from the token on; `loss_mask`, 0 where the losses leave it out; `logprobs` under the policy
-    that wrote it; and `values`, of that run's critic.
+    An episode has `prompt_ids` `(p,)`, and of the t tokens of its completion, each `(t,)`: `completion_ids`;
+    `returns`, what is still earned from the token on; `loss_mask`, 0 where the losses leave it out; `logprobs` under
+    the policy that wrote it; and `values`, of that run's critic.
     """
 
     number: int
@@ -72,8 +72,8 @@ def read_rollouts(run: str | Path, side: str, count: int, gamma: float | None = 
     """The first or the last rollouts that a run has kept, in their order.
 
     Their returns are plain sums of what was paid from a token on (Monte-Carlo, lambda 1). Those that the run itself
-    learned from lean on its critic, which knew nothing at its beginning, and a new critic would learn its errors: VC-PPO
-    (arXiv 2503.01491, section 4.1) trains critics ahead on plain returns for this reason.
+    learned from lean on its critic, which knew nothing at its beginning, so that a new critic would learn its errors.
+    VC-PPO (arXiv 2503.01491) trains critics ahead on plain returns for this reason.
 
     Args:
         run (`str` or `Path`): The folder of a PPO run, or the folder `rollouts/` in it.

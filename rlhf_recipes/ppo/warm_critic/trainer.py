@@ -164,11 +164,15 @@ def collate(episodes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def default_learning_rate(critic: Any) -> float:
-    """1e-2 for a layer on the policy, 1e-4 for adapters, 1e-5 for a whole model."""
+    """0.64 / width for a layer on the policy, 1e-4 for adapters, 1e-5 for a whole model.
+
+    A step of Adam moves each weight of a layer by about the learning rate, and so a value by as many times that as the
+    states are wide. At a width of 64 it is 1e-2, which benchmarks/warm_critic.py has tried.
+    """
     if critic.reads_policy:
-        return 1e-2
-    return 1e-5 if isinstance(getattr(critic, "model", None), nn.Module) and not isinstance(
-        critic.model, PeftModel) else 1e-4  # fmt: skip
+        return 0.64 / critic.weight.shape[1]
+    own = getattr(critic, "model", None)
+    return 1e-4 if own is None or isinstance(own, PeftModel) else 1e-5
 
 
 def earlier_explained_variance(episodes: Sequence[dict[str, Tensor]]) -> float:
