@@ -6,8 +6,8 @@ For each seed an earlier run keeps rollouts, a critic learns them as recipes/cri
 `warm` run with one seed and differ in the critic alone. With `--take first` they begin with the policy that the
 earlier run began with (it had another seed of sampling), and with `--take last` they go on from the policy that it
 left after `--earlier_rollouts`. `explained_variance` is that of the first rollout, before any update, and `episodes`
-is how many had been learned from when a rollout first scored 95% of the best. Progress goes to stderr; the last line is
-one JSON object.
+is how many had been learned from when a rollout first scored 95% of the best. Progress goes to stderr; the last line
+is one JSON object.
 """
 
 import argparse

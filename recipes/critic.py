@@ -12,8 +12,8 @@ For a policy of your own, with a critic of its own in adapters:
 --model_name_or_path is the policy that the next run begins with, and --take the end of the earlier run that such a
 policy wrote: first where it begins as that run began, last where it goes on from what that run left. The next run
 takes --critic runs/critic/critic. The output folder gets the critic in critic/, metrics.json (its explained variance
-on prompts it has not learned from, before and after, beside that of the earlier run's critic), report.html, config.yaml,
-log_history.json and environment.json. docs/warm_critic.md says what a warm critic saves.
+on prompts it has not learned from, before and after, beside that of the earlier run's critic), report.html,
+config.yaml, log_history.json and environment.json. docs/warm_critic.md says what a warm critic saves.
 """
 
 import time

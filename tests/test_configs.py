@@ -112,7 +112,9 @@ def test_what_a_file_reads_is_made_by_what_its_header_says_comes_before(configs)
     for file in CONFIGS:
         before = header_of(file).partition("Before:")[2]
         options = configs[file.stem]
-        read = {options.get(name) for name in ("dataset_name", "model_name_or_path", "ref_model_name_or_path", "rollouts")}
+        read = {
+            options.get(name) for name in ("dataset_name", "model_name_or_path", "ref_model_name_or_path", "rollouts")
+        }
         for rewards in ("reward_funcs", "judge_funcs"):
             read |= models_among(options.get(rewards) or [])
         for path in read - {None}:

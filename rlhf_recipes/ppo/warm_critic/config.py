@@ -43,7 +43,7 @@ class CriticConfig(TrainingArguments):
     # Options of the Trainer, with other defaults.
     learning_rate: float | None = _option(  # type: ignore[assignment]  # None is another answer: look at the critic
         None,
-        "Peak learning rate. Default: 0.64 / width for a layer on the policy, 1e-4 for adapters, 1e-5 for a model.",
+        "Peak learning rate. Default: 0.64 / width for a layer on the policy, 1e-4 with adapters, 1e-5 else.",
     )
     num_train_epochs: float = _option(10, "Passes over the episodes.")
     per_device_train_batch_size: int = _option(16, "Episodes on each device at a time.")
