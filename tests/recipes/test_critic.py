@@ -1,7 +1,5 @@
 """`recipes/critic.py`, from the rollouts of a PPO run to the next run, and what it says when something is missing."""
 
-import json
-
 import pytest
 
 from rlhf_recipes.modeling.critics import VALUE_HEAD_FILE
@@ -19,9 +17,10 @@ def place(tmp_path_factory):
     return make_place(tmp_path_factory.mktemp("place"))
 
 
-@pytest.mark.parametrize(
-    "kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("head", "policy"))]
-)
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("head", "policy")]
+
+
+@pytest.mark.parametrize("kind", ["lora", *OTHERS])
 def test_a_critic_learns_of_one_run_and_begins_the_next(place, kind):
     """The default run has adapters, whose folder says least by itself: base, head and adapters must come together."""
     more, critic = (LORA, "policy") if kind == "lora" else ([], kind)
@@ -44,9 +43,7 @@ def test_a_critic_learns_of_one_run_and_begins_the_next(place, kind):
     # The next run begins with what was learned: its values are those, and not 0.
     warm = {"critic": folders["ahead"] / "critic", "output_dir": folders["next"], "total_episodes": 8}
     load_main("ppo")(flags(ppo | warm, *more))
-    first = next(
-        entry for entry in json.loads((folders["next"] / "log_history.json").read_text()) if "value/mean" in entry
-    )
+    first = next(entry for entry in read(folders["next"], "log_history.json") if "value/mean" in entry)
     last = [entry["eval_mean_value"] for entry in history if "eval_mean_value" in entry][-1]
     assert first["value/mean"] == pytest.approx(last, abs=1.0)
     assert first["value/mean"] > 0.5
