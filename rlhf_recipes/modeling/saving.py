@@ -1,5 +1,7 @@
 """Writing a policy for others to load: its adapters alone, or one model with the adapters merged into the weights.
 
+And what the folder of a critic must say or have before it can begin another run.
+
 Merging happens on a copy in main memory, so that the model in training stays as it is, bit for bit: peft's own
 `merge_adapter` followed by `unmerge_adapter` adds to the weights and subtracts again, which does not round back.
 """
@@ -8,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_recipes import filenames
+from rlhf_recipes.modeling.loading import check_model_path
 from rlhf_recipes.modeling.zero import copy_whole
 
 MODEL_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin")
@@ -133,3 +137,64 @@ def _refuse_unmergeable(policy: PeftModel) -> None:
             f"{policy.active_peft_config.peft_type} learns a prompt and changes no weights, so there is nothing to "
             "merge. Save it as it is (merge=False)."
         )
+
+
+def body_of(policy: Any, width: int) -> dict[str, str]:
+    """What a value head can stand on: the architecture, its depth and the width of the states that it reads."""
+    config = policy.config.get_text_config()
+    return {
+        "model_type": str(config.model_type),
+        "num_hidden_layers": str(getattr(config, "num_hidden_layers", "?")),
+        "width": str(width),
+    }
+
+
+def read_head(file: Path, body: dict[str, str]) -> dict[str, Tensor]:
+    """The weights of a value head that was saved on such a body.
+
+    A file of 0.1.0 does not say on which it was, but for the width.
+
+    Raises:
+        `ValueError`: if it was saved on another.
+    """
+    with safe_open(file, framework="pt") as saved:
+        weights = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - it is no dict
+        found = {"width": str(weights["weight"].shape[1])} | (saved.metadata() or {})
+    differing = [
+        f"{name} {found[name]} there, {body[name]} here" for name in body if found.get(name, body[name]) != body[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"The critic in {str(file.parent)!r} is a layer on the states of another model: {', '.join(differing)}. "
+            "Give the policy that it was trained on, or one made from it; or critic 'head', which begins anew."
+        )
+    return weights
+
+
+def check_base_is_there(folder: str) -> None:
+    """Raise where the base below a critic's adapters is on no disk, as with `FileNotFoundError` where it has gone."""
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"The critic {folder!r} is adapters on a copy of a policy that is on no disk: one with adapters that had "
+            "learned already, or one that was built in code. Merge the policy's adapters first (save_merged), let "
+            "both runs begin with the merged folder, and train the critic anew; or take critic 'head'."
+        )
+    check_model_path(str(base))
+
+
+def as_loaded(policy: Any) -> dict[str, Any]:
+    """Options of `from_pretrained` for another model of the policy's precision, in 4 bit where the policy is."""
+    quantization = quantization_of(policy)
+    return {"dtype": policy.dtype} | ({} if quantization is None else {"quantization_config": quantization})
+
+
+def quantization_of(model: Any) -> Any:
+    """How a model's base is quantized, `None` where it is not."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return getattr(inner, "quantization_config", None) or getattr(inner.config, "quantization_config", None)
+
+
+def has_learned(model: Any) -> bool:
+    """Whether a whole model has LoRA adapters that change something."""
+    return any("lora_" in name and "_B" in name and bool(p.any()) for name, p in model.named_parameters())

@@ -185,9 +185,12 @@ class PPOConfig(TrainingArguments):
         None, "Demonstrations: a folder, file or id with prompt and completion, messages, or text."
     )
     ref_model_name_or_path: str | None = _option(None, "The reference. Default: the policy as it was at the start.")
-    # Completions to look at.
+    # What the run leaves to look at, and to go on with.
     num_sample_generations: int = _option(10, "Tables of completions in the run, where eval_strategy is no.")
     num_completions_to_print: int = _option(5, "Rows of such a table on the screen; 0 for none.")
+    save_rollouts: int = _option(
+        0, "Keep so many rollouts of the run's beginning and of its end in rollouts/, for recipes/critic.py."
+    )
     save_merged: bool = _option(False, "Save and push the policy with its adapters merged in; not in checkpoints.")
     # Names of TRL 1.12.
     response_length: int | None = _option(None, "Old name of max_completion_length.")
@@ -275,7 +278,8 @@ class PPOConfig(TrainingArguments):
         check(
             "kl_coef vf_coef entropy_coef imitation_coef critic_warmup trunk_memory_gb", lambda x: x >= 0, "0 or more"
         )
-        check("top_k min_new_tokens num_sample_generations num_completions_to_print", lambda x: x >= 0, "0 or more")
+        counts = "top_k min_new_tokens num_sample_generations num_completions_to_print save_rollouts"
+        check(counts, lambda x: x >= 0, "0 or more")
         above_zero = (
             "temperature cliprange cliprange_high cliprange_value kl_target target_kl score_clip lam_length_alpha "
             "repetition_penalty vllm_request_timeout"

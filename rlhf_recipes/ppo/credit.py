@@ -84,7 +84,8 @@ class Credit:
             self.kl_coef = kl_coef
             self.negative_kl.look(rollout.logprobs - rollout.ref_logprobs, mask)
             self.kl.update(figures["objective/kl"], len(rollout))
-        return replace(rollout, advantages=advantages, returns=returns, loss_mask=loss_mask), figures
+        assigned = {"rewards": rewards, "advantages": advantages, "returns": returns, "loss_mask": loss_mask}
+        return replace(rollout, **assigned), figures
 
     def _scaled(self, scores: Tensor, learn: bool) -> Tensor:
         if self.args.use_score_scaling:

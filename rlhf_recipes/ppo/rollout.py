@@ -42,6 +42,7 @@ class Rollout:
     weights: Tensor | None = None  # (B, T)  pi_old / who drew it, truncated
     trunk: Tensor | None = None  # (B, P + T, H)  what the frozen lower layers said
     loss_mask: Tensor | None = None  # (B, T)  mask without the completions that the losses leave out
+    rewards: Tensor | None = None  # (B, T)  all that is paid with each token, the KL penalty included
     advantages: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlhf_recipes.modeling.critics import build_critic
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy
 from tests.ppo.helpers import AtStep, largest_difference, logged, trainer
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
@@ -95,3 +96,14 @@ def test_it_resumes_exactly_and_reloads_with_the_same_outputs(base, tmp_path, cr
     ids = torch.tensor([TOKENIZER("It was a dull film")["input_ids"]])
     with torch.no_grad():
         assert torch.allclose(reloaded(ids).logits, resumed.roles.policy.eval()(ids).logits, atol=1e-5)
+
+
+def test_a_critic_that_is_read_from_a_folder_is_in_4_bit_too(base, tmp_path):
+    first = build_critic("policy", policy(base))
+    with torch.no_grad():
+        first.model.base_model.model.score.modules_to_save["default"].weight.fill_(0.5)
+    first.save_pretrained(tmp_path)
+    second = build_critic(str(tmp_path), policy(base))
+    assert "Params4bit" in {type(p).__name__ for p in second.parameters()}
+    assert trained(second).keys() == trained(first).keys()
+    assert largest_difference(trained(second), trained(first)) == 0

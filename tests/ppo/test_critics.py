@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from safetensors.torch import load_file, save_file
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForCausalLM
 
-from rlhf_recipes.modeling.critics import build_critic
+from rlhf_recipes.modeling.critics import VALUE_HEAD_FILE, ValueHead, build_critic
 from tests.architectures import DECODERS, NAMES, each, tiny_model
 from tests.ppo.helpers import (
     DATA,
@@ -21,7 +22,7 @@ from tests.ppo.helpers import (
     trainer,
     weights,
 )
-from tests.tiny import save_tiny, tiny_classifier
+from tests.tiny import save_tiny, tiny_causal_lm, tiny_classifier
 
 KINDS = ["head", "policy", "reward_model", "module", "path", "none"]
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", lora_dropout=0.1)
@@ -245,6 +246,37 @@ def test_the_folder_of_a_critic_is_a_critic_for_another_run(tmp_path, kind):
     assert largest_difference(of_critic(first), of_critic(second)) == 0
     learns = [{name for name in trained(run) if name.startswith("critic.")} for run in (first, second)]
     assert learns[0] == learns[1]
+
+
+def test_a_layer_that_stood_on_another_body_is_refused(tmp_path):
+    ValueHead(tiny_policy()).save_pretrained(tmp_path / "head")
+    with pytest.raises(ValueError, match=r"states of another model: width 16 there, 32 here\. Give the policy that"):
+        build_critic(str(tmp_path / "head"), tiny_causal_lm(TOKENIZER, hidden_size=32))
+    with pytest.raises(ValueError, match="num_hidden_layers 2 there, 3 here"):
+        build_critic(str(tmp_path / "head"), tiny_policy(num_hidden_layers=3))
+    with pytest.raises(ValueError, match="model_type llama there, gpt2 here"):
+        build_critic(str(tmp_path / "head"), tiny_causal_lm(TOKENIZER, kind="gpt2", hidden_size=16))
+    file = tmp_path / "head" / VALUE_HEAD_FILE
+    save_file(load_file(file), file)  # as 0.1.0 wrote it, without a word about the body
+    assert build_critic(str(tmp_path / "head"), tiny_policy(num_hidden_layers=3)) is not None
+    with pytest.raises(ValueError, match="width 16 there, 32 here"):
+        build_critic(str(tmp_path / "head"), tiny_causal_lm(TOKENIZER, hidden_size=32))
+
+
+def test_adapters_on_a_base_that_is_on_no_disk_are_refused(tmp_path):
+    """A copy of a policy with learned adapters has them merged in, and no folder has such a base."""
+    base = save_tiny(tmp_path / "base", tiny_policy(), TOKENIZER)
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LORA)
+    build_critic("policy", policy).save_pretrained(tmp_path / "fresh")
+    with torch.no_grad():
+        next(p for name, p in policy.named_parameters() if "lora_B" in name).add_(0.3)
+    build_critic("policy", policy).save_pretrained(tmp_path / "learned")
+    with pytest.raises(ValueError, match="copy of a policy that is on no disk.*save_merged.*critic 'head'"):
+        build_critic(str(tmp_path / "learned"), policy)
+    assert build_critic(str(tmp_path / "fresh"), policy) is not None
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="No model at .*base"):
+        build_critic(str(tmp_path / "fresh"), policy)
 
 
 # --- Warm-up ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,19 +20,23 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from rlhf_recipes.ppo.batches import BatchSizes
+from rlhf_recipes.ppo.warm_critic.rollouts import keep_rollout
 from rlhf_recipes.report.run import is_mean_of_reward
 
 logger = logging.getLogger(__name__)
 
 
 class AfterEachStep(TrainerCallback):
-    """Hands the figures of each optimizer step on, keeps the policy still while the critic warms up, shows samples."""
+    """Hands the figures of each optimizer step on, keeps rollouts, holds the policy while the critic warms up; samples."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
+        number, update = divmod(state.global_step, trainer.sizes.updates)
+        if trainer.settings.save_rollouts and update == 0 and trainer.is_world_process_zero():
+            keep_rollout(Path(str(args.output_dir)), number, trainer.rollout, trainer.settings)
         if state.global_step < trainer.settings.critic_warmup * trainer.sizes.updates:
             # Its gradients are 0, but weight decay and an optimizer's momentum would still move what has one.
             for parameter in trainer.roles.parameters_of_policy():
