@@ -272,8 +272,7 @@ class PPOTrainer(CheckpointOfRoles):
         mine = like_lengths(self.rollout, rows[self.args.process_index :: sizes.world].to(device))
         batches = [self.rollout[part] for part in mine.split(sizes.micro)]
         if update == 0:
-            limit = self.settings.max_tokens_per_batch
-            self.first_update.begin(sum(len(split_by_tokens(batch, limit)) for batch in batches))
+            self.first_update.begin(sum(len(split_by_tokens(b, self.settings.max_tokens_per_batch)) for b in batches))
         self.tokens_of_step = tokens
         if self.settings.imitation_coef:
             self.tokens_of_step += demonstrations_of_step(self, batches)
@@ -367,7 +366,7 @@ class PPOTrainer(CheckpointOfRoles):
         return DataLoader(range(ticks), batch_size=1)  # type: ignore[arg-type]  # a range is all that a clock needs
 
     def after_step(self) -> None:
-        """What an optimizer step tells: its figures, and whether the next one on this rollout still takes place."""
+        """What an optimizer step tells: its figures, and whether the next one on this rollout takes place."""
         self.meter.add({"policy/updates_made": float(not self.stopped)})
         if self.state.global_step % self.sizes.updates == 0:
             self.meter.add({"time/update": time.perf_counter() - self.update_start})

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class AfterEachStep(TrainerCallback):
-    """Hands the figures of each optimizer step on, keeps rollouts, holds the policy while the critic warms up; samples."""
+    """Hands on the figures of each optimizer step, keeps rollouts, holds the policy while the critic warms up."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
