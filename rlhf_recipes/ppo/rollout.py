@@ -72,9 +72,8 @@ def read(
     parts = [actor_critic.read(written[start : start + chunk], temperature, keep_states)
              for start in range(0, len(written.mask), chunk)]  # fmt: skip
     said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    sampled = None if actor_critic.as_written else written.logprobs
     tokens = {name: getattr(written, name) for name in (*TOKENS, "finished")}
-    return Rollout(**tokens, **said, sampled_logprobs=sampled)
+    return Rollout(**tokens, **said, sampled_logprobs=None if actor_critic.as_written else written.logprobs)
 
 
 def gathered(rollout: Rollout, pad_token_id: int, world: int) -> Rollout:
