@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from rlhf_recipes.errors import RewardError
+from rlhf_recipes.starting.allocator import keep_large_buffers
 from rlhf_recipes.starting.launch import tell_launcher
 
 DEBUG = "RLHF_RECIPES_DEBUG"
@@ -30,6 +31,7 @@ def run(main: Callable[[], object], to_go_on: str = "The same command starts it 
         `SystemExit`: with code 1 after an error of `USER_ERRORS`, 130 after Ctrl-C. Where the environment variable
             `RLHF_RECIPES_DEBUG` is 1, errors pass through with their traceback.
     """
+    keep_large_buffers()
     gc.freeze()  # what was imported stays, and is looked through neither for garbage nor when all is over
     # Of one library to another, about names that it will rename one day: nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -75,6 +75,8 @@ class Setup:
 
 SETUPS = {
     "lora10": Setup(),
+    "lora10_half": Setup(ours={"rollout_dtype": "bfloat16"}),
+    "lora10_adapter": Setup(reward="adapter"),
     "lora_all": Setup(lora_layers=30),
     "full": Setup(lora_layers=None),
     "tokens64": Setup(batch=8, new_tokens=64, epochs=4),
@@ -85,6 +87,8 @@ SETUPS = {
 # How many times TRL's episodes a second, and at most which part of its peak memory, by the setup.
 BARS = {
     "lora10": {"speed": 3.0, "memory": 0.4},
+    "lora10_half": {"speed": 3.5, "memory": 0.4},
+    "lora10_adapter": {"speed": 3.0, "memory": 1 / 3},
     "lora_all": {"speed": 1.6, "memory": 0.5},
     "full": {"speed": 1.8, "memory": 0.6},
     "tokens64": {"speed": 2.5},
@@ -98,6 +102,8 @@ LEVERS: dict[str, dict[str, Any]] = {
     "critic on the policy's body": {"critic": "policy"},
     "reference is the policy without adapters": {"ref_model_name_or_path": MODEL},
     "logits in chunks": {"logits_chunk_size": 10**9},
+    "frozen layers once": {"reuse_trunk": False},
+    "what they say kept for the update": {"trunk_memory_gb": 0.0},
 }
 
 # Along which quantity cost grows, and where it is measured; all else is as in `lora10`.

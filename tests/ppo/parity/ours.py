@@ -46,10 +46,17 @@ class Watched(PPOTrainer):
         self.events.append("rollout")
         return rollout
 
-    def _measure(self, per_token: dict[str, Tensor], mask: Tensor, loss: Tensor) -> None:
-        self.steps.append({name: t.clone() for name, t in per_token.items()} | {"mask": mask, "whole": loss.detach()})
+    def _measure(self, per_token: dict[str, Tensor], mask: Tensor) -> None:
+        self.steps.append({name: t.clone() for name, t in per_token.items()} | {"mask": mask})
         self.events.append("backward")
-        super()._measure(per_token, mask, loss)
+        super()._measure(per_token, mask)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.steps_before = len(self.steps)
+        loss = super().training_step(*args, **kwargs)
+        (step,) = self.steps[self.steps_before :]
+        step["whole"] = loss
+        return loss
 
     def after_step(self) -> None:
         self.events.append("step")
