@@ -34,7 +34,6 @@ from rlhf_recipes.data.feedback.dialogues import own_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.data.pairs import preferences
 from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
-from rlhf_recipes.starting.precision import check_precision
 
 
 @dataclass
@@ -53,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     parser = RecipeParser((DPOConfig, ModelArguments, DataArguments, TemplateArguments), __doc__)
     training_args, model_args, data_args, template_args = parser.parse(argv)
-    check_precision(model_args, training_args)
     output_dir = outputs.prepare_output_dir(training_args.output_dir, "dpo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args, model_args, data_args, template_args)

@@ -40,7 +40,6 @@ from rlhf_recipes.reward_modeling.evaluation.measure import measure, summary
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.losses import choose_loss
 from rlhf_recipes.reward_modeling.splits import check_conversations, load_splits
-from rlhf_recipes.starting.precision import check_precision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (DataArguments, FeedbackArguments, CleaningArguments, TemplateArguments, RewardConfig, ModelArguments)
     data_args, *others = RecipeParser(arguments, __doc__).parse(argv)
     feedback_args, cleaning_args, template_args, training_args, model_args = others
-    check_precision(model_args, training_args)
     output_dir = prepare_output_dir(training_args.output_dir, "reward", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", data_args, *others)

@@ -37,7 +37,6 @@ from rlhf_recipes.reward_modeling.evaluation.measure import measure
 from rlhf_recipes.reward_modeling.losses import choose_loss
 from rlhf_recipes.reward_modeling.splits import load_splits
 from rlhf_recipes.rewards.combine.shared_ensemble import member_folder
-from rlhf_recipes.starting.precision import check_precision
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (DataArguments, FeedbackArguments, CleaningArguments, TemplateArguments)
     parsed = RecipeParser((*arguments, RewardConfig, ModelArguments, EnsembleArguments), __doc__).parse(argv)
     data_args, feedback_args, cleaning_args, template_args, training_args, model_args, ensemble_args = parsed
-    check_precision(model_args, training_args)
     output_dir = prepare_output_dir(training_args.output_dir, "reward_ensemble", training_args.overwrite_output_dir)
     save_config(output_dir / "config.yaml", *parsed)
 

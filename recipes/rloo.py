@@ -33,7 +33,6 @@ from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.data.prompts import PromptArguments, load_prompts
 from rlhf_recipes.modeling.loading import ModelArguments, fit_reference, load_policy, load_policy_tokenizer
 from rlhf_recipes.rewards.loading import RewardArguments
-from rlhf_recipes.starting.precision import check_precision
 
 
 @dataclass
@@ -59,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = (RewardArguments, ModelArguments, DataArguments, PromptArguments, TemplateArguments)
     training_args, reward_args, *others = RecipeParser((RLOOConfig, *arguments), __doc__).parse(argv)
     model_args, data_args, prompt_args, template_args = others
-    check_precision(model_args, training_args)
     output_dir = outputs.prepare_output_dir(training_args.output_dir, "rloo", training_args.overwrite_output_dir)
     checkpoint = find_checkpoint(output_dir, training_args.resume_from_checkpoint)
     save_config(output_dir / "config.yaml", training_args.asked, reward_args, *others)

@@ -35,6 +35,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from rlhf_recipes.starting.launch import LaunchArguments, check_launch, tell_launcher, watch_deepspeed
+from rlhf_recipes.starting.precision import check_precision
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +176,10 @@ class RecipeParser(HfArgumentParser):
         Returns:
             `tuple`: One instance per dataclass, in the order given to the constructor. Where one of them has the
             settings of a training, [`~rlhf_recipes.starting.launch.check_launch`] has logged the size of the batch.
+
+        Raises:
+            `ImportError`, `ValueError`: where a model cannot be trained in the precision that was asked for; see
+                [`~rlhf_recipes.starting.precision.check_precision`].
         """
         try:
             typed, strangers = self.parse_known_args(_shield_negatives(sys.argv[1:] if argv is None else argv))
@@ -193,9 +198,12 @@ class RecipeParser(HfArgumentParser):
             if self._training is not None:
                 *built, launch = built
                 check_launch(built[self._training], launch.expect_processes)
-            return tuple(built)
         except (argparse.ArgumentError, ValueError) as error:
             self.error(str(error))
+        for settings in built if self._training is not None else ():
+            if hasattr(settings, "load_in_4bit"):
+                check_precision(settings, built[self._training])
+        return tuple(built)
 
     def error(self, message: str) -> NoReturn:
         """End the process with the usage and the message, which a launcher is told too."""

@@ -60,7 +60,8 @@ def test_training_with_a_server_is_training_without_one(tmp_path, policy):
         asked = {"generator": "vllm", "vllm_server_base_url": url}
         there = trainer(tmp_path / "there", policy(), **options | asked)
         there.train()
-    assert largest_difference(weights(here), weights(there)) < 1e-6
+    # Each token counts pi / q, which is 1 but for rounding; a learning rate of 1 makes more of that.
+    assert largest_difference(weights(here), weights(there)) < 1e-5
     loads = [path for path in double.asked if "load" in path or path.endswith(("rpc", "cache"))]
     if policy is lora_policy:  # a new adapter for each of the three rollouts, and then the one before goes
         load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"

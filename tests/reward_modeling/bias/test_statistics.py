@@ -101,7 +101,7 @@ def test_what_cannot_be_said_is_none():
 
 
 def test_bad_columns_are_refused():
-    with pytest.raises(ValueError, match="2 scores and 3 covariate"):
+    with pytest.raises(ValueError, match="2 scores, 3 covariate"):
         partial_correlation([1, 2], [1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="not finite"):
         partial_correlation([1, float("nan")], [1, 2], [1, 2])
