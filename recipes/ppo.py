@@ -11,8 +11,9 @@ A model of your own with LoRA, on prompts of your own (a folder, a file or a Hub
 
 The output folder gets the policy (its adapters, with --use_peft) and tokenizer, the critic in critic/, a model card
 (README.md), report.html (curves, rewards, completions), completions.jsonl (the last ones), metrics.json, config.yaml,
-log_history.json (every logged figure) and environment.json (versions). recipes/evaluate.py measures it on held-out
-prompts. A run that was interrupted goes on with --resume_from_checkpoint auto.
+log_history.json (every logged figure) and environment.json (versions); with --save_rollouts also rollouts/, for
+recipes/critic.py. recipes/evaluate.py measures the policy on held-out prompts. A run that was interrupted goes on with
+--resume_from_checkpoint auto.
 """
 
 import time

@@ -255,7 +255,7 @@ def test_a_layer_that_stood_on_another_body_is_refused(tmp_path):
     with pytest.raises(ValueError, match="num_hidden_layers 2 there, 3 here"):
         build_critic(str(tmp_path / "head"), tiny_policy(num_layers=3))
     with pytest.raises(ValueError, match="model_type llama there, gpt2 here"):
-        build_critic(str(tmp_path / "head"), tiny_causal_lm(TOKENIZER, kind="gpt2", hidden_size=16))
+        build_critic(str(tmp_path / "head"), tiny_model("gpt2"))
     file = tmp_path / "head" / VALUE_HEAD_FILE
     save_file(load_file(file), file)  # as 0.1.0 wrote it, without a word about the body
     assert build_critic(str(tmp_path / "head"), tiny_policy(num_layers=3)) is not None

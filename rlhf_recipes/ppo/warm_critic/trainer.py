@@ -199,8 +199,8 @@ def distance(policy: Any, rollouts: Sequence[StoredRollout], tokenizer: Any, cou
     log_ratio, tokens = 0.0, 0
     for temperature, episode in drawn:
         batch = {name: tensor.to(policy.device) for name, tensor in collate([episode]).items()}
-        texts: dict[str, Any] = {name: batch[name] for name in TOKENS}
-        said = completion_logprobs(policy, **texts, temperature=temperature)
+        inputs: dict[str, Any] = {name: batch[name] for name in TOKENS}
+        said = completion_logprobs(policy, **inputs, temperature=temperature)
         log_ratio += float((episode["logprobs"] - said.logprobs[0].cpu()).sum())
         tokens += len(episode["logprobs"])
     far = log_ratio / tokens
