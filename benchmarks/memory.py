@@ -5,10 +5,14 @@ r"""How near the estimate of memory comes to the peak of a real run, on a CPU.
 
 For each size (decoders with random weights, built here) and set-up (full training, LoRA on all layers, LoRA on the
 upper third, QLoRA) it writes a model's folder and a YAML, asks `python -m rlhf_recipes.modeling.memory` for the
-estimate, and runs PPO for one rollout and two optimizer steps in a process of its own, whose peak it reads. The peak
-is that of the resident set from when the models are loaded on: reading files maps them into memory, which the system
-takes back where it is needed. Both numbers include Python and the libraries (`process`). Linux alone, which lets a
-process set its peak back. Progress goes to stderr; the last line, on stdout, is one JSON object.
+estimate, and runs PPO for one rollout and two optimizer steps in a process of its own, whose peak it reads.
+
+The peak is that of the resident set from when the models are loaded on: reading files maps them into memory, which the
+system takes back where it is needed. Both numbers include Python and the libraries (`process`); the ratio without them
+says more of small sizes. The C library is told to give back freed blocks of 64 kB and more at once
+(MALLOC_MMAP_THRESHOLD_): by itself glibc keeps what earlier moments of a run have freed, and the peak is then that of
+tensors and of memory that nobody uses; `--keeps_freed` measures that. Linux alone, where a process can set its peak
+back. Progress goes to stderr; the last line, on stdout, is one JSON object.
 """
 
 import argparse
@@ -36,7 +40,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "upper_third": LORA,  # and lora_num_layers, which depends on the size
     "qlora": {**LORA, "load_in_4bit": True, "use_bnb_nested_quant": True},
 }
-PROMPT, COMPLETION = 64, 64
+PROMPT, COMPLETION = 48, 32
 RUN = {
     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_mini_batches": 2, "num_ppo_epochs": 1,
     "total_episodes": 16, "rollout_forward_batch_size": 16, "max_prompt_length": PROMPT,
@@ -111,7 +115,7 @@ def _memory(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
-def compare(folder: Path, size: str, setup: str) -> dict[str, Any]:
+def compare(folder: Path, size: str, setup: str, keeps_freed: bool) -> dict[str, Any]:
     """Estimate and measure one run, each in a process of its own."""
     model = folder / size
     if not (model / "config.json").is_file():
@@ -120,7 +124,8 @@ def compare(folder: Path, size: str, setup: str) -> dict[str, Any]:
     config.write_text(yaml.safe_dump(settings_of(model, size, setup)), encoding="utf-8")
     asked = ["-m", "rlhf_recipes.modeling.memory", "--config", str(config), "--recipe", "ppo", "--json"]
     estimated = json.loads(_run(asked, codes=(0, 1)))
-    measured = json.loads(_run([__file__, "--train", str(config)]))
+    returned = {} if keeps_freed else {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    measured = json.loads(_run([__file__, "--train", str(config)], **returned))
     net = [estimated["total"] - estimated["machine"]["process"], measured["peak"] - measured["process"]]
     return {
         "size": size, "setup": setup, "estimate": estimated["total"], "measured": measured["peak"],
@@ -130,13 +135,12 @@ def compare(folder: Path, size: str, setup: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run(arguments: Sequence[str], codes: Sequence[int] = (0,)) -> str:
+def _run(arguments: Sequence[str], codes: Sequence[int] = (0,), **env: str) -> str:
     """The last line that a command of this interpreter prints."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **env}
+    )
     if done.returncode not in codes:
         raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout.strip().splitlines()[-1]
@@ -146,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--setups", nargs="+", choices=SETUPS, default=list(SETUPS))
+    parser.add_argument("--keeps_freed", action="store_true", help="leave glibc as it is, which keeps freed memory")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)  # what this starts in other processes
     args = parser.parse_args(argv)
@@ -156,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:
             for setup in args.setups:
-                rows.append(compare(Path(folder), size, setup))
+                rows.append(compare(Path(folder), size, setup, args.keeps_freed))
                 found = rows[-1]
                 sys.stderr.write(
                     f"{size:5} {setup:12} estimate {found['estimate'] / 1e9:.2f} GB, measured "

@@ -16,9 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before a Hugging Face library is imported
-
-# isort: split
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.modeling.memory.advice import advise
 from rlhf_recipes.modeling.memory.estimate import as_mapping, estimate

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_recipes.modeling.memory.built import config_of
 from rlhf_recipes.modeling.memory.estimate import Estimate, estimate
 from rlhf_recipes.modeling.memory.settings import TRAINED, RunArguments, completed
 
@@ -64,7 +65,8 @@ def _proposals(given: RunArguments, found: Estimate) -> Iterator[dict[str, Any]]
     if adapted and run.load_in_4bit and not run.use_bnb_nested_quant:
         yield {"use_bnb_nested_quant": True}
     if adapted and run.lora_num_layers is None and found.recipe in ("ppo", "sft", "dpo", "grpo", "rloo"):
-        yield {"lora_num_layers": 8}
+        layers = config_of(str(run.model_name_or_path)).get_text_config().num_hidden_layers
+        yield {"lora_num_layers": max(1, layers // 3)}
 
 
 def _typed(value: Any) -> str:

@@ -114,7 +114,7 @@ class _Run:
             for model in (self.policy, self.reference, self.critic):
                 if model is not None:
                     pack(model, bits, self.run.use_bnb_nested_quant)
-        for reward, model in self.rewards.items():
+        for reward, model in self.rewards:
             if reward.args.get("load_in_4bit") and model is not None:
                 pack(model, 4, False)
         return Estimate(self.recipe, self.machine, self._counted(), moments, self.notes)
@@ -144,11 +144,11 @@ class _Run:
             return built.frozen_copy(run, run.ref_model_name_or_path)
         return built.frozen_copy(run) if needs and not adapted else None
 
-    def _rewards(self) -> dict[built.RewardModel, Any]:
-        models: dict[built.RewardModel, Any] = {}
+    def _rewards(self) -> list[tuple[built.RewardModel, Any]]:
+        models: list[tuple[built.RewardModel, Any]] = []
         for reward in built.reward_models([*(self.run.reward_funcs or ()), *(self.run.judge_funcs or ())]):
             try:
-                models[reward] = built.reward(reward, self.machine.is_gpu)
+                models.append((reward, built.reward(reward, self.machine.is_gpu)))
             except (OSError, ValueError) as error:
                 self.notes.append(f"reward {reward.name} is not counted: {error}")
         return models
@@ -166,7 +166,7 @@ class _Run:
             roles["reference"] = self.reference
         if self.critic is not None:
             roles["critic"] = self.critic
-        roles |= {f"reward {reward.name}": model for reward, model in self.rewards.items()}
+        roles |= {f"reward {reward.name}": model for reward, model in self.rewards}
         counted = memory_of_roles(roles, args)
         if self.reference is None and not run.beta and self.recipe in ("grpo", "rloo"):
             counted = [role for role in counted if role.role != "reference"]
@@ -242,7 +242,7 @@ class _Run:
 
     def _scoring(self) -> dict[str, int]:
         passed = NOTHING
-        for reward, model in self.rewards.items():
+        for reward, model in self.rewards:
             reader = self.policy if reward.on_policy else model
             if reader is None:
                 continue

@@ -93,9 +93,10 @@ def computing_shapes(*models: nn.Module) -> Iterator[None]:
     """
     with FakeTensorMode(), torch.device("cpu"):
         twins: dict[int, Tensor] = {}
-        before: list[tuple[dict[str, Any], str, Tensor]] = []
+        before: list[tuple[Any, str, Tensor]] = []
         for module in (module for model in models for module in model.modules()):
-            for tensors in (module._parameters, module._buffers):
+            holders: list[Any] = [module._parameters, module._buffers]
+            for tensors in holders:
                 for name, tensor in tensors.items():
                     if tensor is None:
                         continue
