@@ -106,6 +106,9 @@ class RecipeParser(HfArgumentParser):
         recipe_keys (`Mapping[str, str]`, *optional*):
             For a command whose `--config` may be the file of any recipe: the keys that it reads there, and the options
             that they are about. What the file says is kept apart, in the attribute `recipe`.
+        takes_any_recipe (`bool`, *optional*, defaults to `False`):
+            For a command that reads a part of the file of any recipe, as if it were its own: keys that no option has
+            are for the recipe, and left out.
         kwargs:
             Passed to [`~transformers.HfArgumentParser`].
 
@@ -119,12 +122,15 @@ class RecipeParser(HfArgumentParser):
         dataclass_types: type | Iterable[type],
         description: str | None = None,
         recipe_keys: Mapping[str, str] | None = None,
+        takes_any_recipe: bool = False,
         **kwargs: Any,
     ) -> None:
         self._recipe_keys = recipe_keys
+        self._takes_any_recipe = takes_any_recipe
         self.recipe: dict[str, Any] = {}
         classes = [dataclass_types] if isinstance(dataclass_types, type) else list(dataclass_types)
-        training = [cls for cls in classes if "gradient_accumulation_steps" in _option_hints(cls)]
+        trains = "gradient_accumulation_steps"
+        training = [cls for cls in classes if trains in _option_hints(cls) and not takes_any_recipe]
         self._training = classes.index(training[0]) if training else None
         classes += [LaunchArguments] if training else []
         self._hints: dict[str, Any] = {}
@@ -200,8 +206,8 @@ class RecipeParser(HfArgumentParser):
                 check_launch(built[self._training], launch.expect_processes)
         except (argparse.ArgumentError, ValueError) as error:
             self.error(str(error))
-        for settings in built if self._training is not None else ():
-            if hasattr(settings, "load_in_4bit"):
+        if self._training is not None:
+            for settings in (one for one in built if hasattr(one, "load_in_4bit")):
                 check_precision(settings, built[self._training])
         return tuple(built)
 
@@ -266,6 +272,8 @@ class RecipeParser(HfArgumentParser):
 
     def _option_of(self, key: str) -> str | None:
         """The option that a key of a file is about; `None` where it is for another command."""
+        if self._takes_any_recipe:
+            return key if key in self._hints else None
         if self._recipe_keys is None:
             if key not in self._hints:
                 raise UsageError(f"unknown key {key!r}. {self._nearest(key, 'env')}")

@@ -3,6 +3,8 @@
 A model of its own is a decoder with a scalar head, as `AutoModelForSequenceClassification` loads it; here its head is
 read at every token and not only at the last. Where the policy trains adapters, so does such a critic: a full copy that
 is trained in full would cost more than the policy itself.
+
+What is longer than elsewhere is one file all the same: each kind that a user may name, and how one is built of it.
 """
 
 import copy

@@ -122,8 +122,7 @@ def completion_logprobs(
             inner = base_of(model)
             states = inner.base_model(**texts.inputs, use_cache=False)
             rows = texts.pick(states.last_hidden_state)
-            of_head = _OutputLayer(inner, states, temperature, entropy_grad)
-            logprobs, entropy, hidden = of_head.said_of(rows, texts.ids, chunk)
+            logprobs, entropy, hidden = head_said(inner, states, rows, texts.ids, temperature, chunk, entropy_grad)
     return Said(texts.spread(logprobs), texts.spread(entropy), hidden, texts)
 
 
@@ -173,6 +172,23 @@ class _OutputLayer:
         head = self.model.get_output_embeddings().parameters()
         above = [parameter for parameter in self.model.parameters() if id(parameter) not in body]
         return any(parameter.requires_grad for parameter in (*above, *head))
+
+
+def head_said(
+    model: Any,
+    said_by_body: ModelOutput,
+    rows: Tensor,
+    ids: Tensor,
+    temperature: float,
+    chunk: int,
+    entropy_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What [`completion_logprobs`] makes of the body's states `(N, H)` that predict the tokens `ids` `(N,)`.
+
+    Returns:
+        `tuple`: log-probabilities and entropies `(N,)`, and what the output layer read `(N, H)`.
+    """
+    return _OutputLayer(base_of(model), said_by_body, temperature, entropy_grad).said_of(rows, ids, chunk)
 
 
 class _Streamed(torch.autograd.Function):

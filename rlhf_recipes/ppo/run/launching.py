@@ -11,7 +11,7 @@ from torch import nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
-from rlhf_recipes.modeling.cost.memory import memory_line
+from rlhf_recipes.modeling.memory.roles import kept_states, memory_line
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.modeling.saving import refuse_two_forms
 from rlhf_recipes.modeling.zero import gathered, is_divided, match_precision
@@ -58,7 +58,7 @@ def trunk_fits(trainer: Any) -> bool:
         return False
     settings, sizes, config = trainer.settings, trainer.sizes, trainer.roles.config.get_text_config()
     width = max(len(ids) for ids in trainer.prompts["train"].ids) + settings.max_completion_length
-    taken = sizes.rollout * width * config.hidden_size * trainer.roles.policy.dtype.itemsize / 1e9
+    taken = kept_states(sizes.rollout, width, config.hidden_size, trainer.roles.policy.dtype.itemsize) / 1e9
     fits = taken <= settings.trunk_memory_gb
     if trainer.is_world_process_zero():
         depth, layers = len(trunk.layers), config.num_hidden_layers

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from rlhf_recipes.modeling.cost.memory import RoleMemory, Zero, memory_line, memory_of_roles, zero_of
+from rlhf_recipes.modeling.memory.roles import RoleMemory, Zero, memory_line, memory_of_roles, zero_of
 from rlhf_recipes.texts import readable_bytes
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 

@@ -5,6 +5,8 @@ roles that share one base come out right. Activations, the copies of gradients t
 buckets, and temporary buffers come on top.
 """
 
+import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +89,11 @@ def memory_line(roles: Mapping[str, nn.Module | None], args: Any, logits_tokens:
     return f"{line} Largest logits: {logits_tokens} tokens x {size} words x 4 bytes = {largest}."
 
 
+def kept_states(rows: int, tokens: int, hidden_size: int, itemsize: int) -> int:
+    """Bytes of what the frozen layers of a model say of `rows` texts of `tokens` tokens each."""
+    return rows * tokens * hidden_size * itemsize
+
+
 def zero_of(args: Any) -> Zero:
     """Read stage, precision and offloading out of the DeepSpeed configuration; no ZeRO without one."""
     plugin = getattr(args, "deepspeed_plugin", None)
@@ -166,26 +173,31 @@ def _size(tensor: Tensor, half: bool) -> int:
 def _states(trained: Sequence[Tensor], args: Any, zero: Zero, embeddings: Collection[int]) -> int | None:
     """Bytes of the states that the Trainer's optimizer makes in a step, without step counts and tables that all share.
 
-    It takes this step on no device. `None` where it cannot: an optimizer that is not installed, or needs a GPU.
+    It takes this step on no device, with one parameter of each shape. `None` where it cannot: an optimizer that is not
+    installed, or needs a GPU.
     """
     if not trained:
         return 0
     wide = torch.float32 if zero.stage or zero.half else None  # ZeRO trains a copy, and counts it as a state
-    parameters = [
-        nn.Parameter(torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=wide or tensor.dtype, device="meta"))
+    kinds = Counter(
+        (tuple(getattr(tensor, "ds_shape", tensor.shape)), wide or tensor.dtype, id(tensor) in embeddings)
         for tensor in trained
-    ]
+    )
+    parameters = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype, _ in kinds]
     try:
-        optimizer = _stepped(parameters, [id(tensor) in embeddings for tensor in trained], args)
+        optimizer = _stepped(parameters, [is_embedding for *_, is_embedding in kinds], args)
     except Exception:  # of any library's optimizer
         return None
-    states = (
-        value.nbytes
-        for of_parameter in optimizer.state.values()
-        for name, value in of_parameter.items()
-        if isinstance(value, Tensor) and name != "step" and not name.startswith("qmap")
-    )
-    return sum(states) + sum(parameter.nbytes for parameter in parameters if wide)
+    states = [
+        sum(
+            value.nbytes
+            for name, value in optimizer.state[parameter].items()
+            if isinstance(value, Tensor) and name != "step" and not name.startswith("qmap")
+        )
+        for parameter in parameters
+    ]
+    copies = [parameter.nbytes if wide else 0 for parameter in parameters]
+    return sum(map(math.prod, zip(kinds.values(), map(sum, zip(states, copies, strict=True)), strict=True)))
 
 
 def _stepped(parameters: list[nn.Parameter], is_embedding: Sequence[bool], args: Any) -> Any:
