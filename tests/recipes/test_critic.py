@@ -20,7 +20,7 @@ def place(tmp_path_factory):
 OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("head", "policy")]
 
 
-@pytest.mark.parametrize("kind", ["lora", *OTHERS])
+@pytest.mark.parametrize("kind", ["lora", *OTHERS])  # 5 seconds of the processor: three runs
 def test_a_critic_learns_of_one_run_and_begins_the_next(place, kind):
     """The default run has adapters, whose folder says least by itself: base, head and adapters must come together."""
     more, critic = (LORA, "policy") if kind == "lora" else ([], kind)
