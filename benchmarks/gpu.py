@@ -29,9 +29,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from rlhf_recipes.modeling.memory.roles import memory_of_roles
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy
 from rlhf_recipes.modeling.logprobs import completion_logprobs
+from rlhf_recipes.modeling.memory.roles import memory_of_roles
 from rlhf_recipes.outputs import peak_memory_gb
 from rlhf_recipes.ppo import PPOConfig, PPOTrainer
 

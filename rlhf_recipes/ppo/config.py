@@ -100,7 +100,7 @@ class PPOConfig(TrainingArguments):
         64, "Episodes sampled and scored at a time on each device; bounds memory."
     )
     logits_chunk_size: int | None = _option(
-        None, "Tokens whose logits exist at a time; bounds memory. Default: 128 on a CPU, 2048 on a GPU."
+        None, "Tokens whose logits exist at a time; bounds memory. Default: 128 on a CPU, 512 on a GPU."
     )
     max_tokens_per_batch: int | None = _option(
         None, "Tokens of a forward and backward pass at most: a micro-batch with more goes in parts. Default: any."
@@ -222,7 +222,7 @@ class PPOConfig(TrainingArguments):
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or processes would not find each other
         if self.logits_chunk_size is None:  # on a CPU they stay in its cache
-            self.logits_chunk_size = 128 if self.use_cpu else 2048
+            self.logits_chunk_size = 128 if self.use_cpu else 512
         if isinstance(self.stop_token_id, int):
             self.stop_token_id = [self.stop_token_id]
         if self.metric_for_best_model is None and (self.load_best_model_at_end or self.save_strategy == "best"):

@@ -1,7 +1,7 @@
 """The estimate beside the peak of a real run: what takes minutes and not an hour.
 
-Within 15% is the aim, and with adapters it is missed: 0.68 to 0.98 was seen (docs/memory.md), because the resident set of
-a process is more than its tensors. The bounds here are those, so that neither side drifts away unseen.
+Within 15% is the aim, and with adapters it is missed: 0.68 to 0.98 was seen (docs/memory.md), because the resident set
+of a process is more than its tensors. The bounds here are those, so that neither side drifts away unseen.
 """
 
 import json

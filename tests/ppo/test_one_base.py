@@ -9,8 +9,8 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlhf_recipes.modeling.memory.roles import memory_of_roles
 from rlhf_recipes.modeling.loading import ModelArguments, load_policy, load_reward_model
+from rlhf_recipes.modeling.memory.roles import memory_of_roles
 from rlhf_recipes.ppo import PPOConfig
 from rlhf_recipes.ppo.run.bases import check_before_loading
 from rlhf_recipes.rewards import LearnedReward, load_rewards

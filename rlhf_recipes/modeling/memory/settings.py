@@ -21,13 +21,13 @@ TRAINING = {
 SAMPLING = {"max_prompt_length": 512, "max_completion_length": 53}
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "ppo": {
-        **TRAINING, **SAMPLING, "rollout_forward_batch_size": 64, "logits_chunk_size": 512, "num_mini_batches": 1,
+        **TRAINING, **SAMPLING, "rollout_forward_batch_size": 64, "logits_chunk_size": 128, "num_mini_batches": 1,
         "reuse_trunk": True, "trunk_memory_gb": 2.0, "critic": "head", "entropy_coef": 0.0,
     },
     "reward": {**TRAINING, "max_length": 1024, "loss": "auto", "num_frozen_layers": 0},
     "evaluate": {**SAMPLING, "batch_size": 64},
     "best_of_n": {**SAMPLING, "batch_size": 64},
-    "label": {}, "serve_reward": {}, "reward_linear": {}, "reward_personal": {},
+    "critic": {}, "label": {}, "serve_reward": {}, "reward_linear": {}, "reward_personal": {},
 }  # fmt: skip
 OWN_DEFAULTS["reward_ensemble"] = OWN_DEFAULTS["reward"]
 OF_TRL = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig", "rloo": "RLOOConfig"}
@@ -109,6 +109,8 @@ def completed(given: RunArguments, recipe: str, on_gpu: bool) -> RunArguments:
     known = defaults_of(recipe)
     values: dict[str, Any] = {name: known.get(name) for name in _names() if getattr(given, name) is None}
     run = dataclasses.replace(given, **values)
+    if recipe == "ppo" and on_gpu and given.logits_chunk_size is None:
+        run.logits_chunk_size = 512
     if run.bf16 is None:
         if recipe in OF_TRL:
             run.bf16 = not run.fp16
