@@ -153,8 +153,7 @@ def ends_of(ids, count):
     return sorted({int(ids[row, row + 1]) for row in range(count)})
 
 
-FAMILIES = ["bloom", "cohere", "falcon", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "lfm2", "llama4_text",
-            "mamba", "minicpm3", "mixtral", "opt", "phimoe", "qwen2", "qwen3", "rwkv"]  # fmt: skip
+FAMILIES = ["bloom", "gemma2", "gemma3_text", "gpt2", "lfm2", "llama4_text", "mamba", "mixtral"]
 
 
 @pytest.mark.parametrize("name", each(DECODERS, FAMILIES))
