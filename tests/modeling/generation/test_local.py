@@ -112,6 +112,16 @@ def test_a_layer_that_did_not_run_tells_nothing():
     assert written.head_inputs is not None
 
 
+def test_the_head_is_given_no_slices():
+    model, whole = policy(), []
+    model.lm_head.register_forward_hook(lambda head, args, output: whole.append(args[0].is_contiguous()))
+    sample(model, length=3)
+    assert whole == [True] * 3
+    with torch.no_grad():
+        model(torch.tensor([PROMPTS[0]] * 2), logits_to_keep=1)  # as it is without: a slice, and slow
+    assert whole[-1] is False
+
+
 @pytest.mark.parametrize("name", ["hrm_text", "gemma3n_text"])
 def test_a_layer_that_runs_twice_or_gives_another_shape_tells_nothing(name):
     model = tiny_model(name)
@@ -144,8 +154,7 @@ def ends_of(ids, count):
     return sorted({int(ids[row, row + 1]) for row in range(count)})
 
 
-FAMILIES = ["bloom", "cohere", "falcon", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "lfm2", "llama4_text",
-            "mamba", "minicpm3", "mixtral", "opt", "phimoe", "qwen2", "qwen3", "rwkv"]  # fmt: skip
+FAMILIES = ["bloom", "gemma2", "gemma3_text", "gpt2", "lfm2", "llama4_text", "mamba", "mixtral"]
 
 
 @pytest.mark.parametrize("name", each(DECODERS, FAMILIES))
