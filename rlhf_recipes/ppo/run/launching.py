@@ -91,7 +91,7 @@ def _check_launch(trainer: Any) -> None:
     if is_divided(trainer.roles) and shared:
         raise ValueError(
             "ZeRO-3 divides the base among processes, and PPO does not let a critic or reward read the policy's then "
-            "(critic: adapter; base: policy). Take zero2.yaml, or let it stand alone (critic: policy; base: own)."
+            "(critic: adapter; base: policy). Take ddp.yaml, or let it stand alone (critic: policy; base: own)."
         )
     if isinstance(trainer.generator, VLLMGenerator):
         longest = max(len(ids) for prompts in trainer.prompts.values() for ids in prompts.ids)
