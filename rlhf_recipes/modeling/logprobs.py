@@ -284,7 +284,8 @@ def completion_logits(model: Any, texts: Texts, keep: bool = True) -> tuple[Tens
     options = {"logits_to_keep": width} if keep else {}
     with read_by_head(model) as hidden:
         logits = model(**texts.inputs, **options, use_cache=False).logits
-    return texts.pick(logits), texts.pick(hidden[0])
+    states = hidden[0] if hidden[0].dim() == 3 else hidden[0][:, 0]  # ProphetNet predicts several tokens ahead
+    return texts.pick(logits), texts.pick(states)
 
 
 def token_logprobs(
