@@ -22,6 +22,7 @@ from rlhf_recipes.modeling.generation.draw import KeyedDraw
 from rlhf_recipes.modeling.generation.ends import StopAtString, Thinning, listed
 from rlhf_recipes.modeling.generation.watch import Watch
 from rlhf_recipes.modeling.generation.written import Generated
+from rlhf_recipes.modeling.zero import is_divided
 
 
 class LocalGenerator:
@@ -111,7 +112,9 @@ class LocalGenerator:
             assert self.tokenizer is not None, "stop strings without a tokenizer"
             stopping.append(StopAtString(listed(config.stop_strings), self.tokenizer, prompt_width))
         thinning = None
-        if self.thin and not changed and not config.max_time and not self.kwargs and not learns_a_prompt(self.model):
+        may_thin = self.thin and not changed and not config.max_time and not self.kwargs
+        # Of divided weights (ZeRO-3) all processes must ask for each layer the same number of times.
+        if may_thin and not learns_a_prompt(self.model) and not is_divided(self.model):
             thinning = Thinning(config.eos_token_id, stopping, lambda: can_lose_rows(watch.cache))
             stopping = [thinning]
         with without_defaults(self.model), watch.watching(logits=changed):

@@ -209,3 +209,13 @@ def test_where_more_than_the_cache_goes_from_step_to_step_all_rows_stay(options)
     counts = rows_read(model)
     sample(model, length=8, stop_token="none", stop_token_id=ends, **options)
     assert set(counts) == {4}
+
+
+def test_where_processes_share_the_weights_all_rows_stay():
+    """Each process must run as many forwards as the others, whose completions end elsewhere."""
+    model = policy()
+    ends = ends_of(sample(model, length=8, stop_token="none").completion_ids, 2)
+    model.lm_head.weight.ds_id = 0  # DeepSpeed's mark of a weight that ZeRO-3 has divided
+    counts = rows_read(model)
+    sample(model, length=8, stop_token="none", stop_token_id=ends)
+    assert set(counts) == {4}
