@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from rlhf_recipes.modeling.tokenizers.padding import embedding_rows
 from rlhf_recipes.modeling.zero import is_divided
 
 # Where the output layer is trained, so many logits are kept for the backward pass rather than computed again (256 MB).
@@ -122,7 +123,8 @@ def completion_logprobs(
             inner = base_of(model)
             states = inner.base_model(**texts.inputs, use_cache=False)
             rows = texts.pick(states.last_hidden_state)
-            logprobs, entropy, hidden = head_said(inner, states, rows, texts.ids, temperature, chunk, entropy_grad)
+            of_head = _OutputLayer(inner, states, temperature, entropy_grad)
+            logprobs, entropy, hidden = of_head.said_of(rows, texts.ids, chunk, places=texts.real.numel())
     return Said(texts.spread(logprobs), texts.spread(entropy), hidden, texts)
 
 
@@ -150,19 +152,24 @@ class _OutputLayer:
             logits = logits_of_hidden(self.model, rows, self.said_by_body)
         return logits, read[0].squeeze(0)
 
-    def said_of(self, rows: Tensor, ids: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities `(N,)`, entropies `(N,)`, and what the output layer reads `(N, H)`."""
+    def said_of(self, rows: Tensor, ids: Tensor, chunk: int, places: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities `(N,)`, entropies `(N,)`, and what the output layer reads `(N, H)`.
+
+        Args:
+            places (`int`): Tokens that there could be, B * T. Where processes share the weights (ZeRO-3) it decides on
+                the number of chunks, since each must ask for the layer as often as the others.
+        """
+        divided = is_divided(self.model)
+        chunks = -(-places // chunk) if divided else max(1, -(-len(ids) // chunk))
+        parts = list(zip(rows.tensor_split(chunks), ids.tensor_split(chunks), strict=True))
         if not (torch.is_grad_enabled() and rows.requires_grad):
-            said = [self(*part) for part in zip(rows.split(chunk), ids.split(chunk), strict=True)]
-        elif not self.entropy_grad and not self._learns() and not is_divided(self.model):
+            said = [self(*part) for part in parts]
+        elif not self.entropy_grad and not self._learns() and not divided:
             said = [_Streamed.apply(rows, ids, self, chunk)]
-        elif len(ids) <= max(chunk, KEPT_LOGITS // self.model.get_output_embeddings().weight.shape[0]):
+        elif places <= max(chunk, KEPT_LOGITS // max(1, embedding_rows(self.model))):
             said = [self(rows, ids)]
         else:  # kept for the backward pass, the logits of all chunks would be there at once: they are computed again
-            said = [
-                checkpoint(self, *part, use_reentrant=False)
-                for part in zip(rows.split(chunk), ids.split(chunk), strict=True)
-            ]
+            said = [checkpoint(self, *part, use_reentrant=False) for part in parts]
         logprobs, entropy, hidden = (torch.cat(parts) for parts in zip(*said, strict=True))
         return logprobs, entropy, hidden
 
@@ -188,7 +195,8 @@ def head_said(
     Returns:
         `tuple`: log-probabilities and entropies `(N,)`, and what the output layer read `(N, H)`.
     """
-    return _OutputLayer(base_of(model), said_by_body, temperature, entropy_grad).said_of(rows, ids, chunk)
+    of_head = _OutputLayer(base_of(model), said_by_body, temperature, entropy_grad)
+    return of_head.said_of(rows, ids, chunk, places=len(ids))
 
 
 class _Streamed(torch.autograd.Function):

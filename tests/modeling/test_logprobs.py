@@ -86,3 +86,22 @@ def test_the_streamed_output_layer_keeps_no_logits():
         said = completion_logprobs(model, **THREE, temperature=1.0, chunk=100)
     assert said.logprobs.requires_grad
     assert (14, 400) not in [tuple(size)[-2:] for size in sizes if tuple(size) != (400, 32)]
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_where_processes_share_the_weights_each_asks_for_the_output_layer_as_often(learns, monkeypatch):
+    """However many tokens its completions have: each call would gather the layer's weights from all of them."""
+    monkeypatch.setattr("rlhf_recipes.modeling.logprobs.KEPT_LOGITS", 0)
+    model = tiny_model("llama").requires_grad_(learns)
+    model.lm_head.weight.ds_id = 0  # DeepSpeed's mark of a weight that ZeRO-3 has divided
+    calls, expected = [], completion_logprobs(model, **THREE, temperature=0.7, keep=False, trim=False)
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    for mask in (THREE["mask"], torch.eye(6)[[0, 0, 0]].long()):  # 14 tokens and 3
+        said = completion_logprobs(model, **THREE | {"mask": mask}, temperature=0.7, chunk=2)
+        counts.append(len(calls))
+        calls.clear()
+    assert counts == [9, 9]
+    first = torch.zeros(3, 6, dtype=torch.bool)
+    first[:, 0] = True
+    torch.testing.assert_close(said.logprobs[first], expected.logprobs[first], atol=1e-5, rtol=1e-5)
