@@ -104,6 +104,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "logits in chunks": {"logits_chunk_size": 10**9},
     "frozen layers once": {"reuse_trunk": False},
     "what they say kept for the update": {"trunk_memory_gb": 0.0},
+    "weights laid out for decoding": {"packed_decoding": "none"},
 }
 
 # Along which quantity cost grows, and where it is measured; all else is as in `lora10`.

@@ -140,6 +140,11 @@ class PPOConfig(TrainingArguments):
         "Sample with a copy in bfloat16, float16 or float32. Default: with the policy itself.",
         choices=["bfloat16", "float16", "float32"],
     )
+    packed_decoding: str = _option(
+        "all",
+        "Layers with a copy of their weights that decodes faster on a CPU; 'output' takes less memory for it.",
+        choices=["all", "output", "none"],
+    )
     importance_cap: float = _option(
         2.0, "Most that a token counts where another precision or engine has drawn it than the policy."
     )
@@ -257,6 +262,8 @@ class PPOConfig(TrainingArguments):
                 raise ValueError(f"rollout_dtype is {self.rollout_dtype!r}; give bfloat16, float16 or float32.")
             device = "cpu" if self.use_cpu else torch.accelerator.current_accelerator()
             check_precision(PRECISIONS[self.rollout_dtype], torch.device(device or "cpu"))
+        if self.packed_decoding not in ("all", "output", "none"):
+            raise ValueError(f"packed_decoding is {self.packed_decoding!r}; give all, output or none.")
         refuse_strangers(self)
         refuse_fp16_on_cpu(self)
         self.batch_sizes()  # refuses what does not divide before a model is loaded

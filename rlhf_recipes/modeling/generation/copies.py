@@ -77,7 +77,7 @@ class SamplingCopy:
     def refresh(self) -> None:
         """Take over what training has changed: weights that are trained, and those that adapters change."""
         for name, module in self.adapted.items():
-            merged = _merged(module)
+            merged = merged_copy(module)
             for own, weight in self.model.get_submodule(name).named_parameters():
                 weight.copy_(merged.get_parameter(own))
         inside = tuple(f"{name}." for name in self.adapted)
@@ -96,7 +96,7 @@ def _adapted(base: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _merged(module: Any) -> nn.Module:
+def merged_copy(module: Any) -> Any:
     """A module of the model's own kind with the active adapters in its weights, made of a copy."""
     duplicate = copy.deepcopy(module)
     if hasattr(duplicate, "unload_and_optionally_merge_module"):

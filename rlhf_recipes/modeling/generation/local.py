@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from rlhf_recipes.modeling.generation.config import WARPERS, changed_options, warpers
 from rlhf_recipes.modeling.generation.draw import KeyedDraw
 from rlhf_recipes.modeling.generation.ends import StopAtString, Thinning, listed
+from rlhf_recipes.modeling.generation.packed import packed
 from rlhf_recipes.modeling.generation.watch import Watch
 from rlhf_recipes.modeling.generation.written import Generated
 from rlhf_recipes.modeling.zero import is_divided
@@ -37,6 +38,7 @@ class LocalGenerator:
         watch (`nn.Module`, *optional*): A layer of the model, of which [`Generated`] then has `trunk`.
         keep_head_inputs (`bool`): Whether [`Generated`] has `head_inputs`.
         thin (`bool`): Whether to go on without rows that have ended.
+        pack (`str`): Which layers are laid out for decoding on a CPU; see [`packed`].
         kwargs (*optional*): For `generate`, such as `synced_gpus`; with any, all rows stay to the end.
     """
 
@@ -47,6 +49,7 @@ class LocalGenerator:
         watch: nn.Module | None = None,
         keep_head_inputs: bool = False,
         thin: bool = True,
+        pack: str = "all",
         **kwargs: Any,
     ) -> None:
         self.model = model
@@ -54,6 +57,7 @@ class LocalGenerator:
         self.watch = watch
         self.keep_head_inputs = keep_head_inputs
         self.thin = thin
+        self.pack = pack
         self.kwargs = kwargs
 
     @torch.no_grad()
@@ -64,17 +68,19 @@ class LocalGenerator:
         known = self.model.get_input_embeddings().weight.shape[0]
         pad = config.pad_token_id if config.pad_token_id < known else 0  # added to the tokenizer, but not to the model
         texts, segments, cache = prompt_ids.masked_fill(mask == 0, pad), [], None
-        while True:
-            keys = [row_keys[row] for row in rows.tolist()]
-            segment, ended, cache = self._segment(texts, mask, config, keys, pad, prompt_ids.shape[1], cache)
-            segments.append((rows, segment))
-            texts = torch.cat([texts, segment.completion_ids], dim=1)
-            if ended is None or bool(ended.all()) or texts.shape[1] - prompt_ids.shape[1] >= config.max_new_tokens:
-                return _joined(segments, len(prompt_ids), prompt_ids.shape[1], pad)
-            mask = torch.cat([mask, torch.ones_like(segment.completion_ids)], dim=1)
-            going_on = (~ended).nonzero().squeeze(1)
-            rows, texts, mask = rows[going_on], texts[going_on], mask[going_on]
-            cache.batch_select_indices(going_on)
+        with packed(self.model, len(prompt_ids), self.pack):
+            while True:
+                keys = [row_keys[row] for row in rows.tolist()]
+                segment, ended, cache = self._segment(texts, mask, config, keys, pad, prompt_ids.shape[1], cache)
+                segments.append((rows, segment))
+                texts = torch.cat([texts, segment.completion_ids], dim=1)
+                if ended is None or bool(ended.all()) or texts.shape[1] - prompt_ids.shape[1] >= config.max_new_tokens:
+                    break
+                mask = torch.cat([mask, torch.ones_like(segment.completion_ids)], dim=1)
+                going_on = (~ended).nonzero().squeeze(1)
+                rows, texts, mask = rows[going_on], texts[going_on], mask[going_on]
+                cache.batch_select_indices(going_on)
+        return _joined(segments, len(prompt_ids), prompt_ids.shape[1], pad)
 
     def _segment(
         self,

@@ -3,7 +3,7 @@
 At every moment there are the process itself, the weights of all roles, and the states of the optimizer. On top come:
 
 - sampling: keys and values of the texts that are written at a time, for each layer; the logits of one token of each,
-  with what the draw makes of them (see `DRAW`);
+  with what the draw makes of them (see `DRAW`); on a CPU copies of the weights (`packed weights`);
 - reading, by policy, reference and critic: one layer at a time of the texts that are read at a time, and the output
   layer for a chunk of tokens;
 - scoring: the same for each reward model, with the batch of its own;
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf_recipes.modeling.generation.packed import packed_bytes
 from rlhf_recipes.modeling.logprobs import base_of
 from rlhf_recipes.modeling.memory import built
 from rlhf_recipes.modeling.memory.machines import Machine
@@ -224,7 +225,15 @@ class _Run:
             "computing": passed.peak - passed.kept,
             "logits and draw": rows * vocabulary * (self._itemsize + DRAW),
             "kept states": self._kept(),
+            "packed weights": self._packed(),
         }
+
+    def _packed(self) -> int:
+        """Bytes of the copies that decode faster on a CPU; TRL's own trainers make none."""
+        if self.machine.is_gpu or self.recipe in OF_TRL:
+            return 0
+        wanted = getattr(torch, self.run.rollout_dtype) if self.run.rollout_dtype else self.policy.dtype
+        return packed_bytes(self.policy, self.run.packed_decoding or "all") * wanted.itemsize // self._itemsize
 
     def _reading(self) -> dict[str, int]:
         """The states are there twice while they are put together, and with them what the output layer read (T of

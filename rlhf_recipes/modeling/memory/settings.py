@@ -66,6 +66,7 @@ class RunArguments(ModelArguments):
     reuse_trunk: bool | None = _option("Run the layers below all that is trained once for each token.")
     trunk_memory_gb: float | None = _option("Keep what they say where it takes no more than this.")
     rollout_dtype: str | None = _option("Precision of a copy of the policy that samples.")
+    packed_decoding: str | None = _option("Layers with a copy that decodes faster on a CPU: all, output or none.")
     critic: str | None = _option("head, adapter, policy, reward_model, none, or a folder or id.")
     ref_model_name_or_path: str | None = _option("The reference.")
     entropy_coef: float | None = _option("Weight of the entropy bonus, which keeps logits for the backward pass.")

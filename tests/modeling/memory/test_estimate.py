@@ -1,6 +1,7 @@
 """Estimates against hand counts, published sizes and bitsandbytes itself; and every YAML of the recipes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_kept_states_by_hand(folder, no_passes):
     for change in ({"reuse_trunk": False}, {"trunk_memory_gb": 0.0}, {"lora_num_layers": 4}):
         none = estimate(run.changed(**change), "ppo", HUGE, prompt_tokens=5)
         assert not none.moments["update"].get("kept states")
+
+
+def test_weights_laid_out_for_decoding_by_hand(folder, no_passes):
+    run = RunArguments(model_name_or_path=folder)
+    cpu = replace(HUGE, is_gpu=False)
+    output = 96 * 64
+    of_layers = 4 * (2 * 64 * 64 + 3 * 64 * 128)  # keys and values are too narrow
+    for which, numbers in ((None, output + of_layers), ("output", output), ("none", 0)):
+        found = estimate(run.changed(packed_decoding=which), "ppo", cpu)
+        assert found.moments["sampling"]["packed weights"] == 4 * numbers
+    assert not estimate(run, "ppo", HUGE).moments["sampling"]["packed weights"]
 
 
 def test_a_moment_is_the_sum_of_what_is_there(folder, no_passes):
