@@ -1,12 +1,13 @@
 """`PPOConfig`: the settings of PPO. `batches.py` works out its batch sizes, `renamed.py` takes its old spellings."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
 
+from rlhf_recipes.options import option
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
@@ -34,10 +35,6 @@ SAMPLING_OPTIONS = (
 )  # fmt: skip
 GENERATORS = ("local", "vllm")
 CRITICS = ("head", "adapter", "policy", "reward_model", "none")
-
-
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": text, **metadata})
 
 
 @accept_old_names
@@ -88,139 +85,139 @@ class PPOConfig(TrainingArguments):
     counted_in_batches = ("episodes", "a rollout")
     old_names: ClassVar[tuple[str, ...]] = tuple(TRL_1_12)
 
-    output_dir: str | None = _option(None, "Folder of the run: the model, its checkpoints and figures.")
+    output_dir: str | None = option(None, "Folder of the run: the model, its checkpoints and figures.")
     # Batches.
-    total_episodes: int | None = _option(
+    total_episodes: int | None = option(
         None, "Episodes of the whole run. Default: num_train_epochs passes over the prompts."
     )
-    num_ppo_epochs: int = _option(4, "How often each rollout is gone over.")
-    num_mini_batches: int = _option(1, "Optimizer steps for each pass over a rollout.")
-    num_generations: int = _option(1, "Completions of each prompt in a rollout.")
-    rollout_forward_batch_size: int = _option(
+    num_ppo_epochs: int = option(4, "How often each rollout is gone over.")
+    num_mini_batches: int = option(1, "Optimizer steps for each pass over a rollout.")
+    num_generations: int = option(1, "Completions of each prompt in a rollout.")
+    rollout_forward_batch_size: int = option(
         64, "Episodes sampled and scored at a time on each device; bounds memory."
     )
-    logits_chunk_size: int | None = _option(
+    logits_chunk_size: int | None = option(
         None, "Tokens whose logits exist at a time; bounds memory. Default: 128 on a CPU, 512 on a GPU."
     )
-    max_tokens_per_batch: int | None = _option(
+    max_tokens_per_batch: int | None = option(
         None, "Tokens of a forward and backward pass at most: a micro-batch with more goes in parts. Default: any."
     )
-    reuse_trunk: bool = _option(True, "Run the layers below all that is trained once for each token.")
-    trunk_memory_gb: float = _option(2.0, "Keep what they say for the update where it takes no more than this.")
+    reuse_trunk: bool = option(True, "Run the layers below all that is trained once for each token.")
+    trunk_memory_gb: float = option(2.0, "Keep what they say for the update where it takes no more than this.")
     # Prompts and sampling.
-    max_prompt_length: int = _option(512, "Longer prompts are cut on the left, or dropped.")
-    overlong_prompts: str = _option("cut", "What happens to prompts that are too long.", choices=["cut", "drop"])
-    max_completion_length: int = _option(53, "Most new tokens in a completion.")
-    temperature: float = _option(0.7, "Temperature of sampling and of log-probabilities.")
-    top_k: int | None = _option(None, "Sample from the K likeliest tokens only. Default: from all.")
-    top_p: float = _option(1.0, "Sample from the likeliest tokens that have this much probability together.")
-    min_p: float | None = _option(None, "Leave out tokens below this share of the likeliest one's probability.")
-    repetition_penalty: float = _option(1.0, "Above 1, tokens that were there before become less likely.")
-    min_new_tokens: int | None = _option(
+    max_prompt_length: int = option(512, "Longer prompts are cut on the left, or dropped.")
+    overlong_prompts: str = option("cut", "What happens to prompts that are too long.", choices=["cut", "drop"])
+    max_completion_length: int = option(53, "Most new tokens in a completion.")
+    temperature: float = option(0.7, "Temperature of sampling and of log-probabilities.")
+    top_k: int | None = option(None, "Sample from the K likeliest tokens only. Default: from all.")
+    top_p: float = option(1.0, "Sample from the likeliest tokens that have this much probability together.")
+    min_p: float | None = option(None, "Leave out tokens below this share of the likeliest one's probability.")
+    repetition_penalty: float = option(1.0, "Above 1, tokens that were there before become less likely.")
+    min_new_tokens: int | None = option(
         None, "No end-of-sequence token before that many new tokens. Default: any length."
     )
-    stop_token: str | None = _option(
+    stop_token: str | None = option(
         None,
         "none: the end-of-sequence token ends nothing. Default, and eos: it ends a completion.",
         choices=["eos", "none"],
     )
-    stop_token_id: list[int] | None = _option(None, "Further token ids that end a completion.")
-    stop_strings: list[str] | None = _option(None, "Texts that end a completion, and stay in it.")
-    generation_kwargs: dict | None = _option(None, "Any other option of transformers' GenerationConfig, as a mapping.")
-    generator: str = _option(
+    stop_token_id: list[int] | None = option(None, "Further token ids that end a completion.")
+    stop_strings: list[str] | None = option(None, "Texts that end a completion, and stay in it.")
+    generation_kwargs: dict | None = option(None, "Any other option of transformers' GenerationConfig, as a mapping.")
+    generator: str = option(
         "local", "Who writes completions: local, the policy itself, or vllm, a vLLM server.", choices=list(GENERATORS)
     )
-    vllm_server_base_url: str | None = _option(
+    vllm_server_base_url: str | None = option(
         None, "Where the vLLM server is. Default: http://localhost:8000 (docs/vllm.md)."
     )
-    vllm_request_timeout: float = _option(600, "Seconds that the vLLM server has for one answer.")
-    model_init_kwargs: dict | None = _option(None, "For from_pretrained, where the model is given by its name.")
-    rollout_dtype: str | None = _option(
+    vllm_request_timeout: float = option(600, "Seconds that the vLLM server has for one answer.")
+    model_init_kwargs: dict | None = option(None, "For from_pretrained, where the model is given by its name.")
+    rollout_dtype: str | None = option(
         None,
         "Sample with a copy in bfloat16, float16 or float32. Default: with the policy itself.",
         choices=["bfloat16", "float16", "float32"],
     )
-    packed_decoding: str = _option(
+    packed_decoding: str = option(
         "all",
         "Layers with a copy of their weights that decodes faster on a CPU; 'output' takes less memory for it.",
         choices=["all", "output", "none"],
     )
-    importance_cap: float = _option(
+    importance_cap: float = option(
         2.0, "Most that a token counts where another precision or engine has drawn it than the policy."
     )
     # Scores and KL.
-    missing_eos_penalty: float | None = _option(
+    missing_eos_penalty: float | None = option(
         None, "Subtracted from the score of a completion that did not end by itself."
     )
-    mask_truncated_completions: bool = _option(False, "Leave truncated completions out of the losses.")
-    normalize_rewards: bool = _option(False, "Put each reward into units of its own spread so far, before its weight.")
-    hacking_monitor: str = _option("warn", "Where rewards are exploited: warn, stop (and save), or off.")
-    use_score_scaling: bool = _option(False, "Divide scores by the standard deviation of all scores so far.")
-    use_score_norm: bool = _option(False, "With use_score_scaling: subtract the mean of all scores so far, too.")
-    score_clip: float | None = _option(None, "Clip scores to this distance from 0, after scaling. Default: no clip.")
-    kl_coef: float = _option(0.05, "Weight of the KL penalty against the reference.")
-    kl_estimator: str = _option("k1", "How KL is estimated from samples.", choices=list(KL_ESTIMATORS))
-    use_kl_loss: bool = _option(False, "Put the KL penalty into the loss (k2, k3) and not into the rewards.")
-    kl_target: float | None = _option(None, "Adapt kl_coef towards this KL, in nats. Default: kl_coef stays.")
-    kl_horizon: int = _option(10_000, "Episodes that the adaptation of kl_coef takes.")
+    mask_truncated_completions: bool = option(False, "Leave truncated completions out of the losses.")
+    normalize_rewards: bool = option(False, "Put each reward into units of its own spread so far, before its weight.")
+    hacking_monitor: str = option("warn", "Where rewards are exploited: warn, stop (and save), or off.")
+    use_score_scaling: bool = option(False, "Divide scores by the standard deviation of all scores so far.")
+    use_score_norm: bool = option(False, "With use_score_scaling: subtract the mean of all scores so far, too.")
+    score_clip: float | None = option(None, "Clip scores to this distance from 0, after scaling. Default: no clip.")
+    kl_coef: float = option(0.05, "Weight of the KL penalty against the reference.")
+    kl_estimator: str = option("k1", "How KL is estimated from samples.", choices=list(KL_ESTIMATORS))
+    use_kl_loss: bool = option(False, "Put the KL penalty into the loss (k2, k3) and not into the rewards.")
+    kl_target: float | None = option(None, "Adapt kl_coef towards this KL, in nats. Default: kl_coef stays.")
+    kl_horizon: int = option(10_000, "Episodes that the adaptation of kl_coef takes.")
     # Credit.
-    gamma: float = _option(1.0, "Discount of later rewards.")
-    lam: float = _option(0.95, "Lambda of generalized advantage estimation.")
-    lam_value: float | None = _option(None, "Lambda of the critic's targets. Default: lam.")
-    lam_length_alpha: float | None = _option(
+    gamma: float = option(1.0, "Discount of later rewards.")
+    lam: float = option(0.95, "Lambda of generalized advantage estimation.")
+    lam_value: float | None = option(None, "Lambda of the critic's targets. Default: lam.")
+    lam_length_alpha: float | None = option(
         None, "Take 1 - 1/(alpha * length) as lambda of the advantages. Default: lam."
     )
-    whiten_rewards: bool = _option(False, "Scale a rollout's rewards to unit variance.")
-    whiten_advantages: bool = _option(True, "Scale a rollout's advantages to mean 0 and unit variance.")
+    whiten_rewards: bool = option(False, "Scale a rollout's rewards to unit variance.")
+    whiten_advantages: bool = option(True, "Scale a rollout's advantages to mean 0 and unit variance.")
     # Critic and update.
-    critic: str = _option("head", "head, adapter, policy, reward_model, none, or a model's folder or id.")
-    critic_warmup: int = _option(0, "Rollouts at the beginning in which only the critic learns.")
-    vf_coef: float = _option(0.1, "Weight of the value loss.")
-    cliprange_value: float | None = _option(0.2, "How far a value may move in one rollout; none for any distance.")
-    cliprange: float | None = _option(0.2, "How far a probability ratio may move from 1; none for any distance.")
-    cliprange_high: float | None = _option(None, "The same upwards. Default: cliprange.")
-    dual_clip: float | None = _option(None, "Bound on the ratio where the advantage is negative. Default: none.")
-    entropy_coef: float = _option(0.0, "Weight of the entropy bonus.")
-    target_kl: float | None = _option(None, "Stop the updates on a rollout above this approximate KL. Default: never.")
-    allow_stochastic_policy: bool = _option(
+    critic: str = option("head", "head, adapter, policy, reward_model, none, or a model's folder or id.")
+    critic_warmup: int = option(0, "Rollouts at the beginning in which only the critic learns.")
+    vf_coef: float = option(0.1, "Weight of the value loss.")
+    cliprange_value: float | None = option(0.2, "How far a value may move in one rollout; none for any distance.")
+    cliprange: float | None = option(0.2, "How far a probability ratio may move from 1; none for any distance.")
+    cliprange_high: float | None = option(None, "The same upwards. Default: cliprange.")
+    dual_clip: float | None = option(None, "Bound on the ratio where the advantage is negative. Default: none.")
+    entropy_coef: float = option(0.0, "Weight of the entropy bonus.")
+    target_kl: float | None = option(None, "Stop the updates on a rollout above this approximate KL. Default: never.")
+    allow_stochastic_policy: bool = option(
         False, "Go on with a policy that says something else in the update than in the rollout, unchanged."
     )
-    imitation_coef: float = _option(0.0, "Weight of the supervised loss on demonstrations.")
-    imitation_dataset_name: str | None = _option(
+    imitation_coef: float = option(0.0, "Weight of the supervised loss on demonstrations.")
+    imitation_dataset_name: str | None = option(
         None, "Demonstrations: a folder, file or id with prompt and completion, messages, or text."
     )
-    ref_model_name_or_path: str | None = _option(None, "The reference. Default: the policy as it was at the start.")
+    ref_model_name_or_path: str | None = option(None, "The reference. Default: the policy as it was at the start.")
     # What the run leaves to look at, and to go on with.
-    num_sample_generations: int = _option(10, "Tables of completions in the run, where eval_strategy is no.")
-    num_completions_to_print: int = _option(5, "Rows of such a table on the screen; 0 for none.")
-    save_rollouts: int = _option(
+    num_sample_generations: int = option(10, "Tables of completions in the run, where eval_strategy is no.")
+    num_completions_to_print: int = option(5, "Rows of such a table on the screen; 0 for none.")
+    save_rollouts: int = option(
         0, "Keep so many rollouts of the run's beginning and of its end in rollouts/, for recipes/critic.py."
     )
-    save_merged: bool = _option(False, "Save and push the policy with its adapters merged in; not in checkpoints.")
+    save_merged: bool = option(False, "Save and push the policy with its adapters merged in; not in checkpoints.")
     # Names of TRL 1.12.
-    response_length: int | None = _option(None, "Old name of max_completion_length.")
-    local_rollout_forward_batch_size: int | None = _option(None, "Old name of rollout_forward_batch_size.")
-    dataset_num_proc: int | None = _option(None, "For a script's own preprocessing; the trainer tokenizes by itself.")
-    sft_model_path: str = _option("EleutherAI/pythia-160m", "For scripts that load the policy from it.")
-    reward_model_path: str = _option("EleutherAI/pythia-160m", "For scripts that load the reward model from it.")
-    model_adapter_name: str | None = _option(None, "Name of the adapter that is trained. Default: default.")
-    ref_adapter_name: str | None = _option(None, "Name of the adapter that is the reference. Default: none.")
-    ds3_gather_for_generation: bool = _option(True, "ZeRO-3: gather the weights while completions are sampled.")
+    response_length: int | None = option(None, "Old name of max_completion_length.")
+    local_rollout_forward_batch_size: int | None = option(None, "Old name of rollout_forward_batch_size.")
+    dataset_num_proc: int | None = option(None, "For a script's own preprocessing; the trainer tokenizes by itself.")
+    sft_model_path: str = option("EleutherAI/pythia-160m", "For scripts that load the policy from it.")
+    reward_model_path: str = option("EleutherAI/pythia-160m", "For scripts that load the reward model from it.")
+    model_adapter_name: str | None = option(None, "Name of the adapter that is trained. Default: default.")
+    ref_adapter_name: str | None = option(None, "Name of the adapter that is the reference. Default: none.")
+    ds3_gather_for_generation: bool = option(True, "ZeRO-3: gather the weights while completions are sampled.")
 
     # Options of the Trainer, with other defaults or another unit.
-    overwrite_output_dir: bool = _option(False, "Write into a folder that holds other things. Nothing is deleted.")
-    learning_rate: float = _option(3e-6, "Peak learning rate of AdamW.")
-    logging_steps: float = _option(1, "Log after every that many rollouts.")
-    save_steps: float = _option(50, "Save after every that many rollouts.")
-    eval_steps: float | None = _option(None, "Evaluate after every that many rollouts.")
-    per_device_eval_batch_size: int = _option(64, "Prompts on each device at a time while evaluating.")
-    bf16: bool | None = _option(  # type: ignore[assignment]  # None is a third answer: look at the machine
+    overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
+    learning_rate: float = option(3e-6, "Peak learning rate of AdamW.")
+    logging_steps: float = option(1, "Log after every that many rollouts.")
+    save_steps: float = option(50, "Save after every that many rollouts.")
+    eval_steps: float | None = option(None, "Evaluate after every that many rollouts.")
+    per_device_eval_batch_size: int = option(64, "Prompts on each device at a time while evaluating.")
+    bf16: bool | None = option(  # type: ignore[assignment]  # None is a third answer: look at the machine
         None, "bfloat16 mixed precision. Default: yes on a GPU that has it, no on a CPU."
     )
-    report_to: None | str | list[str] = _option(
+    report_to: None | str | list[str] = option(
         "none", "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."
     )
-    remove_unused_columns: bool = _option(False, "Must stay off: rewards are given all columns of the dataset.")
+    remove_unused_columns: bool = option(False, "Must stay off: rewards are given all columns of the dataset.")
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

@@ -59,13 +59,14 @@ def _instead(top: nn.Module, rows: int) -> dict[nn.Module, Any]:
     laid_out: dict[int, Any] = {}  # by weight: it may be that of several layers
     module: Any
     for module in top.modules():
+        tuner: Any = module if isinstance(module, BaseTunerLayer) else None
         if module in inside or "forward" in vars(module):  # a launcher's, or an engine's
             continue
-        if isinstance(module, BaseTunerLayer) and _can_merge(module):
-            merged = _merged(module)
+        if tuner is not None and _can_merge(tuner):
+            merged = _merged(tuner)
             if merged is not None and _fits(merged, rows):
                 found[module] = functools.partial(_linear, _laid_out(merged.weight.detach(), rows), merged.bias)
-                inside.update(module.modules())
+                inside.update(tuner.modules())
         elif _fits(module, rows):
             weight: Any = module.weight
             if id(weight) not in laid_out:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.data.chat import answered, kwargs_of
 from rlhf_recipes.data.prompts import check_prompts, tokenize_prompts, with_openings
 from rlhf_recipes.modeling.checks.shortcuts import check_shortcuts, few_rows
+from rlhf_recipes.modeling.checks.trunk import check_written
 from rlhf_recipes.modeling.decoders import check_ids
 from rlhf_recipes.modeling.generation import (
     LocalGenerator,
@@ -176,7 +177,7 @@ def write_completions(
     check_ids(prompt_ids, roles.policy, tokenizer, "prompts")
     config = sampling_config(tokenizer, roles.policy, max_completion_length, temperature)
     device = roles.policy.device
-    generator = LocalGenerator(roles.policy)
+    generator = LocalGenerator(roles.policy, keep_head_inputs=True)
     with tqdm(total=len(dataset), unit="completion", desc="Evaluating") as bar:
         for start in range(0, len(dataset), batch_size):
             rows = list(range(start, min(start + batch_size, len(dataset))))
@@ -184,6 +185,7 @@ def write_completions(
             written = write(generator, [prompt_ids[row] for row in rows], keys, config, device, batch_size)
             if start == 0:
                 check_shortcuts(roles, few_rows({name: getattr(written, name) for name in TOKENS}), temperature)
+                check_written(roles, written, temperature)
             rollout = read(roles, written, temperature, batch_size)
             yield from _scored_rows(dataset[rows], rollout, tokenizer, reward)
             bar.update(len(rows))

@@ -1,20 +1,16 @@
 """Settings of the training of a critic before PPO begins."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from transformers import TrainingArguments
 
+from rlhf_recipes.options import option
 from rlhf_recipes.starting.launch import refuse_strangers
 
 # Options of the Trainer that have no effect on a critic. What would be ignored is refused.
 NOT_USED = {"label_smoothing_factor": 0.0, "neftune_noise_alpha": None, "prediction_loss_only": False,
             "push_to_hub": False, "torch_compile": False, "use_liger_kernel": False}  # fmt: skip
-
-
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": text, **metadata})
 
 
 @dataclass
@@ -27,37 +23,37 @@ class CriticConfig(TrainingArguments):
 
     help_title = "Critic"
 
-    output_dir: str | None = _option(None, "Folder of this run; the critic is written into critic/ in it.")
-    rollouts: str | None = _option(None, "The folder of a PPO run that was given save_rollouts.")
-    take: str = _option(
+    output_dir: str | None = option(None, "Folder of this run; the critic is written into critic/ in it.")
+    rollouts: str | None = option(None, "The folder of a PPO run that was given save_rollouts.")
+    take: str = option(
         "first",
         "first: for a policy that begins where that run began; last: for the policy that it left.",
         choices=["first", "last"],
     )
-    num_rollouts: int = _option(8, "So many of the rollouts that it kept.")
-    held_out: float = _option(0.2, "Measure on the episodes of this share of the prompts, and learn from the others.")
-    gamma: float | None = _option(None, "Discount of later rewards. Default: that of the run.")
-    critic: str = _option("head", "head, policy, or a model's folder or id, as in PPO.")
-    overwrite_output_dir: bool = _option(False, "Write into a folder that holds other things. Nothing is deleted.")
+    num_rollouts: int = option(8, "So many of the rollouts that it kept.")
+    held_out: float = option(0.2, "Measure on the episodes of this share of the prompts, and learn from the others.")
+    gamma: float | None = option(None, "Discount of later rewards. Default: that of the run.")
+    critic: str = option("head", "head, policy, or a model's folder or id, as in PPO.")
+    overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
 
     # Options of the Trainer, with other defaults.
-    learning_rate: float | None = _option(  # type: ignore[assignment]  # None is another answer: look at the critic
+    learning_rate: float | None = option(  # type: ignore[assignment]  # None is another answer: look at the critic
         None,
         "Peak learning rate. Default: 0.64 / width for a layer on the policy, 1e-4 with adapters, 1e-5 else.",
     )
-    num_train_epochs: float = _option(10, "Passes over the episodes.")
-    per_device_train_batch_size: int = _option(16, "Episodes on each device at a time.")
-    per_device_eval_batch_size: int = _option(16, "The same while measuring.")
-    bf16: bool | None = _option(  # type: ignore[assignment]  # as in PPO
+    num_train_epochs: float = option(10, "Passes over the episodes.")
+    per_device_train_batch_size: int = option(16, "Episodes on each device at a time.")
+    per_device_eval_batch_size: int = option(16, "The same while measuring.")
+    bf16: bool | None = option(  # type: ignore[assignment]  # as in PPO
         None, "bfloat16 mixed precision. Default: yes on a GPU that has it, no on a CPU."
     )
-    eval_strategy: str = _option("epoch", "When the explained variance on the held-out prompts is measured.")
-    logging_strategy: str = _option("epoch", "When figures are logged.")
-    save_strategy: str = _option("no", "When checkpoints are saved.")
-    report_to: None | str | list[str] = _option(
+    eval_strategy: str = option("epoch", "When the explained variance on the held-out prompts is measured.")
+    logging_strategy: str = option("epoch", "When figures are logged.")
+    save_strategy: str = option("no", "When checkpoints are saved.")
+    report_to: None | str | list[str] = option(
         "none", "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."
     )
-    remove_unused_columns: bool = _option(False, "Must stay off: the episodes are no columns of a dataset.")
+    remove_unused_columns: bool = option(False, "Must stay off: the episodes are no columns of a dataset.")
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

@@ -153,9 +153,9 @@ def test_how_far_the_policy_is_from_who_wrote_is_the_mean_log_ratio_and_said_whe
     assert distance(policy, [StoredRollout(0, 0.7, rows)], TOKENIZER) == pytest.approx(0.25, abs=1e-5)
     assert not caplog.records
     for row in rows:
-        row["logprobs"] += 1
+        row["logprobs"] += 1.05  # to 1.3, which no rounding makes 1.2
     distance(policy, [StoredRollout(0, 0.7, rows)], TOKENIZER)
-    assert "1.2 nats per token away from this one" in caplog.text
+    assert "1.3 nats per token away from this one" in caplog.text
 
 
 def test_tokens_that_the_policy_does_not_know_are_refused():
