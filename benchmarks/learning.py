@@ -1,6 +1,7 @@
 r"""Does it learn? Three tasks of a known best score, by each method of recipes/configs/preset_*.yaml, from five seeds.
 
     OMP_NUM_THREADS=1 python benchmarks/learning.py --output runs/learning.json --plot docs/images/learning.png
+    OMP_NUM_THREADS=1 python benchmarks/learning.py --against rollout_dtype=bfloat16
 
     emit     write one symbol at every position; the score is its share of the completion       best 1
     reverse  write the three symbols of the prompt backwards; every position is paid by itself   best 1
@@ -10,6 +11,10 @@ r"""Does it learn? Three tasks of a known best score, by each method of recipes/
 best. `final_score` is the mean of one sampled completion for each of 64 prompts that were not trained on, after the
 last update; a seed has reached the goal if that is 95% of the best or more. Progress goes to stderr; the last line, on
 stdout, is one JSON object. `--output` keeps the same, with the curve of every run.
+
+`--against` runs every seed once more with another option of PPOConfig. `difference` is the final score with it, less
+that without, in standard deviations of the untrained policy's scores: the mean over seeds with its 95% interval
+(Student's t).
 """
 
 import argparse
@@ -22,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
 from tiny_tasks import METHODS, TASKS, Run, Task, episodes_to, machine, save_figure, train
 
 SHARE = 0.95  # of the best score
@@ -39,6 +45,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     given = {"total_episodes": args.episodes, "learning_rate": args.learning_rate}
     changes = {name: value for name, value in given.items() if value is not None}
     results: dict[str, dict[str, Any]] = {}
+    against = {} if args.against is None else dict([args.against])
     curves: dict[str, dict[str, list[list[list[float]]]]] = {}
     for name in args.tasks:
         task = TASKS[name]()
@@ -49,6 +56,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 runs.append(train(task, method, seed, **changes))
                 sys.stderr.write(f"{name:>8} {method:<16} seed {seed}: {one_line(task, runs[-1])}\n")
             results[name][method] = summary(task, runs)
+            if against:
+                others = [train(task, method, seed, **changes, **against) for seed in args.seeds]
+                results[name][method]["against"] = against | {"difference": difference(runs, others)}
             curves[name][method] = [curve(run) for run in runs]
     report = {"benchmark": "learning", "share_of_best": SHARE, "seeds": args.seeds, "machine": machine()}
     report["results"] = results
@@ -68,9 +78,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--episodes", type=int, help="Of each run, in place of what is set for the task and method.")
     parser.add_argument("--learning_rate", type=float, help="In place of that of the task and method.")
+    parser.add_argument("--against", type=pair, metavar="NAME=VALUE", help="Run every seed with this option, too.")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="Keep the figures, and every curve.")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="Draw the curves.")
     return parser.parse_args(argv)
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """An option of PPOConfig with its value, read as JSON where it is that."""
+    name, _, value = text.partition("=")
+    with contextlib.suppress(json.JSONDecodeError):
+        return name, json.loads(value)
+    return name, value
+
+
+def difference(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
+    """How much better the others' final scores are, seed by seed."""
+    spread = statistics.fmean(run.history[0]["objective/scores_std"] for run in runs)
+    finals = [[run.held_out["objective/scores"] for run in side] for side in (runs, others)]
+    gains = [(other - own) / spread for own, other in zip(*finals, strict=True)]
+    low, high = stats.ttest_1samp(gains, 0.0).confidence_interval(0.95) if len(set(gains)) > 1 else (gains[0],) * 2
+    return {"mean": round(statistics.fmean(gains), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+            "all": [round(gain, 4) for gain in gains]}  # fmt: skip
 
 
 def curve(run: Run) -> list[list[float]]:
@@ -128,6 +157,12 @@ def table(results: dict[str, dict[str, Any]], seeds: int) -> str:
                 f"| {found['seeds_reached']} of {seeds} | {found['cpu_seconds']['mean']:.0f} "
                 f"| {found['wall_seconds']['max']:.0f} |"
             )
+            if "against" in found:
+                *options, gain = found["against"].items()
+                said = ", ".join(f"{key}={value}" for key, value in options)
+                lines.append(
+                    f"| | {said}: {gain[1]['mean']:+.3f} SD ({gain[1]['low']:+.3f} to {gain[1]['high']:+.3f}) |"
+                )
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,3 +157,27 @@ def test_a_method_learns_to_reverse_prompts_that_it_was_not_trained_on(script, c
     assert found["seeds_reached"] >= 2
     assert found["final_score"]["max"] >= 0.95
     assert found["episodes"]["median"] is not None
+
+
+@pytest.mark.slow
+def test_half_precision_does_not_hurt_what_is_learned(script, capsys):
+    report, err = printed(
+        script("learning"), capsys, "--tasks", "reverse", "--methods", "ppo", "--against", "rollout_dtype=bfloat16"
+    )  # fmt: skip
+    found = report["results"]["reverse"]["ppo"]["against"]
+    assert found["rollout_dtype"] == "bfloat16"
+    assert len(found["difference"]["all"]) == 5
+    assert found["difference"]["low"] > -0.1
+    assert "rollout_dtype=bfloat16:" in err
+
+
+def test_a_difference_in_standard_deviations_by_hand(script):
+    def run(score, spread):
+        return SimpleNamespace(held_out={"objective/scores": score}, history=[{"objective/scores_std": spread}])
+
+    sides = [run(0.5, 0.2), run(0.7, 0.6)], [run(0.6, 9.0), run(0.7, 9.0)]
+    found = script("learning").difference(*sides)
+    # gains 0.1 / 0.4 and 0; Student's t of one degree of freedom has its 97.5% point at 12.706
+    assert found["all"] == [0.25, 0.0]
+    assert found["mean"] == 0.125
+    assert (found["low"], found["high"]) == pytest.approx((0.125 - 12.7062 * 0.125, 0.125 + 12.7062 * 0.125), abs=1e-3)
