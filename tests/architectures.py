@@ -133,6 +133,9 @@ COMMON = (
 )  # fmt: skip
 
 
+EVERY = (pytest.mark.slow, pytest.mark.every)
+
+
 def each(names, by_default=COMMON):
-    """Parameters of a test: some run by default, the others with `-m slow`."""
-    return [name if name in by_default else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    """Parameters of a test: some run by default, the others with `-m every`."""
+    return [name if name in by_default else pytest.param(name, marks=EVERY) for name in names]

@@ -23,6 +23,7 @@ from rlhf_recipes.modeling.loading import (
 )
 from rlhf_recipes.modeling.roles import ActorCritic
 from rlhf_recipes.rewards import LearnedReward
+from tests.architectures import EVERY
 from tests.tiny import save_tiny, tiny_causal_lm, tiny_tokenizer
 
 CHOICES = {
@@ -71,7 +72,7 @@ def name(row):
 
 
 ROWS = [pytest.param(row, id=name(row)) for row in COVER]
-ROWS += [pytest.param(row, id=name(row), marks=pytest.mark.slow) for row in REST]
+ROWS += [pytest.param(row, id=name(row), marks=EVERY) for row in REST]
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ from rlhf_recipes.reward_modeling.losses import make_objective
 from rlhf_recipes.reward_modeling.saving import save_reward_model, save_settings
 from rlhf_recipes.reward_modeling.trainer import FeedbackTrainer
 from rlhf_recipes.rewards.learned import LearnedReward
+from tests.architectures import EVERY
 from tests.tiny import save_tiny, tiny_base, tiny_tokenizer
 
 # MiniLM is a BERT, SmolLM2 a Llama, and Pythia a GPT-NeoX.
@@ -72,7 +73,7 @@ def why_it_fails(kind, mode, feedback):
 def combination(kind, mode, feedback):
     place = KINDS.index(kind) + MODES.index(mode)
     quick = tuple(ROWS)[place % 3] == feedback and (mode == "lora" or kind in ("bert", "llama"))
-    marks = [] if quick else [pytest.mark.slow]
+    marks = [] if quick else list(EVERY)
     if reason := why_it_fails(kind, mode, feedback):
         marks.append(pytest.mark.xfail(reason=reason, strict=True))
     return pytest.param(kind, mode, feedback, marks=marks, id=f"{kind}-{mode}-{feedback}")

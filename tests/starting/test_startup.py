@@ -1,5 +1,6 @@
 """What a command waits for before it answers, and what it leaves unsaid."""
 
+import functools
 import gc
 import importlib
 import importlib.metadata
@@ -213,14 +214,22 @@ def processor_seconds(command):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+LEAST = ["-c", "import torch, transformers"]
+
+
+@functools.cache
+def alone():
+    return processor_seconds(LEAST)
+
+
 def takes_little_more(command, share):
     """Whether it does in one of five turns with its measure: what else runs on a machine falls on both."""
-    seconds, of_least = [], []
+    seconds, of_least = [], [alone()]
     for _ in range(5):
         seconds.append(processor_seconds(command))
-        of_least.append(processor_seconds(["-c", "import torch, transformers"]))
         if min(seconds) < max(4.0, share * min(of_least)):
             return True
+        of_least.append(processor_seconds(LEAST))
     return min(seconds), min(of_least)
 
 

@@ -44,7 +44,7 @@ def replaced(model):
 @torch.no_grad()
 def said(model, which="none"):
     with packed(model, len(IDS), which):
-        return model(input_ids=IDS).logits
+        return model(input_ids=IDS, use_cache=False).logits
 
 
 @pytest.mark.parametrize("name", each(DECODERS))
