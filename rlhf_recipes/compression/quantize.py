@@ -1,0 +1,119 @@
+"""Layers in 8 and 4 bit: what rounding does to their weights, and how they are loaded in that precision.
+
+Weights are rounded as bitsandbytes rounds them, so what is scored is what is loaded later. torchao's weight-only
+types serve as well on a GPU, and can give each layer a precision of its own; on a CPU they are slower than float32,
+and folders that hold them need torchao to load, so the project keeps to the library that it loads models with.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_recipes.compression.families import Parts, parts_of
+from rlhf_recipes.compression.structure import Layer
+from rlhf_recipes.imports import optional
+from rlhf_recipes.modeling.cost.storage import BLOCK
+from rlhf_recipes.modeling.loading import NOT_IN_4_BIT
+
+
+def rounded(weight: Tensor, bits: int, is_linear: bool = True) -> Tensor:
+    """What is left of a weight that was held in a few bits.
+
+    In 4 bit 64 weights share a scale, and each is one of 16 values (NF4, arXiv 2305.14314, section 3), by
+    bitsandbytes itself; in 8 bit the weights of an output do, which are multiples of a 127th of the largest (arXiv
+    2208.07339, section 2). That bitsandbytes rounds what goes in to 8 bit too is left out. Rounding twice changes
+    nothing more.
+
+    Args:
+        weight (`(outputs, inputs)`): As of `nn.Linear`; of GPT-2's Conv1D `(inputs, outputs)`.
+        bits (`int`): 16 (nothing is rounded), 8 or 4.
+    """
+    if bits == 16:
+        return weight
+    plain = weight.detach().float()
+    plain = (plain if is_linear else plain.t()).contiguous()
+    if bits == 4:
+        functional = optional("bitsandbytes", "A layer of 4 bits", extra="quantization").functional
+        packed, state = functional.quantize_4bit(plain, blocksize=BLOCK, quant_type="nf4")
+        plain = functional.dequantize_4bit(packed, state)
+    else:
+        scale = plain.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        plain = (plain / scale).round() * scale
+    return (plain if is_linear else plain.t()).to(weight.dtype).contiguous()
+
+
+def rounded_among(parts: Parts, weight: Tensor, module: Any, name: str, layer: Layer) -> Tensor:
+    """A weight with what is kept of it rounded as the cut one will be; what is not kept stays."""
+    plain = name.replace(".base_layer.", ".")
+    kept = parts.slices(layer.heads, layer.neurons).get(plain)
+    if kept is None:
+        return weight
+    dimension, index = kept
+    index = index.to(weight.device)
+    small = rounded(weight.index_select(dimension, index), layer.bits, is_linear=isinstance(module, nn.Linear))
+    return weight.index_copy(dimension, index, small)
+
+
+def projections(parts: Parts, number: int) -> Iterator[tuple[str, Any]]:
+    """The weights of a layer that are quantized, by name, and the modules that they are in."""
+    family = parts.family
+    for name in (*family.projections, family.out, *family.up, family.down):
+        try:
+            wrapped: Any = parts.layers[number].get_submodule(name)
+        except AttributeError:  # in a part that is left out
+            continue
+        inside = hasattr(wrapped, "base_layer")
+        if hasattr(parts.at(number, name), "weight"):
+            yield f"{name}.base_layer.weight" if inside else f"{name}.weight", parts.at(number, name)
+
+
+@torch.no_grad()
+def round_layers(model: Any, bits: Sequence[int]) -> None:
+    """Round the weights of each layer of a cut model in place, as before they were trained on.
+
+    Args:
+        bits (`Sequence[int]`): One number for each of its layers.
+    """
+    parts = parts_of(model)
+    if len(bits) != len(parts.layers):
+        raise ValueError(f"The model has {len(parts.layers)} layers, and bits are given for {len(bits)}.")
+    for number, count in enumerate(bits):
+        for _, module in projections(parts, number):
+            module.weight.copy_(rounded(module.weight, count, isinstance(module, nn.Linear)))
+
+
+def loading_config(model: Any, bits: Sequence[int]) -> Any:
+    """The `quantization_config` with which `from_pretrained` holds a cut model in the bits of its structure.
+
+    Args:
+        model (`PreTrainedModel`): The cut model.
+        bits (`Sequence[int]`): One number for each of its layers.
+
+    Returns:
+        `BitsAndBytesConfig` or `None` where all layers have 16 bits.
+
+    Raises:
+        `ValueError`: if there are layers of 4 and of 8 bits: bitsandbytes holds a model in one of them.
+    """
+    from transformers import BitsAndBytesConfig
+
+    few = sorted({count for count in bits if count < 16})
+    if len(few) > 1:
+        raise ValueError(
+            "Some layers have 4 bits and some 8, and bitsandbytes holds a model in one of them. Choose 16 and 4, or "
+            "16 and 8, for a model that is to be loaded so."
+        )
+    if not few:
+        return None
+    parts = parts_of(model)
+    names = {id(module): name for name, module in parts.model.named_modules()}
+    plain = [names[id(layer)] for layer, count in zip(parts.layers, bits, strict=True) if count == 16]
+    skipped = [*NOT_IN_4_BIT, *plain]
+    if few == [4]:
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=parts.model.dtype,
+            llm_int8_skip_modules=skipped,
+        )  # fmt: skip
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)

@@ -1,0 +1,102 @@
+"""The cut beside the mask, on every family: same logits, saved, loaded, generating, trained."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from rlhf_recipes.compression.cut import cut
+from rlhf_recipes.compression.families import FAMILIES
+from rlhf_recipes.compression.mask import masked
+from rlhf_recipes.compression.structure import Structure
+from tests.compression.models import DECODERS, ENCODERS, even, logits, texts, tiny, uneven
+
+IDS = texts()
+
+
+def close(one, other, bound=1e-5):
+    assert (one - other).abs().max() <= bound * max(1.0, float(other.abs().max()))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_an_even_cut_says_what_the_mask_says_and_so_does_what_is_saved(kind, tmp_path):
+    model = tiny(kind)
+    structure = even(model, FAMILIES[kind].prunes_heads)
+    before = logits(model, IDS)
+    with masked(model, structure):
+        wanted = logits(model, IDS)
+    assert torch.equal(logits(model, IDS), before)
+    smaller = cut(model, structure)
+    close(logits(smaller, IDS), wanted)
+    assert (wanted - before).abs().max() > 0.05
+    assert type(smaller) is type(model)
+    assert len(smaller.base_model.get_submodule(FAMILIES[kind].layers)) == 2
+
+    smaller.save_pretrained(tmp_path)
+    auto = AutoModelForMaskedLM if kind in ENCODERS else AutoModelForCausalLM
+    again, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.equal(logits(again, IDS), logits(smaller, IDS))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_an_uneven_cut_says_what_the_mask_says_and_is_not_saved(kind, tmp_path):
+    model = tiny(kind)
+    structure = uneven(model)
+    with pytest.raises(ValueError, match=r"evened"):
+        cut(model, structure)
+    with masked(model, structure):
+        wanted = logits(model, IDS)
+    smaller = cut(model, structure, uneven=True)
+    close(logits(smaller, IDS), wanted)
+    with pytest.raises(ValueError, match="cannot be saved"):
+        smaller.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("shapes", ["even", "uneven"])
+def test_mask_and_cut_write_the_same(kind, shapes):
+    model = tiny(kind)
+    structure = even(model, FAMILIES[kind].prunes_heads) if shapes == "even" else uneven(model)
+    smaller = cut(model, structure, uneven=shapes == "uneven")
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    mask = torch.ones_like(IDS)
+    mask[0, :4] = 0
+    with masked(model, structure):
+        wanted = model.generate(IDS, attention_mask=mask, **options)
+    assert torch.equal(smaller.generate(IDS, attention_mask=mask, **options), wanted)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_classifier_is_cut_and_trained(kind):
+    model = tiny(kind, head="classifier")
+    structure = even(model, FAMILIES[kind].prunes_heads)
+    with masked(model, structure):
+        wanted = logits(model, IDS)
+    smaller = cut(model, structure)
+    close(logits(smaller, IDS), wanted)
+    before = logits(model, IDS)
+    optimizer = torch.optim.SGD(smaller.parameters(), lr=0.1)
+    smaller(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+    unread = {n for n, p in smaller.named_parameters() if p.grad is None}
+    assert not {name for name in unread if "pooler" not in name and "position" not in name}
+    optimizer.step()
+    assert torch.equal(logits(model, IDS), before)  # nothing is shared with the original
+    assert not torch.equal(logits(smaller, IDS), wanted)
+
+
+@pytest.mark.parametrize("kept", [(1, 2, 3), (0, 1, 2), (3,)])
+def test_layers_are_dropped_anywhere(kept):
+    """Against a model put together by hand out of the layers that are kept."""
+    model = tiny("llama")
+    whole = Structure.whole(model)
+    structure = replace(whole, layers=tuple(whole.layers[i] if i in kept else None for i in range(4)))
+    smaller = cut(model, structure)
+    by_hand = tiny("llama")
+    by_hand.model.layers = torch.nn.ModuleList(by_hand.model.layers[i] for i in kept)
+    by_hand.config.num_hidden_layers = len(kept)
+    ids = texts()
+    assert torch.equal(logits(smaller, ids), logits(by_hand, ids, use_cache=False))
