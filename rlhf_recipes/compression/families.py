@@ -5,12 +5,13 @@ used here, because it does not know which of them a config can say (and so which
 heads of grouped-query attention and of fused projections only with hints that are this table again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from rlhf_recipes.modeling.logprobs import base_of
 
@@ -177,7 +178,7 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """Zeros of the shape of the states `(B, L, H)`, and no attention weights."""
-        count_in_cache(hidden_states, self.layer_idx, kwargs)
+        count_in_cache(hidden_states, self.layer_idx, (*args, *kwargs.values()))
         return torch.zeros_like(hidden_states), None
 
 
@@ -189,12 +190,15 @@ class Nothing(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-def count_in_cache(hidden_states: Tensor, layer_idx: int | None, kwargs: dict[str, Any]) -> None:
-    """Put one empty number for each token into a layer of the cache: positions and masks come from its length."""
-    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
-    if cache is not None and layer_idx is not None:
-        nothing = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
-        cache.update(nothing, nothing, layer_idx)
+def count_in_cache(hidden_states: Tensor, layer_idx: int, given: Iterable[Any]) -> None:
+    """Put one empty number for each token into a layer of the cache, if there is one among what a layer is given.
+
+    Positions and masks are made from the length of the first layer's cache, whichever layers are left out.
+    """
+    for cache in given:
+        if isinstance(cache, Cache):
+            nothing = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            cache.update(nothing, nothing, layer_idx)
 
 
 def _rows(units: Sequence[int], size: int) -> Tensor:

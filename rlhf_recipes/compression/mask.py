@@ -65,7 +65,7 @@ def masked(model: Any, structure: Structure, made: Made | None = None) -> Iterat
 
 def _handed_on(number: int) -> Callable[..., Tensor]:
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        count_in_cache(hidden_states, number, kwargs)
+        count_in_cache(hidden_states, number, (*args, *kwargs.values()))
         return hidden_states
 
     return forward

@@ -70,7 +70,7 @@ def test_mask_and_cut_write_the_same(kind, shapes):
     assert torch.equal(smaller.generate(IDS, attention_mask=mask, **options), wanted)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "granite"])  # which has none
 def test_a_classifier_is_cut_and_trained(kind):
     model = tiny(kind, head="classifier")
     structure = even(model, FAMILIES[kind].prunes_heads)
