@@ -20,6 +20,7 @@ from rlhf_recipes.compression.quantize import projections, rounded
 from rlhf_recipes.compression.structure import Layer, Structure, check_structure, is_even, merged_tensor
 
 PER_LAYER = ("layer_types", "no_rope_layers")  # lists in configs with an entry for each layer
+PADDED = ("camembert", "roberta", "xlm-roberta")  # positions begin after the id of the padding token
 TOKEN_IDS = (
     "bos_token_id", "cls_token_id", "decoder_start_token_id", "eos_token_id", "forced_bos_token_id",
     "forced_eos_token_id", "mask_token_id", "pad_token_id", "sep_token_id",
@@ -140,6 +141,11 @@ def _config(parts: Parts, structure: Structure) -> Any:
     if structure.vocabulary is not None:
         config.vocab_size = len(structure.vocabulary)
         renumber(config, parts.model.config.vocab_size, structure.vocabulary)
+        if config.model_type in PADDED and config.pad_token_id != parts.model.config.pad_token_id:
+            raise ValueError(
+                f"A {config.model_type} counts positions from the id of its padding token, which would become "
+                f"{config.pad_token_id}: keep all of the {parts.model.config.pad_token_id} tokens before it."
+            )
     return config
 
 
@@ -163,8 +169,6 @@ def renumber(config: Any, total: int, vocabulary: tuple[int, ...]) -> None:
         if ids:
             kept = [places[word] for word in ids if word in places]
             setattr(config, name, kept if isinstance(given, list) else next(iter(kept), None))
-    if "roberta" in str(getattr(config, "model_type", "")) and places.get(1) != 1:
-        raise ValueError("The positions of a RoBERTa begin after its padding token: keep tokens 0 and 1.")
 
 
 def _say_widths(config: Any, parts: Parts, layer: Layer) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_recipes.compression.families import Parts, parts_of
 from rlhf_recipes.compression.structure import Layer
 from rlhf_recipes.imports import optional
 from rlhf_recipes.modeling.cost.storage import BLOCK
-from rlhf_recipes.modeling.loading import NOT_IN_4_BIT
 
 
 def rounded(weight: Tensor, bits: int, is_linear: bool = True) -> Tensor:
     """What is left of a weight that was held in a few bits.
 
     In 4 bit 64 weights share a scale, and each is one of 16 values (NF4, arXiv 2305.14314, section 3), by
-    bitsandbytes itself; in 8 bit the weights of an output do, which are multiples of a 127th of the largest (arXiv
-    2208.07339, section 2). That bitsandbytes rounds what goes in to 8 bit too is left out. Rounding twice changes
-    nothing more.
+    bitsandbytes itself; in 8 bit the weights of an output do, which in float16 are rounded to multiples of a 127th of
+    the largest (arXiv 2208.07339, section 2). That bitsandbytes rounds what goes in to 8
+    bit too is left out. Rounding twice changes nothing more.
 
     Args:
         weight (`(outputs, inputs)`): As of `nn.Linear`; of GPT-2's Conv1D `(inputs, outputs)`.
@@ -36,9 +36,11 @@ def rounded(weight: Tensor, bits: int, is_linear: bool = True) -> Tensor:
     plain = (plain if is_linear else plain.t()).contiguous()
     if bits == 4:
         functional = optional("bitsandbytes", "A layer of 4 bits", extra="quantization").functional
-        packed, state = functional.quantize_4bit(plain, blocksize=BLOCK, quant_type="nf4")
-        plain = functional.dequantize_4bit(packed, state)
+        # As one row: of rows that are no multiple of a block, its code for CPUs takes scales from the wrong places.
+        packed, state = functional.quantize_4bit(plain.reshape(-1), blocksize=BLOCK, quant_type="nf4")
+        plain = functional.dequantize_4bit(packed, state).reshape(plain.shape)
     else:
+        plain = plain.half().float()
         scale = plain.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
         plain = (plain / scale).round() * scale
     return (plain if is_linear else plain.t()).to(weight.dtype).contiguous()
@@ -87,6 +89,9 @@ def round_layers(model: Any, bits: Sequence[int]) -> None:
 def loading_config(model: Any, bits: Sequence[int]) -> Any:
     """The `quantization_config` with which `from_pretrained` holds a cut model in the bits of its structure.
 
+    Its weights are then those of [`rounded`]. What they are multiplied with is rounded by bitsandbytes too: in 8 bit
+    to 8 bit, in 4 bit on a CPU to bfloat16.
+
     Args:
         model (`PreTrainedModel`): The cut model.
         bits (`Sequence[int]`): One number for each of its layers.
@@ -95,7 +100,8 @@ def loading_config(model: Any, bits: Sequence[int]) -> Any:
         `BitsAndBytesConfig` or `None` where all layers have 16 bits.
 
     Raises:
-        `ValueError`: if there are layers of 4 and of 8 bits: bitsandbytes holds a model in one of them.
+        `ValueError`: if there are layers of 4 and of 8 bits: bitsandbytes holds a model in one of them; if there is
+            no GPU, and a matrix of a layer in 4 bit has inputs in no multiple of 64, or outputs in none of 32.
     """
     from transformers import BitsAndBytesConfig
 
@@ -108,12 +114,29 @@ def loading_config(model: Any, bits: Sequence[int]) -> Any:
     if not few:
         return None
     parts = parts_of(model)
-    names = {id(module): name for name, module in parts.model.named_modules()}
-    plain = [names[id(layer)] for layer, count in zip(parts.layers, bits, strict=True) if count == 16]
-    skipped = [*NOT_IN_4_BIT, *plain]
-    if few == [4]:
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=parts.model.dtype,
-            llm_int8_skip_modules=skipped,
-        )  # fmt: skip
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    if few == [4] and not torch.cuda.is_available():
+        _check_blocks(parts, bits)
+    quantized = tuple(f"{parts.prefix}{number}." for number, count in enumerate(bits) if count < 16)
+    skipped = [
+        name
+        for name, module in parts.model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and not name.startswith(quantized)
+    ]
+    return BitsAndBytesConfig(
+        load_in_4bit=few == [4], load_in_8bit=few == [8], bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=parts.model.dtype, llm_int8_skip_modules=skipped,
+        llm_int8_threshold=0.0,  # outliers set apart would make a token depend on all others in the batch
+    )  # fmt: skip
+
+
+def _check_blocks(parts: Parts, bits: Sequence[int]) -> None:
+    """bitsandbytes' code for CPUs goes by blocks of a matrix, and others come out wrong, or not at all."""
+    for number, count in enumerate(bits):
+        for name, module in projections(parts, number) if count == 4 else ():
+            outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.t().shape
+            if inputs % BLOCK or outputs % 32:
+                raise ValueError(
+                    f"Layer {number} is to have 4 bits, and {name.removesuffix('.weight')} has {inputs} inputs and "
+                    f"{outputs} outputs. Without a GPU, bitsandbytes wants multiples of {BLOCK} and of 32: keep other "
+                    "numbers of heads and neurons, or 8 bits."
+                )

@@ -69,7 +69,7 @@ def shrink_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: Sequence[in
     stays as it is.
 
     Args:
-        vocabulary (`Sequence[int]`): As [`tokens_in_use`] gives it, or another with what a tokenizer cannot be without.
+        vocabulary (`Sequence[int]`): As [`tokens_in_use`] gives it.
 
     Raises:
         `ValueError`: if the tokenizer is not a fast one of BPE, WordPiece or Unigram; if ids have no token, or are
@@ -186,7 +186,7 @@ def _fewer(backend: Mapping[str, Any], places: Mapping[str, int]) -> dict[str, A
     if model["type"] == "Unigram":
         unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
         model["vocab"] = sorted((piece for piece in model["vocab"] if piece[0] in places), key=lambda p: places[p[0]])
-        model["unk_id"] = places.get(unknown)
+        model["unk_id"] = None if unknown is None else places.get(unknown)
     else:
         model["vocab"] = {piece: places[piece] for piece in model["vocab"] if piece in places}
     if model["type"] == "BPE":
