@@ -2,9 +2,9 @@
 
 What a config can say decides which shapes load again without code of one's own. transformers 5.23 takes a
 `per_layer_config` (its pull request 45333), but none of the families here builds its layers from it yet (45332):
-another width in a layer is refused when the model is made, and `skip` is passed over without a word. So all layers need the same number of heads and of
-neurons. Heads can be fewer where the config has a `head_dim` (Llama-like); in GPT-2, GPT-NeoX and BERT it follows from
-the hidden size, and all heads stay.
+another width in a layer is refused when the model is made, and `skip` is passed over without a word. So all layers
+need the same number of heads and of neurons. Heads can be fewer where the config has a `head_dim` (Llama-like); in
+GPT-2, GPT-NeoX and BERT it follows from the hidden size, and all heads stay.
 """
 
 import copy
