@@ -1,10 +1,10 @@
 """Surgery: from a model and a structure to an ordinary, smaller model of the same class.
 
 What a config can say decides which shapes load again without code of one's own. transformers 5.23 takes a
-`per_layer_config`, but none of the families here builds its layers from it: another width in a layer is refused when
-the model is made, and `skip` is passed over without a word. So all layers need the same number of heads and of
-neurons. Heads can be fewer where the config has a `head_dim` (Llama-like); in GPT-2, GPT-NeoX and BERT it follows from
-the hidden size, and all heads stay.
+`per_layer_config` (its pull request 45333), but none of the families here builds its layers from it yet (45332):
+another width in a layer is refused when the model is made, and `skip` is passed over without a word. So all layers
+need the same number of heads and of neurons. Heads can be fewer where the config has a `head_dim` (Llama-like); in
+GPT-2, GPT-NeoX and BERT it follows from the hidden size, and all heads stay.
 """
 
 import copy
@@ -56,17 +56,17 @@ def cut(model: Any, structure: Structure, uneven: bool = False) -> Any:
     check_structure(structure, parts)
     if not uneven:
         check_saves(structure, parts)
+    config, writing = _config(parts, structure), _generation_config(parts, structure)
     state = _state(parts, structure)
-    config = _config(parts, structure)
-    state = _state(parts, structure)
-    config = _config(parts, structure)
     layers = [layer for layer in structure.layers if layer is not None]
     saves = why_not_saved(structure, parts) is None
     if saves:
         _say_widths(config, parts, layers[0])
         for place, layer in enumerate(layers):
             _narrow(state, parts, layer, f"{parts.prefix}{place}.")
-    result = _built(parts.model, config, state, structure.vocabulary)
+    result = _built(parts.model, config, state)
+    if writing is not None:
+        result.generation_config = writing
     now = replace(parts, model=result, layers=result.base_model.get_submodule(parts.family.layers))
     if not saves:
         for place, layer in enumerate(layers):
@@ -140,7 +140,7 @@ def _config(parts: Parts, structure: Structure) -> Any:
     config.num_hidden_layers = len(structure.kept)
     if structure.vocabulary is not None:
         config.vocab_size = len(structure.vocabulary)
-        renumber(config, parts.model.config.vocab_size, structure.vocabulary)
+        _renumber(config, parts.model.config.vocab_size, structure.vocabulary)
         if config.model_type in PADDED and config.pad_token_id != parts.model.config.pad_token_id:
             raise ValueError(
                 f"A {config.model_type} counts positions from the id of its padding token, which would become "
@@ -149,16 +149,17 @@ def _config(parts: Parts, structure: Structure) -> Any:
     return config
 
 
-def renumber(config: Any, total: int, vocabulary: tuple[int, ...]) -> None:
-    """Give special tokens of a config, or of a generation config, the ids that they have in a smaller vocabulary.
+def _generation_config(parts: Parts, structure: Structure) -> Any:
+    if not parts.model.can_generate():
+        return None
+    config = copy.deepcopy(parts.model.generation_config)
+    if structure.vocabulary is not None:
+        _renumber(config, parts.model.config.vocab_size, structure.vocabulary)
+    return config
 
-    Args:
-        total (`int`): Words of the original. An id beyond them, as defaults of configs are, becomes `None`.
-        vocabulary (`tuple`): Ids that are kept.
 
-    Raises:
-        `ValueError`: if one of them is not kept.
-    """
+def _renumber(config: Any, total: int, vocabulary: tuple[int, ...]) -> None:
+    """Give special tokens the ids that they have among fewer. One beyond all `total`, as defaults are, is none."""
     places = {word: place for place, word in enumerate(vocabulary)}
     for name in TOKEN_IDS:
         given = getattr(config, name, None)
@@ -202,19 +203,19 @@ def _narrow_in_place(block: nn.Module, parts: Parts, place: int, layer: Layer) -
         attention.split_size = len(layer.heads) * parts.head_dim
 
 
-def _built(model: Any, config: Any, state: dict[str, Tensor], words: tuple[int, ...] | None) -> Any:
+def _built(model: Any, config: Any, state: dict[str, Tensor]) -> Any:
     """A model of the same class with these weights."""
     mine = {parameter.data_ptr() for parameter in model.parameters()}  # which from_pretrained would go on sharing
     state = {name: tensor.clone() if tensor.data_ptr() in mine else tensor for name, tensor in state.items()}
+    dtypes = {parameter.dtype for parameter in model.parameters()}
     result, info = type(model).from_pretrained(
-        None, config=config, state_dict=state, dtype=model.dtype, output_loading_info=True
-    )
+        None, config=config, state_dict=state, dtype=max(dtypes, key=lambda dtype: dtype.itemsize),
+        output_loading_info=True,
+    )  # fmt: skip
     left = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]
     assert not left, f"weights that are not where they belong: {left[:3]}"
-    if model.can_generate():
-        result.generation_config = copy.deepcopy(model.generation_config)
-        if words is not None:
-            renumber(result.generation_config, model.config.vocab_size, words)
+    for name, parameter in result.named_parameters() if len(dtypes) > 1 else ():
+        parameter.data = parameter.data.to(state[name].dtype)
     return result.to(model.device).train(model.training)
 
 

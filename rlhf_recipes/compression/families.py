@@ -1,8 +1,8 @@
 """Where a model keeps its layers, and in them attention heads and neurons, for each family that can be cut.
 
-A general dependency graph, as torch-pruning builds it by tracing, finds coupled channels of any network; it is not
-used here, because it does not know which of them a config can say (and so which cut loads again), and it takes the
-heads of grouped-query attention and of fused projections only with hints that are this table again.
+A general dependency graph, as torch-pruning builds it by tracing, finds coupled channels of any network. It is not
+used here: it has to be told where the heads are, which is most of this table, and it does not know what a config can
+say, and so which cut loads again.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,8 @@
 """Layers in 8 and 4 bit: what rounding does to their weights, and how they are loaded in that precision.
 
-Weights are rounded as bitsandbytes rounds them, so what is scored is what is loaded later. torchao's weight-only
-types serve as well on a GPU, and can give each layer a precision of its own; on a CPU they are slower than float32,
-and folders that hold them need torchao to load, so the project keeps to the library that it loads models with.
+Weights are rounded as bitsandbytes rounds them, so what is scored is what is loaded later. It holds a whole model in 8
+bit or in 4, and single layers out of it; for 8 and 4 bit in one model torchao's TorchAoConfig would serve, whose
+folders need torchao to load. The project keeps to the library that it loads models with.
 """
 
 from collections.abc import Iterator, Sequence

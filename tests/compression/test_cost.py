@@ -35,14 +35,13 @@ def structures(model, kind):
     }
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("head", ["language", "classifier"])
+KINDS = [(kind, head) for head in ("language", "classifier") for kind in FAMILIES]
+
+
+@pytest.mark.parametrize(("kind", "head"), [pair for pair in KINDS if pair != ("granite", "classifier")])  # has none
 def test_parameters_and_flops_are_those_of_the_cut_model(kind, head):
-    if (kind, head) == ("granite", "classifier"):
-        pytest.skip("transformers has no such class")
     model = tiny(kind, head, attn_implementation="eager")
     table = cost_table(model)
-    ids = texts(rows=1, length=LENGTH)
     for structure, is_uneven in structures(model, kind).values():
         cost = priced(table, structure, tokens=LENGTH)
         smaller = cut(model, structure, uneven=is_uneven)
@@ -52,7 +51,7 @@ def test_parameters_and_flops_are_those_of_the_cut_model(kind, head):
         assert cost.non_embedding_parameters == sum(p.numel() for p in layers.parameters())
         ids = texts(vocabulary=100, rows=1, length=LENGTH)
         found, _ = counted(smaller, input_ids=ids)
-        assert cost.prefill_flops == pytest.approx(found, rel=0.01)
+        assert cost.prefill_flops == found
 
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -66,7 +65,7 @@ def test_one_more_token_costs_what_torch_counts(kind):
         with torch.no_grad():
             cache = smaller(input_ids=ids[:, :-1], use_cache=True).past_key_values
         found, _ = counted(smaller, input_ids=ids[:, -1:], past_key_values=cache)
-        assert priced(table, structure, tokens=LENGTH).decode_flops == pytest.approx(found, rel=0.01)
+        assert priced(table, structure, tokens=LENGTH).decode_flops == found
 
 
 @pytest.mark.parametrize("kind", DECODERS)

@@ -1,15 +1,17 @@
 """The cut beside the mask, on every family: same logits, saved, loaded, generating, trained."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError
 
 from rlhf_recipes.compression.cut import cut
 from rlhf_recipes.compression.families import FAMILIES
 from rlhf_recipes.compression.mask import masked
-from rlhf_recipes.compression.structure import Structure
+from rlhf_recipes.compression.structure import Layer, Structure
 from tests.compression.models import DECODERS, ENCODERS, even, logits, texts, tiny, uneven
 
 IDS = texts()
@@ -100,3 +102,66 @@ def test_layers_are_dropped_anywhere(kept):
     by_hand.config.num_hidden_layers = len(kept)
     ids = texts()
     assert torch.equal(logits(smaller, ids), logits(by_hand, ids, use_cache=False))
+
+
+WINDOWS = {
+    "gemma2": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma3_text": {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"] * 2},
+    "mistral": {"sliding_window": 4},
+    "qwen2": {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 2},
+    "qwen3": {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1},
+    "smollm3": {"no_rope_layers": [1, 0, 0, 1]},
+    "gpt2": {"scale_attn_by_inverse_layer_idx": True},
+    "gpt_neox": {"use_parallel_residual": False},
+    "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("dropped", [(0,), (1, 2), (0, 3)])
+def test_what_belongs_to_a_layer_goes_with_it(kind, dropped, tmp_path):
+    """Windows, positions, and scores that are scaled by the number of the layer."""
+    model = tiny(kind, **WINDOWS[kind])
+    whole = Structure.whole(model)
+    layers = tuple(None if number in dropped else layer for number, layer in enumerate(whole.layers))
+    with masked(model, replace(whole, layers=layers)):
+        wanted = logits(model, IDS)
+    smaller = cut(model, replace(whole, layers=layers))
+    close(logits(smaller, IDS), wanted)
+    smaller.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), IDS), logits(smaller, IDS))
+
+
+def test_the_cut_is_as_the_original_was():
+    model = tiny("llama").bfloat16().train()
+    model.lm_head.float()
+    model.config.use_cache = False
+    model.generation_config.temperature = 0.5
+    smaller = cut(model, even(model, True))
+    assert smaller.training
+    assert {name: p.dtype for name, p in smaller.named_parameters()}["lm_head.weight"] == torch.float32
+    assert smaller.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert torch.equal(smaller.lm_head.weight, model.lm_head.weight)
+    assert not smaller.config.use_cache
+    assert smaller.generation_config.temperature == 0.5
+    assert all(p.requires_grad for p in smaller.parameters())
+    assert not cut(model.eval(), even(model, True)).training
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "bert"])
+def test_heads_that_a_config_cannot_say_are_refused_with_what_is_possible(kind):
+    model = tiny(kind)
+    with pytest.raises(ValueError, match=r"2 of 4 heads are kept.*layers dropped or merged.*fewer words"):
+        cut(model, replace(Structure.whole(model), layers=(Layer((0, 1), (0, 5)),) * 4))
+
+
+@pytest.mark.parametrize("skip", [{"intermediate_size": 48}, {"num_key_value_heads": 1}, {"skip": ["attention"]}])
+def test_why_shapes_must_be_even(skip):
+    """A config with layers of their own is not what this transformers builds: once it is, uneven cuts can be saved."""
+    config = tiny("llama").config
+    config.per_layer_config = {1: skip}
+    with contextlib.suppress(AmbiguousGlobalPerLayerAttributeError):
+        layers = AutoModelForCausalLM.from_config(config).model.layers
+        assert layers[1].mlp.up_proj.out_features == 64
+        assert layers[1].self_attn.k_proj.out_features == 16

@@ -24,6 +24,35 @@ def everything(model):
     return replace(whole, layers=layers, merged=(Merge.average((0, 1)),), vocabulary=words)
 
 
+# The weights that read what heads and neurons say, and in which dimension.
+READERS = {
+    "llama": ("self_attn.o_proj", "mlp.down_proj", 1),
+    "gpt2": ("attn.c_proj", "mlp.c_proj", 0),
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h", 1),
+    "bert": ("attention.output.dense", "output.dense", 1),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_heads_and_neurons_that_go_are_those_that_nobody_reads(kind):
+    """By hand: 4 query heads of 8, in 2 groups in Llama; zeros where the last projection reads the others."""
+    model, by_hand = tiny(kind), tiny(kind)
+    layer = Structure.whole(model).layers[0]
+    groups = len(layer.heads)
+    kept = replace(layer, heads=(groups - 1,), neurons=(2, 63))
+    out, down, dimension = READERS[kind]
+    block = by_hand.base_model.get_submodule(FAMILIES[kind].layers)[1]
+    with torch.no_grad():
+        width = 32 // groups
+        block.get_submodule(out).weight.narrow(dimension, 0, 32 - width).zero_()
+        gone = torch.tensor([neuron for neuron in range(64) if neuron not in (2, 63)])
+        block.get_submodule(down).weight.index_fill_(dimension, gone, 0)
+    structure = replace(Structure.whole(model), layers=(layer, kept, layer, layer))
+    with masked(model, structure):
+        assert torch.allclose(logits(model, IDS), logits(by_hand, IDS), atol=1e-5)
+    assert torch.allclose(logits(cut(model, structure, uneven=True), IDS), logits(by_hand, IDS), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_all_is_put_back_also_after_an_error(kind):
     model = tiny(kind)
