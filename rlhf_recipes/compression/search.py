@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_recipes.compression.evaluated import Evaluated, Ledger
-from rlhf_recipes.compression.gates import Choice, StructurePolicy
+from rlhf_recipes.compression.gates import Choice, Guess, StructurePolicy
+from rlhf_recipes.compression.surrogate import FEWEST, Surrogate
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ class Search:
             self.policy.remember(*_columns(self.ledger.entries.values()))
             row: dict[str, Any] = {}
         else:
+            guess = self._guess()
             choices = self._evaluate(self.policy.draw())
             rewards = [self.ledger(choice).reward for choice in choices]
-            row = dict(self.policy.update(choices, rewards, spent=self.ledger.paid / self.evaluations))
+            row = dict(self.policy.update(choices, rewards, self.ledger.paid / self.evaluations, guess))
         if self.adapt is not None and not self.done:
             row |= self.adapt(self.policy.sample(self.policy.settings.draws))
         self.steps += 1
@@ -106,6 +108,20 @@ class Search:
                 self.ledger(choice)
                 within.append(choice)
         return within
+
+    def _guess(self) -> Guess | None:
+        """Rewards of choices by what is known now: their P is guessed, their delta(C) is exact."""
+        objective, cost = self.ledger.objective, self.ledger.cost
+        known = [(e.choice, objective.positive(e.quality)) for e in self.ledger.entries.values() if e.quality is not None]
+        if len(known) < FEWEST:
+            return None
+        surrogate = Surrogate(*map(list, zip(*known, strict=True)))
+
+        def guess(choices: Sequence[Choice]) -> list[float]:
+            qualities = surrogate(choices)
+            return [float(p) * objective.delta(cost(c)) for p, c in zip(qualities, choices, strict=True)]
+
+        return guess
 
     def _best_yet(self) -> dict[str, float]:
         try:

@@ -89,6 +89,45 @@ def test_the_expected_gradient_over_all_draws_is_the_exact_one(logits, draws, kn
     np.testing.assert_allclose(mean, exact_gradient(logits, of), atol=1e-10)
 
 
+@pytest.mark.parametrize("known", [0, 5])
+def test_a_guess_leaves_the_expected_gradient_as_it_is(logits, known):
+    of, tables, gates = rewards(), probabilities(logits), Gates(SIZES)
+    memory = {choice: of[choice] for choice in ALL[::4][:known]}
+    outside = [choice for choice in ALL if choice not in memory]
+    mass = {c: float(np.prod([t[o] for t, o in zip(tables, c, strict=True)])) for c in outside}
+    total = sum(mass.values())
+    made_up = dict(zip(ALL, np.random.default_rng(7).normal(size=len(ALL)), strict=True))
+
+    def estimate(draw, others):
+        value = expected_reward(
+            gates, gates.log_probabilities(logits), memory, [draw], [of[draw]], others,
+            lambda choices: [made_up[c] for c in choices],
+        )  # fmt: skip
+        return torch.autograd.grad(value, logits)[0].numpy()
+
+    # Draws and others are independent and enter separate terms: one of the two may stand still in each mean.
+    others = [outside[0], outside[3]]
+    of_draws = sum(mass[c] / total * estimate(c, others) for c in outside)
+    still = estimate(outside[1], others)
+    of_others = sum(
+        mass[a] * mass[b] / total**2 * estimate(outside[1], [a, b]) for a, b in itertools.product(outside, repeat=2)
+    )
+    np.testing.assert_allclose(of_draws + of_others - still, exact_gradient(logits, of), atol=1e-10)
+
+
+def test_a_true_guess_leaves_no_noise_of_the_paid_draws(logits):
+    of, gates = rewards(), Gates(SIZES)
+    others = ALL[2:9]
+
+    def estimate(draw):
+        value = expected_reward(
+            gates, gates.log_probabilities(logits), {}, [draw], [of[draw]], others, lambda choices: [of[c] for c in choices]
+        )
+        return torch.autograd.grad(value, logits)[0].numpy()
+
+    np.testing.assert_allclose(estimate(ALL[0]), estimate(ALL[11]), atol=1e-12)
+
+
 def test_without_memory_it_is_reinforce_with_a_leave_one_out_baseline(logits):
     of, batch = rewards(), [ALL[3], ALL[17], ALL[8]]
     tables, expected = probabilities(logits), np.zeros((3, 4))

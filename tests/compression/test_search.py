@@ -14,11 +14,13 @@ from rlhf_recipes.compression.search import Search
 FLAT = Objective(Delta("power", 1.0), nonnegative=True)
 
 
-def toy(sizes, seed):
-    """Rewards of all choices: a sigmoid of main effects and of effects of every pair of gates, as large as those."""
+def toy(sizes, seed, interaction=0.5):
+    """Rewards of all choices: a sigmoid of main effects, and of effects of every pair of gates, half as large each."""
     generator = np.random.default_rng(seed)
     mains = [generator.normal(size=n) for n in sizes]
-    pairs = {(i, j): generator.normal(size=(sizes[i], sizes[j])) for i in range(len(sizes)) for j in range(i)}
+    pairs = {
+        (i, j): interaction * generator.normal(size=(sizes[i], sizes[j])) for i in range(len(sizes)) for j in range(i)
+    }
     scale = math.sqrt(len(sizes))
 
     def effect(choice):
@@ -70,16 +72,15 @@ def test_the_toys_are_not_separable():
 
 
 def test_it_learns_and_does_not_only_draw():
-    """As many draws from a policy that learns nothing find the best as often as chance: one time in four."""
-    found = {
-        rate: sum(
-            searched(of, seed, len(of) // 4, learning_rate=rate)[0].choice == max(of, key=of.get)
-            for seed, of in ((seed, toy((5, 5, 5, 5), seed)) for seed in range(8))
-        )
-        for rate in (1e-9, 0.2)
-    }
-    assert found[1e-9] <= 5
-    assert found[0.2] >= 7
+    """With pairs as strong as single gates; a policy that learns nothing finds the best one time in four."""
+    spaces = [toy((3,) * 6, seed, interaction=1.0) for seed in range(6)]
+
+    def found(**settings):
+        each = (searched(of, seed, len(of) // 4, **settings)[0].choice for seed, of in enumerate(spaces))
+        return sum(choice == max(of, key=of.get) for choice, of in zip(each, spaces, strict=True))
+
+    assert found(learning_rate=1e-9) <= 3
+    assert found() >= 5
 
 
 def test_what_costs_too_much_is_never_measured_and_the_best_is_within_the_budget():
