@@ -63,21 +63,35 @@ def likelihood() -> Quality:
     return Quality("likelihood", of_batch, exponential=True, loss=_mean_loss(of_batch))
 
 
-def accuracy() -> Quality:
-    """Of a classifier: the share of rows whose label it says; one with a single number says 1 where it is positive."""
+def token_accuracy() -> Quality:
+    """Of a language model: the share of tokens after the first of their text that it holds for the most probable."""
 
     def of_batch(model: Any, batch: Batch) -> Part:
+        real = real_tokens(batch)[:, 1:]
+        found = read(model, batch).logits[:, :-1][real].argmax(dim=-1)
+        return (found == batch["input_ids"][:, 1:][real]).sum(), len(found)
+
+    return Quality("accuracy", of_batch, loss=likelihood().loss)
+
+
+def accuracy(likelihood: bool = False) -> Quality:
+    """Of a classifier: the share of rows whose label it says; one with a single number says 1 where it is positive.
+    With `likelihood` the geometric mean probability of the labels."""
+
+    def right(model: Any, batch: Batch) -> Part:
         said, labels = _logits(model, batch), batch["labels"]
         found = said.argmax(dim=1) if said.shape[1] > 1 else (said[:, 0] > 0).long()
         return (found == labels.long()).sum(), len(labels)
 
-    def loss(model: Any, batch: Batch) -> Tensor:
+    def logprobs(model: Any, batch: Batch) -> Part:
         said, labels = _logits(model, batch), batch["labels"]
         if said.shape[1] > 1:
-            return functional.cross_entropy(said, labels.long())
-        return functional.binary_cross_entropy_with_logits(said[:, 0], labels.to(said.dtype))
+            return -functional.cross_entropy(said, labels.long(), reduction="sum"), len(labels)
+        cost = functional.binary_cross_entropy_with_logits(said[:, 0], labels.to(said.dtype), reduction="sum")
+        return -cost, len(labels)
 
-    return Quality("accuracy", of_batch, loss=loss)
+    name = "likelihood of labels" if likelihood else "accuracy"
+    return Quality(name, logprobs if likelihood else right, exponential=likelihood, loss=_mean_loss(logprobs))
 
 
 def preference(likelihood: bool = True) -> Quality:

@@ -1,0 +1,166 @@
+"""Healing: the cut model learns to say what the original says, on the data that it is for.
+
+The loss is `(1 - a) own + a distance + b hidden`: its own loss on the data (next tokens, or the labels of feedback),
+the distance of what it says to what the original says, and of hidden states. Each is a mean over an optimizer step.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from rlhf_recipes.compression.config import CompressConfig
+from rlhf_recipes.compression.distances import hidden_distance, score_distance, token_distance
+from rlhf_recipes.compression.importance import real_tokens
+from rlhf_recipes.compression.material import Material
+from rlhf_recipes.compression.quantize import round_layers
+from rlhf_recipes.modeling.loading import ModelArguments, add_adapters, disable_dropout
+
+logger = logging.getLogger(__name__)
+
+
+class HealTrainer(Trainer):
+    """Trains a cut model, beside the original.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): What is trained.
+        teacher (`PreTrainedModel`): The original.
+        material ([`~rlhf_recipes.compression.material.Material`]): The data, and the own loss.
+        args ([`~rlhf_recipes.compression.config.CompressConfig`]): The settings.
+        kept (`Sequence[int]`): As for [`~rlhf_recipes.compression.distances.hidden_distance`].
+        each_epoch (callable, *optional*): Figures of the model, for the log.
+    """
+
+    loss_is_scaled_for_ga = True  # by the counts of the whole step
+
+    def __init__(
+        self,
+        model: Any,
+        teacher: Any,
+        material: Material,
+        args: CompressConfig,
+        kept: Sequence[int],
+        each_epoch: Callable[[Any], Mapping[str, float]] | None = None,
+    ) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.material = material
+        self.kept = kept
+        self.counts: Tensor | None = None  # of an optimizer step: what the own loss and the distance are means over
+        callbacks: list[TrainerCallback] = [] if each_epoch is None else [_EachEpoch(self, each_epoch)]
+        super().__init__(
+            model=model, args=args, data_collator=material.collate, train_dataset=material.train, callbacks=callbacks
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of one optimizer step, and over how much its loss is a mean."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, None
+        self.counts = torch.stack([self.material.counts(batch) for batch in samples]).sum(dim=0).to(device)
+        return samples, self.counts[1]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The share of a batch in the mean loss of its optimizer step."""
+        args: Any = self.args
+        hidden = args.hidden_weight > 0
+        texts = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs}
+        outputs = model(**texts, output_hidden_states=hidden)
+        with torch.no_grad():
+            target = self.teacher(**texts, output_hidden_states=hidden)
+        counts = (self.counts if self.counts is not None else self.material.counts(inputs)).clamp(min=1)
+        own = self.material.loss(outputs.logits, inputs)
+        far = self._distance(outputs.logits, target.logits, inputs)
+        loss = (1 - args.distill_weight) * own / counts[0] + args.distill_weight * far / counts[1]
+        if hidden:
+            real = real_tokens(inputs)
+            between = hidden_distance(outputs.hidden_states, target.hidden_states, self.kept, real)
+            share = self.material.counts(inputs)[1].to(loss.device) / counts[1]  # of this batch in the step
+            loss = loss + args.hidden_weight * share * between.mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _distance(self, said: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """To what the original says, as a sum: over tokens that are foretold, or over texts that are scored."""
+        if self.material.kind != "language":
+            return score_distance(said, target).sum()
+        real = real_tokens(batch)[:, 1:]
+        args: Any = self.args
+        return token_distance(said[:, :-1][real], target[:, :-1][real], args.distill_temperature).sum()
+
+
+def heal(
+    model: Any,
+    teacher: Any,
+    material: Material,
+    args: CompressConfig,
+    model_args: ModelArguments,
+    kept: Sequence[int],
+    bits: Sequence[int] = (),
+    resume: str | None = None,
+    each_epoch: Callable[[Any], Mapping[str, float]] | None = None,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Train a cut model, with LoRA where `use_peft` says so, and merge that.
+
+    Args:
+        model (`PreTrainedModel`): The cut model, which is changed.
+        teacher (`PreTrainedModel`): The original, which is not.
+        material ([`~rlhf_recipes.compression.material.Material`]): The data, and the own loss.
+        args ([`~rlhf_recipes.compression.config.CompressConfig`]): The settings; checkpoints go to its `output_dir`.
+        model_args ([`~rlhf_recipes.modeling.loading.ModelArguments`]): Which adapters.
+        kept, each_epoch: As for [`HealTrainer`].
+        bits (`Sequence[int]`, *optional*): Of each layer of the cut model: its weights are rounded again at the end.
+        resume (`str`, *optional*): A checkpoint to go on from.
+
+    Returns:
+        `tuple`: the healed model without adapters, in evaluation mode, and what was logged.
+    """
+    torch.manual_seed(args.seed)  # adapters are drawn at random
+    uses_cache = getattr(model.config, "use_cache", None)
+    disable_dropout(model)
+    if model_args.use_peft:
+        task = {} if material.kind == "language" else {"lora_task_type": "SEQ_CLS"}
+        targets = model_args.lora_target_modules or ["all-linear"]
+        plain = dataclasses.replace(model_args, model_name_or_path=None, lora_target_modules=targets, **task)
+        trained: Any = add_adapters(model, plain)
+    else:
+        trained = model.requires_grad_(True)
+    trained.config.use_cache = False
+    trainer = HealTrainer(trained, teacher, material, args, kept, each_epoch)
+    trainer.train(resume_from_checkpoint=resume)
+    healed = trained.merge_and_unload() if model_args.use_peft else trained
+    healed.config.use_cache = uses_cache
+    if any(count < 16 for count in bits):
+        round_layers(healed, bits)
+    return healed.eval(), trainer.state.log_history
+
+
+def adapters_refused(name_or_path: str | None) -> None:
+    """Raise `ValueError` for a folder of adapters, which are to be merged before anything is cut."""
+    from rlhf_recipes.modeling.loading import is_adapter
+
+    if name_or_path and is_adapter(name_or_path):
+        raise ValueError(
+            f"{name_or_path!r} holds adapters and not a whole model: merge them first (recipes/ppo.py --save_merged true, "
+            "or merge_and_unload and save_pretrained), and name that folder."
+        )
+
+
+class _EachEpoch(TrainerCallback):
+    """Logs figures of the model at the end of each epoch."""
+
+    def __init__(self, trainer: Trainer, figures: Callable[[Any], Mapping[str, float]]) -> None:
+        self.trainer = trainer
+        self.figures = figures
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.eval()
+        found = self.figures(model)
+        model.train()
+        self.trainer.log(dict(found))
