@@ -112,7 +112,9 @@ class Search:
     def _guess(self) -> Guess | None:
         """Rewards of choices by what is known now: their P is guessed, their delta(C) is exact."""
         objective, cost = self.ledger.objective, self.ledger.cost
-        known = [(e.choice, objective.positive(e.quality)) for e in self.ledger.entries.values() if e.quality is not None]
+        known = [
+            (e.choice, objective.positive(e.quality)) for e in self.ledger.entries.values() if e.quality is not None
+        ]
         if len(known) < FEWEST:
             return None
         surrogate = Surrogate(*map(list, zip(*known, strict=True)))
