@@ -10,7 +10,7 @@ from rlhf_recipes.compression.candidates import Candidates
 from rlhf_recipes.compression.cut import cut
 from rlhf_recipes.compression.importance import importance_of
 from rlhf_recipes.compression.quality import Quality, accuracy, likelihood
-from rlhf_recipes.compression.space import costs_of, space_of
+from rlhf_recipes.compression.search.space import costs_of, space_of
 from rlhf_recipes.compression.structure import Structure
 from tests.compression.toys import FAMILIES, deep_model, token_batches
 from tests.tiny import tiny_classifier, tiny_tokenizer

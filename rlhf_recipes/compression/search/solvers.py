@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlhf_recipes.compression.evaluated import Ledger
-from rlhf_recipes.compression.gates import Choice
-from rlhf_recipes.compression.search import check_budget, ends_of
-from rlhf_recipes.compression.space import DROP, Space
+from rlhf_recipes.compression.search.evaluated import Ledger
+from rlhf_recipes.compression.search.gates import Choice
+from rlhf_recipes.compression.search.loop import check_budget, ends_of
+from rlhf_recipes.compression.search.space import DROP, Space
 
 SLACK = 1e-9  # of a budget, relative, for rounding in sums
 
@@ -73,7 +73,7 @@ def greedy_choice(space: Space, budget: float, ledger: Ledger, evaluations: int)
     go down. Once the evaluations are spent, the worths that were measured last decide.
 
     Args:
-        ledger ([`~rlhf_recipes.compression.evaluated.Ledger`]): Who measures, and remembers.
+        ledger ([`~rlhf_recipes.compression.search.evaluated.Ledger`]): Who measures, and remembers.
         evaluations (`int`): How many structures may be measured here.
     """
     limit = ledger.paid + evaluations

@@ -7,7 +7,7 @@ import pytest
 from rlhf_recipes.compression.cut import cut
 from rlhf_recipes.compression.families import parts_of
 from rlhf_recipes.compression.importance import Importance, importance_of
-from rlhf_recipes.compression.space import DROP, KEEP, MERGE, Gate, costs_of, space_of
+from rlhf_recipes.compression.search.space import DROP, KEEP, MERGE, Gate, costs_of, space_of
 from rlhf_recipes.compression.structure import Layer, Merge, Structure, check_structure, is_even
 from tests.compression.toys import FAMILIES, deep_model
 

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_recipes.compression.evaluated import Ledger
 from rlhf_recipes.compression.importance import importance_of
-from rlhf_recipes.compression.objective import Delta, Objective
-from rlhf_recipes.compression.solvers import (
+from rlhf_recipes.compression.search.evaluated import Ledger
+from rlhf_recipes.compression.search.objective import Delta, Objective
+from rlhf_recipes.compression.search.solvers import (
     block_scores,
     even_choice,
     greedy_choice,
@@ -19,7 +19,7 @@ from rlhf_recipes.compression.solvers import (
     random_choice,
     similarity_choice,
 )
-from rlhf_recipes.compression.space import costs_of, space_of
+from rlhf_recipes.compression.search.space import costs_of, space_of
 from tests.compression.toys import deep_model
 
 FLAT = Objective(Delta("power", 1.0), nonnegative=True)

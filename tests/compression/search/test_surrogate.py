@@ -7,7 +7,7 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 
-from rlhf_recipes.compression.surrogate import NOISES, SIMILARITIES, Surrogate
+from rlhf_recipes.compression.search.surrogate import NOISES, SIMILARITIES, Surrogate
 
 ALL = list(itertools.product(range(3), range(2), range(4)))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_recipes.compression.gates import Choice
+from rlhf_recipes.compression.search.gates import Choice
 
 Floats = NDArray[np.float64]
 

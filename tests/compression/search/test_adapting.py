@@ -6,15 +6,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rlhf_recipes.compression.adapting import Adapting
 from rlhf_recipes.compression.candidates import Candidates
-from rlhf_recipes.compression.evaluated import Ledger
-from rlhf_recipes.compression.gates import StructurePolicy
 from rlhf_recipes.compression.importance import importance_of
-from rlhf_recipes.compression.objective import Delta, Objective
 from rlhf_recipes.compression.quality import Quality, likelihood
-from rlhf_recipes.compression.search import Search
-from rlhf_recipes.compression.space import costs_of, space_of
+from rlhf_recipes.compression.search.adapting import Adapting
+from rlhf_recipes.compression.search.evaluated import Ledger
+from rlhf_recipes.compression.search.gates import StructurePolicy
+from rlhf_recipes.compression.search.loop import Search
+from rlhf_recipes.compression.search.objective import Delta, Objective
+from rlhf_recipes.compression.search.space import costs_of, space_of
 from tests.compression.toys import deep_model, token_batches
 
 

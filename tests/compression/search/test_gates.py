@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from rlhf_recipes.compression.gates import Gates, PolicySettings, StructurePolicy, expected_reward
+from rlhf_recipes.compression.search.gates import Gates, PolicySettings, StructurePolicy, expected_reward
 
 SIZES = (3, 2, 4)
 ALL = list(itertools.product(*map(range, SIZES)))
