@@ -65,7 +65,7 @@ class Candidates:
         if depth and not self.checked:
             self.checked = True
             plain = self.plain(structure)
-            if not abs(quality - plain) <= TOLERANCE * max(abs(plain), 1.0):
+            if not abs(quality - plain) <= TOLERANCE * abs(plain):
                 logger.warning(
                     "A structure has the quality %.8g on states that are kept, and %.8g the plain way: none are kept "
                     "from here on, and each candidate runs as a whole.", quality, plain,

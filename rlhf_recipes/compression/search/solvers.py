@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlhf_recipes.compression.evaluated import Ledger
-from rlhf_recipes.compression.gates import Choice
-from rlhf_recipes.compression.search import check_budget, ends_of
-from rlhf_recipes.compression.space import DROP, Space
+from rlhf_recipes.compression.search.evaluated import Ledger
+from rlhf_recipes.compression.search.gates import Choice
+from rlhf_recipes.compression.search.loop import check_budget, ends_of
+from rlhf_recipes.compression.search.space import DROP, Space
 
 SLACK = 1e-9  # of a budget, relative, for rounding in sums
 
@@ -73,7 +73,7 @@ def greedy_choice(space: Space, budget: float, ledger: Ledger, evaluations: int)
     go down. Once the evaluations are spent, the worths that were measured last decide.
 
     Args:
-        ledger ([`~rlhf_recipes.compression.evaluated.Ledger`]): Who measures, and remembers.
+        ledger ([`~rlhf_recipes.compression.search.evaluated.Ledger`]): Who measures, and remembers.
         evaluations (`int`): How many structures may be measured here.
     """
     limit = ledger.paid + evaluations
@@ -86,7 +86,7 @@ def greedy_choice(space: Space, budget: float, ledger: Ledger, evaluations: int)
     def cheapest(choice: list[int], open_gates: list[int]) -> int:
         now = tuple(choice)
         for gate in open_gates:
-            after = _lower(now, gate)
+            after = _changed(now, [gate], [now[gate] + 1])
             if ledger.paid < limit or all(c in ledger.entries for c in (now, after)):
                 saved = max(space.cost(now) - space.cost(after), 1e-12)
                 worths[gate] = (_log(p(now)) - _log(p(after))) / saved
@@ -108,7 +108,7 @@ def block_scores(space: Space, ledger: Ledger) -> list[list[float]]:
 
     first = log_p(whole)
     return [
-        [0.0] + [log_p((*whole[:number], option, *whole[number + 1 :])) - first for option in range(1, size)]
+        [0.0] + [log_p(_changed(whole, [number], [option])) - first for option in range(1, size)]
         for number, size in enumerate(space.sizes)
     ]
 
@@ -116,30 +116,32 @@ def block_scores(space: Space, ledger: Ledger) -> list[list[float]]:
 def integer_choice(space: Space, budget: float, scores: Sequence[Sequence[float]]) -> Choice:
     """The choice of the highest sum of scores within the budget, by integer programming.
 
-    Costs of gates that belong to single layers add up; with a gate of all layers alike they do not, and so each
-    combination of those is solved by itself, and the best is taken.
+    Costs of layers add up, so all gates of a layer are one group of the knapsack. With a gate of all layers alike they
+    do not: each combination of those is solved by itself, and the best is taken.
     """
     check_budget(budget, space.cost(ends_of(space.sizes)[1]))
-    of_all = [number for number, gate in enumerate(space.gates) if gate.layer is None]
-    single = [number for number, gate in enumerate(space.gates) if gate.layer is not None]
+    by_layer: dict[int | None, list[int]] = {}
+    for number, gate in enumerate(space.gates):
+        by_layer.setdefault(gate.layer, []).append(number)
+    of_all = by_layer.pop(None, [])
     best: tuple[float, Choice] | None = None
     for options in itertools.product(*(range(space.sizes[number]) for number in of_all)):
-        base = [0] * len(space.gates)
-        for number, option in zip(of_all, options, strict=True):
-            base[number] = option
-        wide = space.cost(tuple(base))
-        saved = [
-            [wide - space.cost((*base[:n], option, *base[n + 1 :])) for option in range(space.sizes[n])]
-            for n in single
+        base = _changed((0,) * len(space.gates), of_all, options)
+        wide = space.cost(base)
+        groups = [
+            (gates, list(itertools.product(*(range(space.sizes[n]) for n in gates)))) for gates in by_layer.values()
         ]
-        found = knapsack([scores[n] for n in single], [[-s for s in row] for row in saved], budget - wide)
+        values = [[math.fsum(scores[n][o] for n, o in zip(g, row, strict=True)) for row in rows] for g, rows in groups]
+        costs = [[space.cost(_changed(base, g, row)) - wide for row in rows] for g, rows in groups]
+        found = knapsack(values, costs, budget - wide)
         if found is None:
             continue
-        for number, option in zip(single, found, strict=True):
-            base[number] = option
-        value = math.fsum(scores[number][option] for number, option in enumerate(base))
+        choice = base
+        for (gates, rows), option in zip(groups, found, strict=True):
+            choice = _changed(choice, gates, rows[option])
+        value = math.fsum(scores[number][option] for number, option in enumerate(choice))
         if best is None or value > best[0]:
-            best = value, tuple(base)
+            best = value, choice
     assert best is not None  # the smallest structure is within the budget
     return best[1]
 
@@ -191,8 +193,9 @@ def _lowered(space: Space, budget: float, pick: Callable[[list[int], list[int]],
     return tuple(choice)
 
 
-def _lower(choice: Choice, gate: int) -> Choice:
-    return (*choice[:gate], choice[gate] + 1, *choice[gate + 1 :])
+def _changed(choice: Choice, gates: Sequence[int], options: Sequence[int]) -> Choice:
+    changed = dict(zip(gates, options, strict=True))
+    return tuple(changed.get(number, option) for number, option in enumerate(choice))
 
 
 def _within(cost: float, budget: float) -> bool:

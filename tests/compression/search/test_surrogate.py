@@ -7,7 +7,7 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 
-from rlhf_recipes.compression.surrogate import NOISES, SIMILARITIES, Surrogate
+from rlhf_recipes.compression.search.surrogate import NOISES, SIMILARITIES, Surrogate
 
 ALL = list(itertools.product(range(3), range(2), range(4)))
 
@@ -31,7 +31,9 @@ def test_it_is_kernel_ridge_with_the_least_error_of_those_left_out():
         for out in range(len(known)):
             rest = [i for i in range(len(known)) if i != out]
             others = [known[i] for i in rest]
-            weights = np.linalg.solve(kernel(others, others, similarity) + noise * np.eye(len(rest)), y[rest] - y.mean())
+            weights = np.linalg.solve(
+                kernel(others, others, similarity) + noise * np.eye(len(rest)), y[rest] - y.mean()
+            )
             left_out.append(y[out] - y.mean() - kernel([known[out]], others, similarity)[0] @ weights)
         errors[similarity, noise] = np.mean(np.square(left_out))
     similarity, noise = min(errors, key=errors.get)

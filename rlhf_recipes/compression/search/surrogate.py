@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_recipes.compression.gates import Choice
+from rlhf_recipes.compression.search.gates import Choice
 
 Floats = NDArray[np.float64]
 
@@ -17,7 +17,7 @@ FEWEST, MOST = 4, 512  # measured structures that a guess is made from, the last
 class Surrogate:
     """`f(c) = mean + sum_i a_i s^d(c, c_i)`, d being the number of gates in which two choices differ.
 
-    The kernel `s^d` is a product over gates, and so knows main effects of gates and interactions of any order. Of s and
+    The kernel `s^d` is a product over gates, and so knows effects of single gates and of several together. Of s and
     the ridge those are taken that leave the least squared error of each structure guessed from all others, which has a
     closed form, `a_i / (K + ridge)^-1_ii` (Rasmussen and Williams 2006, Gaussian Processes for Machine Learning,
     eq. 5.12).

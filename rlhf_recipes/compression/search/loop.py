@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rlhf_recipes.compression.evaluated import Evaluated, Ledger
-from rlhf_recipes.compression.gates import Choice, Guess, StructurePolicy
-from rlhf_recipes.compression.surrogate import FEWEST, Surrogate
+from rlhf_recipes.compression.search.evaluated import Evaluated, Ledger
+from rlhf_recipes.compression.search.gates import Choice, Guess, StructurePolicy
+from rlhf_recipes.compression.search.surrogate import FEWEST, Surrogate
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +17,9 @@ class Search:
     """Policy-gradient search for the structure of the highest R = P * delta(C).
 
     Args:
-        policy ([`~rlhf_recipes.compression.gates.StructurePolicy`]): Over the gates of the space.
-        ledger ([`~rlhf_recipes.compression.evaluated.Ledger`]): Who evaluates and remembers. What others (baselines)
-            have found out with it is known to the policy from the start.
+        policy ([`~rlhf_recipes.compression.search.gates.StructurePolicy`]): Over the gates of the space.
+        ledger ([`~rlhf_recipes.compression.search.evaluated.Ledger`]): Who evaluates and remembers. What others
+            (baselines) have found out with it is known to the policy from the start.
         evaluations (`int`): How many structures may be measured, by whomever, in all.
         budget (`float`, *optional*): The best structure may cost at most this share of the original.
         first (`Iterable` of choices): Evaluated before anything is drawn.
@@ -112,7 +112,9 @@ class Search:
     def _guess(self) -> Guess | None:
         """Rewards of choices by what is known now: their P is guessed, their delta(C) is exact."""
         objective, cost = self.ledger.objective, self.ledger.cost
-        known = [(e.choice, objective.positive(e.quality)) for e in self.ledger.entries.values() if e.quality is not None]
+        known = [
+            (e.choice, objective.positive(e.quality)) for e in self.ledger.entries.values() if e.quality is not None
+        ]
         if len(known) < FEWEST:
             return None
         surrogate = Surrogate(*map(list, zip(*known, strict=True)))

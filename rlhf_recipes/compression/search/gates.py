@@ -228,7 +228,7 @@ class StructurePolicy:
         Args:
             choices, rewards: As drawn by [`draw`], and what they brought. There may be none.
             spent (`float`): Which share of all evaluations there will be is used up, from 0 to 1.
-            guess (callable, *optional*): Rewards of choices outside the memory, worked out before the draws were known.
+            guess (callable, *optional*): Rewards of choices, worked out before the draws were known.
 
         Returns:
             `dict[str, float]`: mean reward of the draws, policy's entropy and KL before the step, and the probability

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_recipes.compression.evaluated import Ledger
-from rlhf_recipes.compression.gates import PolicySettings, StructurePolicy
-from rlhf_recipes.compression.objective import Delta, Objective
-from rlhf_recipes.compression.search import Search
+from rlhf_recipes.compression.search.evaluated import Ledger
+from rlhf_recipes.compression.search.gates import PolicySettings, StructurePolicy
+from rlhf_recipes.compression.search.loop import Search
+from rlhf_recipes.compression.search.objective import Delta, Objective
 
 FLAT = Objective(Delta("power", 1.0), nonnegative=True)
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from rlhf_recipes.compression.candidates import Candidates
-from rlhf_recipes.compression.gates import Choice
 from rlhf_recipes.compression.mask import masked
+from rlhf_recipes.compression.search.gates import Choice
 from rlhf_recipes.compression.structure import Structure
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf_recipes.compression.objective import Delta, Objective, QualityMap, relative_cost
+from rlhf_recipes.compression.search.objective import Delta, Objective, QualityMap, relative_cost
 
 
 @pytest.mark.parametrize(

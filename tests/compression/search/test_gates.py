@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from rlhf_recipes.compression.gates import Gates, PolicySettings, StructurePolicy, expected_reward
+from rlhf_recipes.compression.search.gates import Gates, PolicySettings, StructurePolicy, expected_reward
 
 SIZES = (3, 2, 4)
 ALL = list(itertools.product(*map(range, SIZES)))
@@ -121,7 +121,13 @@ def test_a_true_guess_leaves_no_noise_of_the_paid_draws(logits):
 
     def estimate(draw):
         value = expected_reward(
-            gates, gates.log_probabilities(logits), {}, [draw], [of[draw]], others, lambda choices: [of[c] for c in choices]
+            gates,
+            gates.log_probabilities(logits),
+            {},
+            [draw],
+            [of[draw]],
+            others,
+            lambda choices: [of[c] for c in choices],
         )
         return torch.autograd.grad(value, logits)[0].numpy()
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_recipes.compression.gates import Choice
-from rlhf_recipes.compression.objective import Objective
+from rlhf_recipes.compression.search.gates import Choice
+from rlhf_recipes.compression.search.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Ledger:
     Args:
         quality (callable): The quality of a choice, as measured.
         cost (callable): Its cost C, relative to the original, exact and cheap.
-        objective ([`~rlhf_recipes.compression.objective.Objective`]): What makes R of both.
+        objective ([`~rlhf_recipes.compression.search.objective.Objective`]): What makes R of both.
     """
 
     def __init__(

@@ -6,9 +6,9 @@ from typing import Any
 
 from rlhf_recipes.compression.cost import cost_table, priced
 from rlhf_recipes.compression.families import parts_of
-from rlhf_recipes.compression.gates import Choice
 from rlhf_recipes.compression.importance import Importance
-from rlhf_recipes.compression.objective import check_weights, relative_cost
+from rlhf_recipes.compression.search.gates import Choice
+from rlhf_recipes.compression.search.objective import check_weights, relative_cost
 from rlhf_recipes.compression.structure import BITS, Layer, Merge, Structure
 
 KEEP, DROP, MERGE = 1, 0, -1  # options of a gate that decides on a whole layer; MERGE into the one below
@@ -34,7 +34,7 @@ class Space:
         whole ([`~rlhf_recipes.compression.structure.Structure`]): All of the model.
         costs (callable): Costs of a structure by name (parameters, bytes, FLOPs, seconds), worked out without building
             anything.
-        weights (`Mapping`): Of the costs that count; see [`~rlhf_recipes.compression.objective.relative_cost`].
+        weights (`Mapping`): Of the costs that count; see [`~rlhf_recipes.compression.search.objective.relative_cost`].
     """
 
     gates: tuple[Gate, ...]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rlhf_recipes.compression.evaluated import Evaluated, Ledger
-from rlhf_recipes.compression.objective import Delta, Objective
+from rlhf_recipes.compression.search.evaluated import Evaluated, Ledger
+from rlhf_recipes.compression.search.objective import Delta, Objective
 
 
 def ledger(calls):
