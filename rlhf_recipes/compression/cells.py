@@ -8,14 +8,13 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlhf_recipes import filenames
 from rlhf_recipes.checkpoints import differences, find_checkpoint
 from rlhf_recipes.compression.config import CompressConfig
 from rlhf_recipes.compression.cut import cut
@@ -23,7 +22,7 @@ from rlhf_recipes.compression.heal import heal
 from rlhf_recipes.compression.importance import read
 from rlhf_recipes.compression.material import Material, quality_of
 from rlhf_recipes.compression.measured import Measured
-from rlhf_recipes.compression.methods import STRUCTURE, Chooser, Chosen
+from rlhf_recipes.compression.search.methods import STRUCTURE, Chooser, Chosen
 from rlhf_recipes.compression.quality import Quality
 from rlhf_recipes.modeling.cost.latency import paired_latency
 from rlhf_recipes.modeling.loading import ModelArguments
@@ -52,7 +51,7 @@ class Scene:
         args ([`~rlhf_recipes.compression.config.CompressConfig`]), model_args: The settings.
 
     Raises:
-        `ValueError`: as [`~rlhf_recipes.compression.methods.Chooser`].
+        `ValueError`: as [`~rlhf_recipes.compression.search.methods.Chooser`].
     """
 
     model: Any
@@ -158,7 +157,8 @@ def _run(scene: Scene, method: str, budget: float, place: Path, original: Mappin
     seconds = {"choosing": chosen.seconds, "healing": time.perf_counter() - healing}
     latency = paired_latency(_readings({"original": scene.model, "cut": model}, args), args.latency_seconds)
     samples = material.samples(model)
-    save(model, material.tokenizer, place / MODEL)
+    model.save_pretrained(place / MODEL)
+    material.save(place / MODEL)
     for checkpoint in place.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return {
@@ -173,16 +173,49 @@ def _run(scene: Scene, method: str, budget: float, place: Path, original: Mappin
     }  # fmt: skip
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model as any other, with its tokenizer."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def take_model(cell: Path, folder: Path) -> None:
     """Lay the model of a cell into the folder of the run."""
     for file in sorted((cell / MODEL).iterdir()):
         shutil.copy2(file, folder / file.name)
+
+
+def summary(original: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], args: CompressConfig) -> dict[str, Any]:
+    """All that the page of a run shows: the original, its cells, and the first method against each other one."""
+    kept = [{key: value for key, value in cell.items() if not key.startswith("rows_")} for cell in cells]
+    first = {cell["budget"]: cell for cell in cells if cell["method"] == args.methods[0]}
+    for cell, shown in zip(cells, kept, strict=True):
+        mine = first[cell["budget"]]
+        if mine is not cell:
+            after = (Measured.from_dict(of["rows_after"]) for of in (mine, cell))
+            shown["first_against_this"] = next(after).against(next(after))
+    whole = {key: value for key, value in original.items() if key != "measured"}
+    whole["figures"] = Measured.from_dict(original["measured"]).figures
+    return {"original": whole, "cells": kept, "cost": args.weights, "delta": [args.delta, args.delta_strength],
+            "quality_map": args.quality_map, "cost_tokens": args.cost_tokens}  # fmt: skip
+
+
+def flat_metrics(original: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """For metrics.json: the original, and the model that lies in the folder of the run before and after healing."""
+    of = {"original": Measured.from_dict(original["measured"]).figures, "cut": first["before"], "healed": first["after"]}
+    flat = {f"{name}_{key}": value for name, figures in of.items() for key, value in figures.items()}
+    costs = {f"{name}_share": first["costs"][name] / original["costs"][name] for name in first["costs"]}
+    return flat | costs | {"cost": first["cost"], "quality": first["quality"], "search_reward": first["reward"],
+                           "latency_share": first["latency"]["ratio"], "evaluations": first["evaluations"]}  # fmt: skip
+
+
+def table(original: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """The figures as a table for people, in Markdown."""
+    figures = Measured.from_dict(original["measured"]).figures
+    names = [name for name in figures if not name.endswith("_ci95")]
+    header = ["budget", "method", "cost", "layers", "evaluations", *(f"{n} cut" for n in names),
+              *(f"{n} healed" for n in names), "latency", "s"]  # fmt: skip
+    whole = ["", "original", "1", original["layers"], "", *(f"{figures[n]:.4g}" for n in names), *[""] * len(names), 1, ""]
+    rows = [[f"{cell['budget']:g}", cell["method"], f"{cell['cost']:.3f}",
+             sum(layer is not None for layer in cell["structure"]["layers"]), cell["evaluations"],
+             *(f"{cell['before'][n]:.4g}" for n in names), *(f"{cell['after'][n]:.4g}" for n in names),
+             f"{cell['latency']['ratio']:.3f}", f"{cell['seconds']['all']:.0f}"] for cell in cells]  # fmt: skip
+    lines = [header, ["---"] * len(header), whole, *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _readings(models: Mapping[str, Any], args: CompressConfig) -> dict[str, Callable[[], object]]:

@@ -11,16 +11,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 
 from rlhf_recipes.compression.config import CompressConfig
-from rlhf_recipes.compression.distances import hidden_distance, score_distance, token_distance
 from rlhf_recipes.compression.importance import real_tokens
 from rlhf_recipes.compression.material import Material
 from rlhf_recipes.compression.quantize import round_layers
 from rlhf_recipes.modeling.loading import ModelArguments, add_adapters, disable_dropout
 
 logger = logging.getLogger(__name__)
+
+
+def token_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T^2 KL(p || q)` of each token, p the original's distribution and q the cut model's, both of logits over T
+    (Hinton et al. 2015, arXiv 1503.02531, section 2; T^2 keeps gradients of one size for all T). `(N, V) -> (N,)`"""
+    target = functional.log_softmax(teacher.float() / temperature, dim=-1)
+    said = functional.log_softmax(student.float() / temperature, dim=-1)
+    return temperature**2 * functional.kl_div(said, target, reduction="none", log_target=True).sum(dim=-1)
+
+
+def score_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """`1/2 |z - v|^2` of the outputs of each text, which is what distillation comes to at high temperature (arXiv
+    1503.02531, section 2.1, equation 4). `(N, outputs) -> (N,)`"""
+    return 0.5 * (student.float() - teacher.float()).square().sum(dim=-1)
+
+
+def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], kept: Sequence[int], real: Tensor) -> Tensor:
+    """`|h - g|^2 / |g|^2` of each token that is no padding, a mean over layers. `(N,)`
+
+    h is what enters a layer of the cut model, and g what entered the same layer of the original; last, what leaves
+    the last layers. (TinyBERT, Jiao et al. 2019, arXiv 1909.10351, equation 8; here widths agree, so that no map is
+    learned, and each layer counts alike.)
+
+    Args:
+        student, teacher: `hidden_states` of both, `(B, L, H)` each: embeddings, and what leaves each layer.
+        kept (`Sequence[int]`): Which layer of the original each layer of the cut model was.
+        real (`(B, L)`): What is no padding.
+    """
+    pairs = [(student[place], teacher[number]) for place, number in enumerate(kept) if place] + [(student[-1], teacher[-1])]
+    far = [(h[real].float() - g[real].float()).square().sum(-1) / g[real].float().square().sum(-1) for h, g in pairs]
+    return torch.stack(far).mean(dim=0)
 
 
 class HealTrainer(Trainer):
@@ -31,7 +62,7 @@ class HealTrainer(Trainer):
         teacher (`PreTrainedModel`): The original.
         material ([`~rlhf_recipes.compression.material.Material`]): The data, and the own loss.
         args ([`~rlhf_recipes.compression.config.CompressConfig`]): The settings.
-        kept (`Sequence[int]`): As for [`~rlhf_recipes.compression.distances.hidden_distance`].
+        kept (`Sequence[int]`): As for [`hidden_distance`].
         each_epoch (callable, *optional*): Figures of the model, for the log.
     """
 
@@ -139,17 +170,6 @@ def heal(
     if any(count < 16 for count in bits):
         round_layers(healed, bits)
     return healed.eval(), trainer.state.log_history
-
-
-def adapters_refused(name_or_path: str | None) -> None:
-    """Raise `ValueError` for a folder of adapters, which are to be merged before anything is cut."""
-    from rlhf_recipes.modeling.loading import is_adapter
-
-    if name_or_path and is_adapter(name_or_path):
-        raise ValueError(
-            f"{name_or_path!r} holds adapters and not a whole model: merge them first (recipes/ppo.py --save_merged true, "
-            "or merge_and_unload and save_pretrained), and name that folder."
-        )
 
 
 class _EachEpoch(TrainerCallback):

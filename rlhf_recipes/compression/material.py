@@ -5,6 +5,7 @@ That of reward models is `rlhf_recipes.reward_modeling.uses.material`, which has
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,8 +13,10 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
+from transformers import AutoConfig
 
 from rlhf_recipes.compression.config import CompressConfig
+from rlhf_recipes.compression.families import parts_of
 from rlhf_recipes.compression.importance import read, real_tokens
 from rlhf_recipes.compression.quality import Quality, accuracy, likelihood, preference, rewarded, token_accuracy
 from rlhf_recipes.data.collators import padded
@@ -22,6 +25,15 @@ from rlhf_recipes.data.corruption import row_rng, swap_neighbours
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
 from rlhf_recipes.modeling.generation import LocalGenerator, sampling_config, stable_key, token_lists, write
 from rlhf_recipes.modeling.generation.written import pad_left
+from rlhf_recipes.modeling.loading import (
+    ModelArguments,
+    check_model_path,
+    is_adapter,
+    load_policy,
+    load_policy_tokenizer,
+    load_reward_model,
+    load_tokenizer,
+)
 from rlhf_recipes.rewards import load_rewards
 
 logger = logging.getLogger(__name__)
@@ -51,7 +63,43 @@ class Material(Protocol):
         """On the test rows: the arguments of [`~rlhf_recipes.compression.measured.Measured`]."""
 
     def samples(self, model: Any) -> list[dict[str, Any]]:
-        """What a model says of a few test rows: `prompt`, `completion`, and numbers."""
+        """What a model says of a few test rows: `prompt`, `completion`, and `scores`."""
+
+    def save(self, folder: Path) -> None:
+        """Write what belongs beside a model: the tokenizer, and settings."""
+
+
+def load_original(args: ModelArguments) -> tuple[Any, Any, bool]:
+    """The model that is to be cut, its tokenizer, and whether it is a sequence classifier; on the best device.
+
+    Raises:
+        `ValueError`: for adapters that are not merged, quantized weights, a classifier with several outputs, and as
+            [`~rlhf_recipes.compression.families.parts_of`].
+    """
+    name = check_model_path(args.model_name_or_path or "")
+    if is_adapter(name):
+        raise ValueError(
+            f"{name!r} holds adapters and not a whole model: merge them first (recipes/ppo.py --save_merged true, or "
+            "merge_and_unload and save_pretrained), and name that folder."
+        )
+    config = AutoConfig.from_pretrained(name, revision=args.model_revision)
+    if args.load_in_4bit or args.load_in_8bit or getattr(config, "quantization_config", None):
+        raise ValueError(
+            "The weights would be quantized, and what stands for several weights cannot be cut. Load the model without "
+            "load_in_4bit and load_in_8bit; with --bits 16 4 the structure says which layers are quantized afterwards."
+        )
+    is_reward = any("ForSequenceClassification" in kind for kind in config.architectures or ())
+    if is_reward and config.num_labels != 1:
+        raise ValueError(f"{name!r} has {config.num_labels} outputs; a classifier with one can be compressed here.")
+    if is_reward:
+        tokenizer = load_tokenizer(name)
+        model: Any = load_reward_model(args, tokenizer, is_trainable=False)
+    else:
+        tokenizer = load_policy_tokenizer(args)
+        model = load_policy(args, is_trainable=False, tokenizer=tokenizer)
+    parts_of(model)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return model.to(device).eval(), tokenizer, is_reward
 
 
 def quality_of(material: Material, args: CompressConfig) -> Quality:
@@ -150,6 +198,9 @@ class LanguageMaterial:
             text = self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
             rows.append({"prompt": opening, "completion": text})
         return rows
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
 
     def _texts(self, data: DataArguments, split: str, count: int | None) -> list[str]:
         rows = load_rows(data.dataset_name, split, data.dataset_config)

@@ -3,6 +3,7 @@
 It has the parts of [`~rlhf_recipes.compression.material.Material`], and knows nothing of compression.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rlhf_recipes.data.columns import prompts_of
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.data.pairs import draw_pairs
 from rlhf_recipes.modeling.heads import RewardModelSettings
+from rlhf_recipes.reward_modeling.evaluation.measure import load_validation, measure
 from rlhf_recipes.reward_modeling.examples import example_rows, load_feedback, tokenize
 from rlhf_recipes.reward_modeling.losses import choose_loss, make_objective
 from rlhf_recipes.reward_modeling.losses.base import Batch
@@ -70,6 +72,7 @@ class FeedbackMaterial:
         self.objective.fit(train)
         if len(self.objective.label_names) != 1 or self.objective.parameters() is not None:
             raise ValueError(f"The loss {loss} is not for a model with one output. Take another that reads the rows.")
+        self.data, self.rows = data, (train, test)
         self.train: Dataset = example_rows(train, self.objective, tokenizer, self.settings)
         self.collate = FeedbackCollator(tokenizer)
         first = train.select(range(min(args.calibration_rows, len(train))))
@@ -112,6 +115,16 @@ class FeedbackMaterial:
             {"prompt": "", "completion": one_text(*item), "scores": {"score": round(float(score), 4)}}
             for item, score in zip(items, scores, strict=True)
         ]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and settings beside a model; what made ratings of the original's scores is not the cut one's."""
+        self.tokenizer.save_pretrained(folder)
+        dataclasses.replace(self.settings, calibration=None).save(folder)
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Calibrate the model that lies in a folder, and measure it as `recipes/reward.py` does."""
+        train, test = self.rows
+        return measure(folder, train, load_validation(self.data, self.args), test, self.args, self.feedback)
 
     def _known(self, rows: Dataset, passes: int) -> tuple[list[Item], list[tuple[int, int]], list[float]]:
         """Texts, which of two is better, and labels."""

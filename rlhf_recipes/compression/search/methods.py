@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 
 from rlhf_recipes.compression.candidates import Candidates
 from rlhf_recipes.compression.config import CompressConfig
-from rlhf_recipes.compression.evaluated import Evaluated, Ledger
-from rlhf_recipes.compression.gates import Choice, StructurePolicy
+from rlhf_recipes.compression.search.evaluated import Evaluated, Ledger
+from rlhf_recipes.compression.search.gates import Choice, StructurePolicy
 from rlhf_recipes.compression.importance import block_influence, importance_of
-from rlhf_recipes.compression.objective import Delta, Objective, QualityMap
+from rlhf_recipes.compression.search.objective import Delta, Objective, QualityMap
 from rlhf_recipes.compression.quality import Quality
-from rlhf_recipes.compression.search import Search, check_budget, ends_of
-from rlhf_recipes.compression.solvers import (
+from rlhf_recipes.compression.search.loop import Search, check_budget, ends_of
+from rlhf_recipes.compression.search.solvers import (
     block_scores,
     even_choice,
     greedy_choice,
@@ -26,7 +26,7 @@ from rlhf_recipes.compression.solvers import (
     random_choice,
     similarity_choice,
 )
-from rlhf_recipes.compression.space import Space, costs_of, space_of
+from rlhf_recipes.compression.search.space import Space, costs_of, space_of
 from rlhf_recipes.compression.structure import Structure
 from rlhf_recipes.outputs import write_json
 
