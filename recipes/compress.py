@@ -27,6 +27,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 import transformers
 
+from rlhf_recipes import filenames
 from rlhf_recipes.arguments import RecipeParser, save_config
 from rlhf_recipes.cli import run
 from rlhf_recipes.compression.config import CompressConfig
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells.take_model(cells.cell_folder(output_dir, first["method"], first["budget"]), output_dir)
     figures = material.evaluate(output_dir) if is_reward else {}
     original = scene.original(output_dir)
-    write_json(output_dir / "compression.json", cells.summary(original, done, args))
+    write_json(output_dir / filenames.COMPRESSION, cells.summary(original, done, args))
     metrics = figures | cells.flat_metrics(original, first) | {
         "seconds": round(time.perf_counter() - start, 1), **peak_memory_gb()
     }  # fmt: skip

@@ -37,7 +37,7 @@ CELLS = "cells"  # of a run: a folder in it
 FREE = {  # settings that may change when a run is gone on with
     "output_dir", "resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm", "logging_dir", "report_to",
     "run_name", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "methods", "budgets", "samples",
-    "latency_seconds", "hub_token", "push_to_hub_token",
+    "latency_seconds", "latency_rows", "hub_token", "push_to_hub_token",
 }  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def _readings(models: Mapping[str, Any], args: CompressConfig) -> dict[str, Call
 
     def reading(model: Any) -> Callable[[], object]:
         length = min(args.cost_tokens, getattr(model.config, "max_position_embeddings", None) or args.cost_tokens)
-        ids = torch.full((1, length), 5, device=model.device)
+        ids = torch.full((args.latency_rows, length), 5, device=model.device)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
         def step() -> object:

@@ -80,6 +80,7 @@ class CompressConfig(TrainingArguments):
     rating_low: float | None = option(None, "Lower end of the rating scale. Default: as in recipes/reward.py.")
     rating_high: float | None = option(None, "Upper end of the rating scale.")
     latency_seconds: float = option(3.0, "How long each model is timed beside the original.")
+    latency_rows: int = option(1, "How many texts of cost_tokens tokens are read at a time then.")
     samples: int = option(8, "Texts of the test split that the page shows before and after.")
     overwrite_output_dir: bool = option(False, "Write into a folder that holds other things. Nothing is deleted.")
 

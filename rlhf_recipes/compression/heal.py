@@ -6,6 +6,7 @@ the distance of what it says to what the original says, and of hidden states. Ea
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -164,7 +165,9 @@ def heal(
         trained = model.requires_grad_(True)
     trained.config.use_cache = False
     trainer = HealTrainer(trained, teacher, material, args, kept, each_epoch)
-    trainer.train(resume_from_checkpoint=resume)
+    with warnings.catch_warnings():  # the base of these adapters is the cut model, which lies in no folder
+        warnings.filterwarnings("ignore", message="Could not find a config file in None")
+        trainer.train(resume_from_checkpoint=resume)
     healed = trained.merge_and_unload() if model_args.use_peft else trained
     healed.config.use_cache = uses_cache
     if any(count < 16 for count in bits):

@@ -185,7 +185,7 @@ class LanguageMaterial:
         }
         if ordered:
             columns["order_accuracy"] = (ordered, [1.0] * len(ordered))
-        return {"columns": columns, "exponentials": ["perplexity"], "units": None, "more": {}}
+        return {"columns": columns, "exponentials": ["perplexity"], "shares": [*columns][1:], "units": None}
 
     def samples(self, model: Any) -> list[dict[str, Any]]:
         texts = [text for text in self.test if len(text.split()) > OPENING][: self.args.samples] or self.test[:1]

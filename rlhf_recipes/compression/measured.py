@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,14 @@ class Measured:
     Args:
         columns (`dict`): By name. A name in `exponentials` is shown as the exponential of its mean.
         exponentials (`list`): Such as perplexity, whose column holds negative log-probabilities.
+        shares (`list`): Those that lie between 0 and 1.
         units (`list`, *optional*): Of each row, what it hangs together by; one list, or two where rows are pairs.
-        more (`dict`): Figures that are no such means.
     """
 
     columns: Mapping[str, Column]
     exponentials: Sequence[str] = ()
+    shares: Sequence[str] = ()
     units: Sequence[Sequence[Any]] | None = None
-    more: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -34,10 +34,10 @@ class Measured:
         found: dict[str, Any] = {}
         for name, (sums, counts) in self.columns.items():
             mean, influences = self._units(counts).mean(np.asarray(sums))
-            ends = None if name in self.exponentials else (0.0, 1.0)
+            ends = (0.0, 1.0) if name in self.shares else None
             interval = self._units(counts).interval(mean, influences, ends)
             found |= {name: self._shown(name, mean), f"{name}_ci95": interval and [self._shown(name, e) for e in interval]}
-        return found | dict(self.more)
+        return found
 
     def against(self, other: "Measured") -> dict[str, Any]:
         """For each figure, this one's minus the other's on the same rows, with its interval; of exponentials the
@@ -61,7 +61,7 @@ class Measured:
     def from_dict(cls, given: Mapping[str, Any]) -> "Measured":
         """Out of what [`to_dict`] gave."""
         columns = {name: (list(sums), list(counts)) for name, (sums, counts) in given["columns"].items()}
-        return cls(columns, given["exponentials"], given["units"], given["more"])
+        return cls(columns, given["exponentials"], given["shares"], given["units"])
 
     def _shown(self, name: str, value: float) -> float:
         return math.exp(value) if name in self.exponentials else float(value)

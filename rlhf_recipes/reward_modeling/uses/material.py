@@ -103,8 +103,8 @@ class FeedbackMaterial:
         nll = (-torch.nn.functional.logsigmoid(signed)).tolist()
         name = "accuracy" if self.kind == "labels" else "pairwise_accuracy"
         ones = [1.0] * len(right)
-        return {"columns": {name: (right, ones), "perplexity": (nll, ones)}, "exponentials": ["perplexity"],
-                "units": units, "more": {}}  # fmt: skip
+        columns = {name: (right, ones), "log_loss": (nll, ones)}
+        return {"columns": columns, "exponentials": [], "shares": [name], "units": units}
 
     def samples(self, model: Any) -> list[dict[str, Any]]:
         """Scores of a few test rows."""
