@@ -61,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_config(output_dir / "config.yaml", args, model_args, data_args)
 
     # Search, cut, heal, measure: a cell for each budget and method.
-    done = [
-        cells.run_cell(scene, method, budget, output_dir) for budget in args.budgets for method in args.methods
-    ]
+    done = [cells.run_cell(scene, method, budget, output_dir) for budget in args.budgets for method in args.methods]
     first = done[0]
 
     # Save.

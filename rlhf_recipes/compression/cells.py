@@ -22,8 +22,8 @@ from rlhf_recipes.compression.heal import heal
 from rlhf_recipes.compression.importance import read
 from rlhf_recipes.compression.material import Material, quality_of
 from rlhf_recipes.compression.measured import Measured
-from rlhf_recipes.compression.search.methods import STRUCTURE, Chooser, Chosen
 from rlhf_recipes.compression.quality import Quality
+from rlhf_recipes.compression.search.methods import STRUCTURE, Chooser, Chosen
 from rlhf_recipes.modeling.cost.latency import paired_latency
 from rlhf_recipes.modeling.loading import ModelArguments
 from rlhf_recipes.outputs import json_row, write_json
@@ -86,7 +86,7 @@ def check_same(folder: Path, args: CompressConfig, model_args: ModelArguments, d
         `FileExistsError`: if there are parts of an earlier run, and `resume_from_checkpoint` does not ask for them.
         `ValueError`: if they were made with other settings.
     """
-    now = {}
+    now: dict[str, Any] = {}
     for given in (data_args, model_args, args):
         shown = given.to_dict() if hasattr(given, "to_dict") else asdict(given)
         now |= json.loads(json.dumps(shown, default=str))
@@ -152,7 +152,9 @@ def _run(scene: Scene, method: str, budget: float, place: Path, original: Mappin
             return {"quality": quality, "cost": chosen.cost, "reward": objective(quality, chosen.cost)}
 
         bits = [layer.bits for layer in chosen.structure.layers if layer is not None]
-        model, log = heal(model, scene.model, material, of_cell, scene.model_args, chosen.structure.kept, bits, resume, figures)
+        model, log = heal(
+            model, scene.model, material, of_cell, scene.model_args, chosen.structure.kept, bits, resume, figures
+        )
         after = Measured.from_dict(material.measure(model))
     seconds = {"choosing": chosen.seconds, "healing": time.perf_counter() - healing}
     latency = paired_latency(_readings({"original": scene.model, "cut": model}, args), args.latency_seconds)
@@ -162,15 +164,27 @@ def _run(scene: Scene, method: str, budget: float, place: Path, original: Mappin
     for checkpoint in place.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return {
-        "method": method, "budget": budget, "structure": {**chosen.structure.to_dict()}, "cost": chosen.cost,
-        "costs": scene.chooser.costs(chosen.structure), "quality": chosen.quality, "reward": chosen.reward,
-        "evaluations": chosen.evaluations, "search_log": chosen.log, "front": chosen.front,
-        "before": before.figures, "after": after.figures, "rows_before": before.to_dict(), "rows_after": after.to_dict(),
-        "before_against_original": before.against(whole), "after_against_original": after.against(whole),
+        "method": method,
+        "budget": budget,
+        "structure": {**chosen.structure.to_dict()},
+        "cost": chosen.cost,
+        "costs": scene.chooser.costs(chosen.structure),
+        "quality": chosen.quality,
+        "reward": chosen.reward,
+        "evaluations": chosen.evaluations,
+        "search_log": chosen.log,
+        "front": chosen.front,
+        "before": before.figures,
+        "after": after.figures,
+        "rows_before": before.to_dict(),
+        "rows_after": after.to_dict(),
+        "before_against_original": before.against(whole),
+        "after_against_original": after.against(whole),
         "latency": {"seconds": latency.seconds, "ratio": latency.ratios["cut"], "rounds": latency.rounds},
-        "samples": samples, "log": [json_row(row) for row in log],
+        "samples": samples,
+        "log": [json_row(row) for row in log],
         "seconds": {**{k: round(v, 1) for k, v in seconds.items()}, "all": round(time.perf_counter() - start, 1)},
-    }  # fmt: skip
+    }
 
 
 def take_model(cell: Path, folder: Path) -> None:
@@ -196,11 +210,24 @@ def summary(original: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], arg
 
 def flat_metrics(original: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
     """For metrics.json: the original, and the model that lies in the folder of the run before and after healing."""
-    of = {"original": Measured.from_dict(original["measured"]).figures, "cut": first["before"], "healed": first["after"]}
+    of = {
+        "original": Measured.from_dict(original["measured"]).figures,
+        "cut": first["before"],
+        "healed": first["after"],
+    }
     flat = {f"{name}_{key}": value for name, figures in of.items() for key, value in figures.items()}
     costs = {f"{name}_share": first["costs"][name] / original["costs"][name] for name in first["costs"]}
-    return flat | costs | {"cost": first["cost"], "quality": first["quality"], "search_reward": first["reward"],
-                           "latency_share": first["latency"]["ratio"], "evaluations": first["evaluations"]}  # fmt: skip
+    return (
+        flat
+        | costs
+        | {
+            "cost": first["cost"],
+            "quality": first["quality"],
+            "search_reward": first["reward"],
+            "latency_share": first["latency"]["ratio"],
+            "evaluations": first["evaluations"],
+        }
+    )
 
 
 def table(original: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
@@ -209,7 +236,17 @@ def table(original: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> st
     names = [name for name in figures if not name.endswith("_ci95")]
     header = ["budget", "method", "cost", "layers", "evaluations", *(f"{n} cut" for n in names),
               *(f"{n} healed" for n in names), "latency", "s"]  # fmt: skip
-    whole = ["", "original", "1", original["layers"], "", *(f"{figures[n]:.4g}" for n in names), *[""] * len(names), 1, ""]
+    whole = [
+        "",
+        "original",
+        "1",
+        original["layers"],
+        "",
+        *(f"{figures[n]:.4g}" for n in names),
+        *[""] * len(names),
+        1,
+        "",
+    ]
     rows = [[f"{cell['budget']:g}", cell["method"], f"{cell['cost']:.3f}",
              sum(layer is not None for layer in cell["structure"]["layers"]), cell["evaluations"],
              *(f"{cell['before'][n]:.4g}" for n in names), *(f"{cell['after'][n]:.4g}" for n in names),

@@ -17,8 +17,15 @@ METHODS = ("search", "random", "magnitude", "wanda", "shortgpt", "greedy", "ilp"
 COSTS = tuple(name for name in Cost.__annotations__ if name != "tokens")
 QUALITIES = ("likelihood", "accuracy", "reward")
 # Options of the Trainer that have no effect here. What would be ignored is refused.
-NOT_USED = {"label_smoothing_factor": 0.0, "neftune_noise_alpha": None, "prediction_loss_only": False,
-            "push_to_hub": False, "load_best_model_at_end": False, "deepspeed": None, "eval_strategy": "no"}  # fmt: skip
+NOT_USED = {
+    "label_smoothing_factor": 0.0,
+    "neftune_noise_alpha": None,
+    "prediction_loss_only": False,
+    "push_to_hub": False,
+    "load_best_model_at_end": False,
+    "deepspeed": None,
+    "eval_strategy": "no",
+}
 
 
 @dataclass
@@ -33,15 +40,17 @@ class CompressConfig(TrainingArguments):
 
     output_dir: str | None = option(None, "Folder of this run; the model of the first method and budget lies in it.")
     methods: list[str] = option(
-        ["search", "magnitude", "shortgpt"], f"How structures are chosen, the first for the model: {', '.join(METHODS)}."
+        ["search", "magnitude", "shortgpt"],
+        f"How structures are chosen, the first for the model: {', '.join(METHODS)}.",
     )
-    budgets: list[float] = option([0.75], "What a structure may cost, as shares of the original; the first is for the model.")
-    cost: str | dict = option(
-        "non_embedding_prefill_flops", f"A cost, or weights of several, of {', '.join(COSTS)}."
+    budgets: list[float] = option(
+        [0.75], "What a structure may cost, as shares of the original; the first is for the model."
     )
+    cost: str | dict = option("non_embedding_prefill_flops", f"A cost, or weights of several, of {', '.join(COSTS)}.")
     cost_tokens: int = option(128, "Tokens of a text whose cost is counted and whose time is measured.")
     quality: str = option(
-        "likelihood", "P: likelihood (of texts, preferences or labels), accuracy, or reward, the mean of reward_funcs.",
+        "likelihood",
+        "P: likelihood (of texts, preferences or labels), accuracy, or reward, the mean of reward_funcs.",
         choices=list(QUALITIES),
     )
     quality_map: str | dict | None = option(
@@ -63,12 +72,15 @@ class CompressConfig(TrainingArguments):
     )
     bits: list[int] = option([16], "In which weights of a layer can be held: 16, 8, 4.")
     importance: str = option(
-        "wanda", "What says which heads and neurons stay; the methods magnitude and wanda bring their own.",
+        "wanda",
+        "What says which heads and neurons stay; the methods magnitude and wanda bring their own.",
         choices=["wanda", "magnitude", "random"],
     )
 
     heal: bool = option(True, "Whether the cut model is trained.")
-    distill_weight: float = option(0.5, "Of the distance to the original in the loss; the rest is the loss on the data.")
+    distill_weight: float = option(
+        0.5, "Of the distance to the original in the loss; the rest is the loss on the data."
+    )
     distill_temperature: float = option(2.0, "Of language models: at which distributions are compared.")
     hidden_weight: float = option(0.0, "Of the distance of hidden states to those of the original, beside the loss.")
 
@@ -112,7 +124,9 @@ class CompressConfig(TrainingArguments):
         if not self.methods or not self.budgets or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {self.methods} and budgets {self.budgets}; give one of each, none twice.")
         if any(not 0 < budget <= 1 for budget in self.budgets) or len(set(self.budgets)) < len(self.budgets):
-            raise ValueError(f"budgets is {self.budgets}; give shares of the original, above 0, at most 1, none twice.")
+            raise ValueError(
+                f"budgets is {self.budgets}; give shares of the original, above 0, at most 1, none twice."
+            )
         if set(self.bits) - set(BITS):
             raise ValueError(f"bits is {self.bits}; 16, 8 and 4 are possible.")
         for name in self.weights:
@@ -121,8 +135,8 @@ class CompressConfig(TrainingArguments):
             raise ValueError(f"quality is {self.quality!r} and reward_funcs {self.reward_funcs}; one needs the other.")
         if self.quality == "reward" and self.quality_map is None:
             raise ValueError(
-                "A reward may be negative, and R = P * delta(C) would then pay for cost: give quality_map exp, sigmoid "
-                "or {rescale: [low, high]}."
+                "A reward may be negative, and R = P * delta(C) would then pay for cost: give quality_map exp, "
+                "sigmoid or {rescale: [low, high]}."
             )
         if not 0 <= self.distill_weight <= 1 or not self.distill_temperature > 0 or self.hidden_weight < 0:
             raise ValueError(

@@ -50,7 +50,9 @@ def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], kept: 
         kept (`Sequence[int]`): Which layer of the original each layer of the cut model was.
         real (`(B, L)`): What is no padding.
     """
-    pairs = [(student[place], teacher[number]) for place, number in enumerate(kept) if place] + [(student[-1], teacher[-1])]
+    pairs = [(student[place], teacher[number]) for place, number in enumerate(kept) if place] + [
+        (student[-1], teacher[-1])
+    ]
     far = [(h[real].float() - g[real].float()).square().sum(-1) / g[real].float().square().sum(-1) for h, g in pairs]
     return torch.stack(far).mean(dim=0)
 
@@ -157,9 +159,11 @@ def heal(
     uses_cache = getattr(model.config, "use_cache", None)
     disable_dropout(model)
     if model_args.use_peft:
-        task = {} if material.kind == "language" else {"lora_task_type": "SEQ_CLS"}
+        task = model_args.lora_task_type if material.kind == "language" else "SEQ_CLS"
         targets = model_args.lora_target_modules or ["all-linear"]
-        plain = dataclasses.replace(model_args, model_name_or_path=None, lora_target_modules=targets, **task)
+        plain = dataclasses.replace(
+            model_args, model_name_or_path=None, lora_target_modules=targets, lora_task_type=task
+        )
         trained: Any = add_adapters(model, plain)
     else:
         trained = model.requires_grad_(True)

@@ -4,6 +4,7 @@ That of reward models is `rlhf_recipes.reward_modeling.uses.material`, which has
 """
 
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,8 +86,9 @@ def load_original(args: ModelArguments) -> tuple[Any, Any, bool]:
     config = AutoConfig.from_pretrained(name, revision=args.model_revision)
     if args.load_in_4bit or args.load_in_8bit or getattr(config, "quantization_config", None):
         raise ValueError(
-            "The weights would be quantized, and what stands for several weights cannot be cut. Load the model without "
-            "load_in_4bit and load_in_8bit; with --bits 16 4 the structure says which layers are quantized afterwards."
+            "The weights would be quantized, and what stands for several weights cannot be cut. Load the model "
+            "without load_in_4bit and load_in_8bit; with --bits 16 4 the structure says which layers are quantized "
+            "afterwards."
         )
     is_reward = any("ForSequenceClassification" in kind for kind in config.architectures or ())
     if is_reward and config.num_labels != 1:
@@ -112,7 +114,10 @@ def quality_of(material: Material, args: CompressConfig) -> Quality:
         def completions(model: Any, batch: Mapping[str, Any]) -> list[list[int]]:
             config = sampling_config(material.tokenizer, model, args.max_completion_length, 1.0)
             keys = [stable_key("compress", args.seed, str(prompt)) for prompt in batch["prompts"]]
-            ids = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+            ids = [
+                row[mask.bool()].tolist()
+                for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            ]
             written = write(LocalGenerator(model), ids, keys, config, model.device, len(ids))
             return token_lists(written)
 
@@ -129,8 +134,8 @@ class LanguageMaterial:
     """Texts for a causal language model, each closed by the end-of-sequence token where that fits in.
 
     Args:
-        data ([`~rlhf_recipes.data.loading.DataArguments`]): Rows with `text`, `prompt` and `completion`, `messages`, or
-            `completion`.
+        data ([`~rlhf_recipes.data.loading.DataArguments`]): Rows with `text`, `prompt` and `completion`,
+            `messages`, or `completion`.
         args ([`~rlhf_recipes.compression.config.CompressConfig`]): The settings.
         tokenizer (`PreTrainedTokenizerBase`): The model's.
         device (`torch.device`): Of the calibration data.
@@ -151,8 +156,10 @@ class LanguageMaterial:
         self.test = test
         rows = [(text, ids) for text, ids in zip(train, map(self._ids, train), strict=True) if len(ids) > 1]
         check_rows(len(rows), "training texts of two tokens or more")
-        self.train = Dataset.from_dict({"input_ids": [ids for _, ids in rows], "length": [len(ids) for _, ids in rows]})
-        chosen = rows[: args.calibration_rows]
+        self.train = Dataset.from_dict(
+            {"input_ids": [ids for _, ids in rows], "length": [len(ids) for _, ids in rows]}
+        )
+        chosen = random.Random(args.seed).sample(rows, min(args.calibration_rows, len(rows)))
         if args.quality == "reward":
             self.calibration = self._prompts([text for text, _ in chosen])
         else:
@@ -243,7 +250,9 @@ class LanguageMaterial:
             words, real = batch["input_ids"][:, 1:], real_tokens(batch)[:, 1:]
             nll = functional.cross_entropy(logits.transpose(1, 2), words, reduction="none") * real
             hits = (logits.argmax(dim=-1) == words) & real
-            of_rows = zip(nll.double().sum(dim=1).tolist(), hits.sum(dim=1).tolist(), real.sum(dim=1).tolist(), strict=True)
+            of_rows = zip(
+                nll.double().sum(dim=1).tolist(), hits.sum(dim=1).tolist(), real.sum(dim=1).tolist(), strict=True
+            )
             found |= dict(zip(part, of_rows, strict=True))
         return [found[place] for place in range(len(ids))]
 
@@ -252,6 +261,6 @@ def check_rows(count: int, what: str) -> None:
     """Raise `ValueError` where there is too little to measure structures on."""
     if count < 2:
         raise ValueError(
-            f"There are {count} {what}, and what a structure is worth cannot hang on a single row: give 2 or more, and "
-            "better 32 or more."
+            f"There are {count} {what}, and what a structure is worth cannot hang on a single row: give 2 or more, "
+            "and better 32 or more."
         )

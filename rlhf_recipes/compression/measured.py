@@ -36,7 +36,10 @@ class Measured:
             mean, influences = self._units(counts).mean(np.asarray(sums))
             ends = (0.0, 1.0) if name in self.shares else None
             interval = self._units(counts).interval(mean, influences, ends)
-            found |= {name: self._shown(name, mean), f"{name}_ci95": interval and [self._shown(name, e) for e in interval]}
+            found |= {
+                name: self._shown(name, mean),
+                f"{name}_ci95": interval and [self._shown(name, e) for e in interval],
+            }
         return found
 
     def against(self, other: "Measured") -> dict[str, Any]:
@@ -50,7 +53,10 @@ class Measured:
             units = self._units(counts)
             mean, influences = units.mean(np.asarray(sums) - np.asarray(theirs))
             interval = units.interval(mean, influences, None)
-            found |= {name: self._shown(name, mean), f"{name}_ci95": interval and [self._shown(name, e) for e in interval]}
+            found |= {
+                name: self._shown(name, mean),
+                f"{name}_ci95": interval and [self._shown(name, e) for e in interval],
+            }
         return found
 
     def to_dict(self) -> dict[str, Any]:

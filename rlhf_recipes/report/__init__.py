@@ -4,8 +4,9 @@
     python -m rlhf_recipes.report runs/ppo runs/grpo
 
 Reading order: `run.py` reads and checks a run's files, `run_sections.py` and `curves.py` choose what its page shows,
-`comparison.py` that of several runs, `quickstart/` that of `make quickstart`, `compression/` that of smaller models, and `page.py` is the shell of all of
-them. `reward_card.py` and `policy_card.py` write the README of a model, `ending.py` what every recipe leaves behind.
+`comparison.py` that of several runs, `quickstart/` that of `make quickstart`, `compression/` that of smaller models;
+`page.py` is the shell of all of them. `reward_card.py` and `policy_card.py` write the README of a model, `ending.py`
+what every recipe leaves behind.
 """
 
 from pathlib import Path

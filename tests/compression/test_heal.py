@@ -37,9 +37,7 @@ class Words:
 
     def loss(self, said, batch):
         real = batch["attention_mask"][:, 1:].bool()
-        return torch.nn.functional.cross_entropy(
-            said[:, :-1][real], batch["input_ids"][:, 1:][real], reduction="sum"
-        )
+        return torch.nn.functional.cross_entropy(said[:, :-1][real], batch["input_ids"][:, 1:][real], reduction="sum")
 
 
 def config(folder, **options):
@@ -114,7 +112,9 @@ def test_the_loss_of_a_batch_is_that_worked_by_hand(tmp_path):
             far += 4 * entropy(softmax(target[row, place] / 2), softmax(said[row, place] / 2))
             count += 1
     model.train()
-    assert float(trainer.compute_loss(model, batch).detach()) == pytest.approx((0.7 * own + 0.3 * far) / count, rel=1e-4)
+    assert float(trainer.compute_loss(model, batch).detach()) == pytest.approx(
+        (0.7 * own + 0.3 * far) / count, rel=1e-4
+    )
 
 
 def test_accumulation_changes_nothing(tmp_path):

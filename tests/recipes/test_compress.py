@@ -1,7 +1,6 @@
 """`recipes/compress.py`, run in process on tiny models: what it leaves behind, going on, and what it refuses."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -15,10 +14,21 @@ from rlhf_recipes.rewards.learned import LearnedReward
 from tests.recipes.tiny_runs import check_page, equal, flags, load_main, make_place, read, write_rows
 
 SMALL = {
-    "evaluations": 12, "budgets": 0.6, "methods": ["search", "magnitude"], "head_shares": [1.0, 0.5], "neuron_shares": [1.0, 0.75, 0.5],
-    "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "samples": 3,
-    "latency_seconds": 0.0, "use_cpu": True, "bf16": False, "disable_tqdm": True,
-}  # fmt: skip
+    "evaluations": 12,
+    "budgets": 0.6,
+    "methods": ["search", "magnitude"],
+    "head_shares": [1.0, 0.5],
+    "neuron_shares": [1.0, 0.75, 0.5],
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "samples": 3,
+    "latency_seconds": 0.0,
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+}
 ALL = ["search", "random", "magnitude", "wanda", "shortgpt", "greedy", "ilp"]
 LORA = ["--use_peft", "--lora_r", "4"]
 
@@ -87,8 +97,15 @@ def test_the_figures_are_those_of_the_saved_model(run, place):
 
 
 def test_the_page_has_fronts_structures_samples_and_epochs_and_can_be_written_again(run):
-    says = ["Quality against cost", "layer by layer", "Before and after", "Epoch by epoch", "search against the others",
-            "Perplexity against bytes", "Perplexity against time of a pass"]  # fmt: skip
+    says = [
+        "Quality against cost",
+        "layer by layer",
+        "Before and after",
+        "Epoch by epoch",
+        "search against the others",
+        "Perplexity against bytes",
+        "Perplexity against time of a pass",
+    ]
     check_page(run, "healed_perplexity", "evaluations", says=says + ALL)
     before = (run / "report.html").read_bytes()
     (run / "report.html").unlink()
@@ -169,8 +186,17 @@ def test_an_earlier_run_is_gone_on_with_only_where_asked_for_and_with_the_same_s
 
 
 def reward(place, out, **options):
-    return flags(SMALL | {"model_name_or_path": place / "judge", "dataset_name": place / "ratings",
-                          "output_dir": place / out, "methods": "shortgpt", "num_train_epochs": 1} | options)  # fmt: skip
+    return flags(
+        SMALL
+        | {
+            "model_name_or_path": place / "judge",
+            "dataset_name": place / "ratings",
+            "output_dir": place / out,
+            "methods": "shortgpt",
+            "num_train_epochs": 1,
+        }
+        | options
+    )
 
 
 @pytest.mark.parametrize("lora", [[], LORA], ids=["whole", "lora"])
@@ -187,20 +213,42 @@ def test_a_reward_model_goes_in_and_comes_out_and_is_one(place, lora):
     )
     metrics = read(place / out, "metrics.json")
     assert {"pairwise_accuracy", "healed_pairwise_accuracy", "healed_log_loss"} <= metrics.keys()
-    check_page(place / out, "healed_pairwise_accuracy", says=["Pairs in people's order against parameters"])
+    check_page(place / out, "healed_pairwise_accuracy", says=["order against parameters"])
     # And into the next recipe.
-    load_main("reward")(flags({"model_name_or_path": place / out, "dataset_name": place / "ratings", "max_steps": 1,
-                               "output_dir": place / f"trained-{out}", "use_cpu": True, "bf16": False, "card": False,
-                               "per_device_train_batch_size": 4, "save_strategy": "no", "disable_tqdm": True}))  # fmt: skip
+    load_main("reward")(
+        flags(
+            {
+                "model_name_or_path": place / out,
+                "dataset_name": place / "ratings",
+                "max_steps": 1,
+                "output_dir": place / f"trained-{out}",
+                "use_cpu": True,
+                "bf16": False,
+                "card": False,
+                "per_device_train_batch_size": 4,
+                "save_strategy": "no",
+                "disable_tqdm": True,
+            }
+        )
+    )
     assert (place / f"trained-{out}" / "model.safetensors").is_file()
 
 
 def test_a_classifier_of_good_and_bad_has_its_accuracy_for_each_epoch(place):
-    rows = [{"completion": f"The film is {'good' if row % 2 else 'bad'} {row}", "label": bool(row % 2)} for row in range(16)]
+    texts = [f"The film is {'good ' * (row % 3)}and {row} minutes {'long ' * (row % 4)}" for row in range(16)]
+    judge, tokenizer = (
+        auto.from_pretrained(place / "judge") for auto in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    with torch.no_grad():
+        scores = judge.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+        judge.classifier.bias -= scores.median()  # half of the texts are good to it, and the labels say so too
+    judge.save_pretrained(place / "thumbs-judge")
+    tokenizer.save_pretrained(place / "thumbs-judge")
+    rows = [{"completion": t, "label": bool(s > scores.median())} for t, s in zip(texts, scores, strict=True)]
     for split in ("train", "test"):
         write_rows(place / f"thumbs/{split}.jsonl", rows)
     load_main("compress")(reward(place, "thumbs-out", dataset_name=place / "thumbs", quality="accuracy",
-                                 num_train_epochs=3))  # fmt: skip
+                                 model_name_or_path=place / "thumbs-judge", num_train_epochs=3))  # fmt: skip
     (cell,) = read(place / "thumbs-out", "compression.json")["cells"]
     epochs = [row for row in cell["log"] if "quality" in row]
     assert len(epochs) == 3
@@ -238,7 +286,10 @@ def test_bad_input_is_told_and_nothing_is_written(place, options, says):
     (place / "adapters").mkdir(exist_ok=True)
     (place / "adapters/adapter_config.json").write_text("{}")
     write_rows(place / "colours/train.jsonl", [{"colour": "red"}])
-    named = {key: place / value if key in ("model_name_or_path", "dataset_name") else value for key, value in options.items()}
+    named = {
+        key: place / value if key in ("model_name_or_path", "dataset_name") else value
+        for key, value in options.items()
+    }
     with pytest.raises(ValueError, match=says):
         load_main("compress")(language(place, "refused", **named))
     assert not (place / "refused").exists()

@@ -1,7 +1,8 @@
 """How a structure is chosen: by the search, or by one of what it is held against; all on the same data and cost."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from tqdm.auto import tqdm
 
 from rlhf_recipes.compression.candidates import Candidates
 from rlhf_recipes.compression.config import CompressConfig
+from rlhf_recipes.compression.importance import block_influence, importance_of
+from rlhf_recipes.compression.quality import Quality
 from rlhf_recipes.compression.search.evaluated import Evaluated, Ledger
 from rlhf_recipes.compression.search.gates import Choice, StructurePolicy
-from rlhf_recipes.compression.importance import block_influence, importance_of
-from rlhf_recipes.compression.search.objective import Delta, Objective, QualityMap
-from rlhf_recipes.compression.quality import Quality
 from rlhf_recipes.compression.search.loop import Search, check_budget, ends_of
+from rlhf_recipes.compression.search.objective import Delta, Objective, QualityMap
 from rlhf_recipes.compression.search.solvers import (
     block_scores,
     even_choice,
@@ -118,12 +119,14 @@ class Chooser:
         start = time.perf_counter()
         kind = method if method in ("random", "magnitude", "wanda") else self.args.importance
         space = self._space(kind)
-        ledger = self._ledger(space, budget)
         log: list[dict[str, Any]] = []
-        if method == "search":
-            found, log = self._searched(space, ledger, budget, folder)
-        else:
-            found = ledger(self._baseline(method, space, ledger, budget), measured=True)
+        most = self.args.evaluations if method in ("search", "greedy") else None
+        with tqdm(total=most, desc=method, unit="structure", disable=self.args.disable_tqdm) as bar:
+            ledger = self._ledger(space, budget, bar)
+            if method == "search":
+                found, log = self._searched(space, ledger, budget, folder, bar)
+            else:
+                found = ledger(self._baseline(method, space, ledger, budget), measured=True)
         front = [{"cost": entry.cost, "quality": entry.quality} for entry in ledger.front()]
         quality, seconds = float(found.quality or 0.0), round(time.perf_counter() - start, 2)
         return Chosen(method, budget, space.structure(found.choice), found.cost, quality, found.reward, ledger.paid,
@@ -141,7 +144,7 @@ class Chooser:
         return even_choice(space, budget)
 
     def _searched(
-        self, space: Space, ledger: Ledger, budget: float, folder: Path | None
+        self, space: Space, ledger: Ledger, budget: float, folder: Path | None, bar: Any
     ) -> tuple[Evaluated, list[dict[str, Any]]]:
         """The search begins around what integer programming makes of single blocks, where those can be afforded."""
         state, log, most = None, [], self.args.evaluations
@@ -149,12 +152,11 @@ class Chooser:
             state = torch.load(folder / STATE, weights_only=True)
             ledger.load_state_dict(state["search"]["ledger"])
             log = state["log"]
+            bar.update(ledger.paid)
         first = [even_choice(space, budget)]
         if any(gate.part == "layer" for gate in space.gates):
-            try:
+            with contextlib.suppress(ValueError):  # layers alone may not reach the budget
                 first.append(similarity_choice(space, budget, self._influence()))
-            except ValueError:  # layers alone do not reach the budget
-                pass
         if sum(space.sizes) - len(space.sizes) < most // 2:
             first.insert(0, integer_choice(space, budget, block_scores(space, ledger)))
         able = sum(size > 1 for size in space.sizes)
@@ -162,16 +164,14 @@ class Chooser:
         search = Search(StructurePolicy(space.sizes, None, prior, self.args.seed), ledger, most, budget, first)
         if state is not None:
             search.load_state_dict(state["search"])
-        with tqdm(total=most, initial=ledger.paid, desc="Search", unit="structure", disable=self.args.disable_tqdm) as bar:
 
-            def each(row: dict[str, Any]) -> None:
-                log.append({key: value for key, value in row.items() if value == value})  # a mean of no draws is NaN
-                if folder is not None:
-                    save_at_once({"search": search.state_dict(), "log": log}, folder / STATE)
-                bar.update(ledger.paid - bar.n)
-                bar.set_postfix({"R": f"{row.get('best_reward', 0.0):.4g}"})
+        def each(row: dict[str, Any]) -> None:
+            log.append({key: value for key, value in row.items() if value == value})  # a mean of no draws is NaN
+            if folder is not None:
+                save_at_once({"search": search.state_dict(), "log": log}, folder / STATE)
+            bar.set_postfix({"R": f"{row.get('best_reward', 0.0):.4g}"})
 
-            return search.run(each), log
+        return search.run(each), log
 
     def _space(self, kind: str) -> Space:
         if kind not in self.spaces:
@@ -179,9 +179,12 @@ class Chooser:
             self.spaces[kind] = space_of(self.model, importance, self.costs, self.args.weights, **self.args.space)
         return self.spaces[kind]
 
-    def _ledger(self, space: Space, budget: float) -> Ledger:
+    def _ledger(self, space: Space, budget: float, bar: Any = None) -> Ledger:
         def quality(choice: Choice) -> float:
-            return self.candidates(space.structure(choice))
+            found = self.candidates(space.structure(choice))
+            if bar is not None:
+                bar.update()
+            return found
 
         return Ledger(quality, space.cost, self.objective(budget))
 

@@ -1,1 +1,1 @@
-"""The page of a compression: what a smaller model costs and is worth, beside the original and other ways to get one."""
+"""The page of a compression: what a smaller model costs and is worth beside the original and other ones."""

@@ -26,9 +26,14 @@ NAMES = {
 AXES = (("parameters", "parameters"), ("non_embedding_prefill_flops", "FLOPs of a text, without embeddings"),
         ("bytes", "bytes"), ("latency", "time of a pass"))  # fmt: skip
 METHODS = {
-    "search": "structure policy", "random": "by chance", "magnitude": "norm of weights", "wanda": "weights and activations",
-    "shortgpt": "similar layers dropped", "greedy": "greedy on quality for cost", "ilp": "integer program on block scores",
-}  # fmt: skip
+    "search": "structure policy",
+    "random": "by chance",
+    "magnitude": "norm of weights",
+    "wanda": "weights and activations",
+    "shortgpt": "similar layers dropped",
+    "greedy": "greedy on quality for cost",
+    "ilp": "integer program on block scores",
+}
 
 
 def is_compression(folder: Path) -> bool:
@@ -81,7 +86,7 @@ def _headline(whole: Found, cell: Found, found: Found) -> tuple[Cell, list[Cell]
     kept = sum(layer is not None for layer in cell["structure"]["layers"])
     return sentence, [
         f"Cost: {told}, relative to the original. The structure is that of {cell['method']} at a budget of "
-        f"{cell['budget']:g}: {kept} of {whole['layers']} layers. Its R = P · δ(C) was measured on the calibration data, "
+        f"{cell['budget']:g}: {kept} of {whole['layers']} layers. Its R = P · δ(C) is of the calibration data, "
         f"P being the {whole['quality_name']} and δ {family} of strength {strength:g}; all else is held out."
     ]
 
@@ -94,8 +99,9 @@ def _tiles(whole: Found, cell: Found) -> list[Tile]:
         interval = Markup(", 95% interval {} to {}").format(*map(words.figure, bounds)) if bounds else ""
         tiles.append(Tile(_named(name), words.figure(cell["after"][name]), detail + interval))
     for name, label in AXES:
-        detail = words.figure(whole["costs"][name]) if name in whole["costs"] else f"{cell['latency']['rounds']} rounds"
-        tiles.append(Tile(label.capitalize(), words.percent(_share(whole, cell, name)), Markup("of {}").format(detail)))
+        rounds = Markup("{} rounds").format(cell["latency"]["rounds"])
+        of = words.figure(whole["costs"][name]) if name in whole["costs"] else rounds
+        tiles.append(Tile(label.capitalize(), words.percent(_share(whole, cell, name)), Markup("of {}").format(of)))
     return tiles
 
 
@@ -135,7 +141,7 @@ def _front(whole: Found, cells: Sequence[Found]) -> Section:
         svg = draw(f"front-{axis}", f"{_named(name)} against {label}. {ends}.", LARGE, paint)
         pictures.append(Plot(svg, f"{_named(name)} against {label}", "", legend))
     lead = (
-        "Each method at each budget, on held-out rows: hollow as it was cut, filled after healing on the same rows. The "
+        "Each method at each budget, on held-out rows: hollow as it was cut, filled after healing. The "
         "square and the dashed line are the original."
     )
     return Section("front", "Quality against cost", [Grid(pictures)], lead)
@@ -143,8 +149,17 @@ def _front(whole: Found, cells: Sequence[Found]) -> Section:
 
 def _table(whole: Found, cells: Sequence[Found]) -> Section:
     names = [name for name in whole["figures"] if not name.endswith("_ci95")]
-    header = ["Method", "Budget", "Cost", *(f"{_named(n)}, {side}" for n in names for side in ("cut", "healed")),
-              "Time of a pass", "Structures measured", "R", "Choosing", "Healing"]  # fmt: skip
+    header = [
+        "Method",
+        "Budget",
+        "Cost",
+        *(f"{_named(n)}, {side}" for n in names for side in ("cut", "healed")),
+        "Time of a pass",
+        "Structures measured",
+        "R",
+        "Choosing",
+        "Healing",
+    ]
     rows: list[list[Cell]] = [
         ["original", "", words.figure(1.0), *(v for n in names for v in (words.figure(whole["figures"][n]),) * 2),
          words.percent(1.0), "", "", "", ""],
@@ -160,11 +175,18 @@ def _table(whole: Found, cells: Sequence[Found]) -> Section:
         first = next(cell["method"] for cell in cells)
         shown = [[_label(cell), *(_with_ends(cell["first_against_this"], n) for n in names)] for cell in against]
         caption = (
-            f"{first} less the other, on the same rows, both healed; of perplexity the quotient, below 1 where {first} is "
+            f"{first} less the other, on the same rows, both healed; of perplexity the quotient, below 1 where it is "
             "better. An interval that holds 0 (or 1, of quotients) does not tell the two apart."
         )
-        tables.append(Table(f"{first} against the others", ["Against", *map(_named, names)], shown,
-                            range(1, len(names) + 1), caption))  # fmt: skip
+        tables.append(
+            Table(
+                f"{first} against the others",
+                ["Against", *map(_named, names)],
+                shown,
+                range(1, len(names) + 1),
+                caption,
+            )
+        )
     return Section("table", "Side by side", tables)
 
 
@@ -196,7 +218,7 @@ def _structures(whole: Found, cells: Sequence[Found]) -> Section:
         svg = draw(f"structure-{cell['method']}-{100 * cell['budget']:g}".replace(".", "-"), said, LARGE, paint)
         pieces.append(Plot(svg, _label(cell), _in_words(cell, into)))
     lead = (
-        "Upwards, the share of attention heads that a layer keeps; downwards, of its neurons; paler, held in fewer bits. "
+        "Upwards, the share of attention heads that a layer keeps; downwards, of its neurons; paler, in fewer bits. "
         "× is a layer that was dropped, + one that was merged into the one before it."
     )
     return Section("structure", "What is left, layer by layer", [Grid(pieces)], lead)
@@ -214,7 +236,9 @@ def _in_words(cell: Found, into: Mapping[int, int]) -> str:
     kept = next(layer for layer in layers if layer is not None)
     said = [f"Dropped: {', '.join(dropped)}" if dropped else "No layer dropped"]
     said += [f"merged: {', '.join(f'{a} into {b}' for a, b in into.items())}"] if into else []
-    return f"{'; '.join(said)}. {len(kept['heads'])} heads and {len(kept['neurons'])} neurons in the first that is left."
+    return (
+        f"{'; '.join(said)}. {len(kept['heads'])} heads and {len(kept['neurons'])} neurons in the first that is left."
+    )
 
 
 def _samples(whole: Found, cells: Sequence[Found]) -> Section | None:
@@ -227,7 +251,9 @@ def _samples(whole: Found, cells: Sequence[Found]) -> Section | None:
         prompt = before["prompt"] or before["completion"]
         rows.append(TextRow(prompt, [_answer(row) for row in of_all]))
     texts = Texts("Before and after", ["Original", *(_label(cell) for cell in shown)], rows)
-    return Section("samples", "Samples", [texts], "Rows of the test split: what the original says, and each healed model.")
+    return Section(
+        "samples", "Samples", [texts], "Rows of the test split: what the original says, and each healed model."
+    )
 
 
 def _answer(row: Found) -> Answer:
@@ -255,10 +281,16 @@ def _epochs(cells: Sequence[Found]) -> Section | None:
     if not pictures:
         return None
     rows = [
-        [_label(cell), words.figure(row["epoch"]), words.figure(_loss_at(cell, row)), *(words.figure(row[key]) for key in
-         ("quality", "cost", "reward"))]
-        for cell in cells for row in cell["log"] if "quality" in row
-    ]  # fmt: skip
+        [
+            _label(cell),
+            words.figure(row["epoch"]),
+            words.figure(_loss_at(cell, row)),
+            *(words.figure(row[key]) for key in ("quality", "cost", "reward")),
+        ]
+        for cell in cells
+        for row in cell["log"]
+        if "quality" in row
+    ]
     table = Table("Epoch by epoch", ["Model", "Epoch", "Loss", "Quality P", "Cost C", "R"], rows, range(1, 6))
     return Section("healing", "Healing", [Grid(pictures), table], "Quality, cost and R are on the calibration data.")
 
@@ -274,15 +306,31 @@ def _search(whole: Found, cells: Sequence[Found]) -> Section | None:
     for cell in (cell for cell in cells if cell["search_log"]):
         log = [row for row in cell["search_log"] if "best_reward" in row]
         budget = 100 * cell["budget"]
-        for key, title in (("best_reward", "Best R"), ("reward", "Mean R of what was drawn"), ("entropy", "Entropy, nats")):
+        for key, title in (
+            ("best_reward", "Best R"),
+            ("reward", "Mean R of what was drawn"),
+            ("entropy", "Entropy, nats"),
+        ):
             points = [(float(row["evaluations"]), float(row[key])) for row in log if key in row]
             if points:
                 said = f"{title}: from {points[0][1]:.4g} to {points[-1][1]:.4g}."
-                svg = plots.plot_curves(f"search-{key}-{budget:g}".replace(".", "-"), said, title, {title: points}, False,
-                                        "structures measured")  # fmt: skip
+                svg = plots.plot_curves(
+                    f"search-{key}-{budget:g}".replace(".", "-"),
+                    said,
+                    title,
+                    {title: points},
+                    False,
+                    "structures measured",
+                )
                 pictures.append(Plot(svg, f"{title}, budget {budget:g}%"))
         front = [(point["cost"], point["quality"]) for point in cell["front"]]
-        svg = plots.plot_curves(f"search-front-{budget:g}".replace(".", "-"), "Best quality at each cost that was measured.",
-                                whole["quality_name"], {"front": front}, False, "cost")  # fmt: skip
+        svg = plots.plot_curves(
+            f"search-front-{budget:g}".replace(".", "-"),
+            "Best quality at each cost that was measured.",
+            whole["quality_name"],
+            {"front": front},
+            False,
+            "cost",
+        )
         pictures.append(Plot(svg, f"Structures that no other beat, budget {budget:g}%"))
     return Section("search", "The search", [Grid(pictures, 3)]) if pictures else None

@@ -33,7 +33,7 @@ class FeedbackMaterial:
     """Feedback for a sequence classifier with one output.
 
     Args:
-        data ([`~rlhf_recipes.data.loading.DataArguments`]): Pairs, votes, ratings, rankings, best and worst, or labels.
+        data ([`~rlhf_recipes.data.loading.DataArguments`]): Pairs, votes, ratings, rankings, best_worst, labels.
         args: Settings as in [`~rlhf_recipes.compression.config.CompressConfig`]: `loss`, `loss_args`, `min_gap`,
             `max_length`, `calibration_rows`, `per_device_eval_batch_size`, `samples`, `seed`.
         tokenizer (`PreTrainedTokenizerBase`): The model's.
@@ -61,8 +61,8 @@ class FeedbackMaterial:
             )
         if len(train) < 2 or len(test) < 2:
             raise ValueError(
-                f"There are {len(train)} training rows and {len(test)} test rows, and what a structure is worth cannot "
-                "hang on a single row: give 2 or more, and better 32 or more."
+                f"There are {len(train)} training rows and {len(test)} test rows, and what a structure is worth "
+                "cannot hang on a single row: give 2 or more, and better 32 or more."
             )
         self.kind = "labels" if self.feedback == "unpaired" else "pairs"
         loss = choose_loss(args.loss, self.feedback)
@@ -75,7 +75,7 @@ class FeedbackMaterial:
         self.data, self.rows = data, (train, test)
         self.train: Dataset = example_rows(train, self.objective, tokenizer, self.settings)
         self.collate = FeedbackCollator(tokenizer)
-        first = train.select(range(min(args.calibration_rows, len(train))))
+        first = train.shuffle(args.seed).select(range(min(args.calibration_rows, len(train))))
         self.test = self._known(test, PASSES)
         self.calibration = self._batches(*self._known(first, 1))
 
@@ -117,7 +117,7 @@ class FeedbackMaterial:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer and settings beside a model; what made ratings of the original's scores is not the cut one's."""
+        """Write tokenizer and settings beside a model, without what made ratings of the original's scores."""
         self.tokenizer.save_pretrained(folder)
         dataclasses.replace(self.settings, calibration=None).save(folder)
 
@@ -145,7 +145,7 @@ class FeedbackMaterial:
         if kind == "unpaired":
             return items, [], [float(label) for label in rows["label"]]
         keys = [repr(item) for item in items]
-        drawn = draw_pairs(keys, rows["score"], passes, self.args.min_gap, self.args.seed)
+        drawn = draw_pairs(keys, rows["score"], passes, self.args.min_gap)  # the same ones for all seeds
         return items, [(int(a), int(b)) for a, b in drawn], []
 
     def _batches(self, items: list[Item], pairs: list[tuple[int, int]], labels: list[float]) -> list[dict[str, Any]]:
@@ -182,7 +182,9 @@ def _of_lists(rows: Dataset, kind: str) -> tuple[list[Item], list[tuple[int, int
     items: list[Item] = []
     pairs: list[tuple[int, int]] = []
     lists = list(rows["completions"])
-    for row, (prompt, own) in enumerate(zip(prompts_of(rows, [text for of in lists for text in of]), lists, strict=True)):
+    for row, (prompt, own) in enumerate(
+        zip(prompts_of(rows, [text for of in lists for text in of]), lists, strict=True)
+    ):
         if kind == "best_worst":
             best, worst = rows["best"][row], rows["worst"][row]
         else:
