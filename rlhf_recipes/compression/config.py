@@ -7,7 +7,6 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
-from rlhf_recipes.compression.structure import BITS
 from rlhf_recipes.modeling.cost.threads import cpu_has_bfloat16
 from rlhf_recipes.modeling.cost.units import Cost
 from rlhf_recipes.options import check_choice, option
@@ -127,8 +126,6 @@ class CompressConfig(TrainingArguments):
             raise ValueError(
                 f"budgets is {self.budgets}; give shares of the original, above 0, at most 1, none twice."
             )
-        if set(self.bits) - set(BITS):
-            raise ValueError(f"bits is {self.bits}; 16, 8 and 4 are possible.")
         for name in self.weights:
             check_choice("cost", name, COSTS)
         if (self.quality == "reward") != bool(self.reward_funcs):

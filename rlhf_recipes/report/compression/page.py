@@ -55,7 +55,7 @@ def compression_page(run: Run) -> Page:
         sections = [_front(whole, cells), _table(whole, cells), _structures(whole, cells), _samples(whole, cells),
                     _epochs(cells), _search(whole, cells), figures(run), repeat(run)]  # fmt: skip
     except (KeyError, IndexError, TypeError) as error:
-        raise ReportError(f"{path} lacks {error}. {remedy(path)}") from None
+        raise ReportError(f"{path} lacks what the page shows ({error!r}). {remedy(path)}") from None
     return Page(
         title=run.name, about="compression", headline=headline, lead=lead, tiles=_tiles(whole, cells[0]),
         sections=[section for section in sections if section is not None],

@@ -81,5 +81,5 @@ def test_figures_stand_there_as_in_the_file(folder):
 
 def test_a_file_that_is_not_whole_is_named(folder):
     (folder / "compression.json").write_text('{"original": {}, "cells": []}')
-    with pytest.raises(ReportError, match=r"compression\.json lacks .*Mend"):
+    with pytest.raises(ReportError, match=r"compression\.json lacks what the page shows .*Mend"):
         write_report(folder)
