@@ -142,6 +142,7 @@ def _run(scene: Scene, method: str, budget: float, place: Path, original: Mappin
     log: list[dict[str, Any]] = []
     after, healing = before, time.perf_counter()
     if args.heal:
+        scene.chooser.candidates.forget()  # a gigabyte, which training can use
         of_cell = copy.copy(args)
         of_cell.output_dir = str(place)
         resume = find_checkpoint(place, "auto")

@@ -110,6 +110,11 @@ class CompressConfig(TrainingArguments):
     report_to: None | str | list[str] = option(
         "none", "Where logs go besides the screen: none, tensorboard, wandb, trackio, ..."
     )
+    train_sampling_strategy: str = option(
+        "group_by_length",
+        "Order of the rows: group_by_length wastes the least padding.",
+        choices=["random", "sequential", "group_by_length"],
+    )
     remove_unused_columns: bool = option(False, "Must stay off: columns of the data are for the loss.")
 
     def __post_init__(self) -> None:

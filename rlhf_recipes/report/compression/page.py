@@ -23,8 +23,8 @@ NAMES = {
     "perplexity": "Perplexity", "token_accuracy": "Tokens foretold", "order_accuracy": "Right order of words found",
     "pairwise_accuracy": "Pairs in people's order", "log_loss": "Log loss", "accuracy": "Accuracy",
 }  # fmt: skip
-AXES = (("parameters", "parameters"), ("non_embedding_prefill_flops", "FLOPs of a text, without embeddings"),
-        ("bytes", "bytes"), ("latency", "time of a pass"))  # fmt: skip
+AXES = (("parameters", "parameters"), ("non_embedding_prefill_flops", "FLOPs without embeddings"), ("bytes", "bytes"),
+        ("latency", "time of a pass"))  # fmt: skip
 METHODS = {
     "search": "structure policy",
     "random": "by chance",
@@ -114,6 +114,8 @@ def _share(whole: Found, cell: Found, name: str) -> float:
 def _front(whole: Found, cells: Sequence[Found]) -> Section:
     name = _first(whole["figures"])
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    from matplotlib.ticker import FuncFormatter  # a third of a second
+
     pictures = []
     for axis, label in AXES:
 
@@ -131,7 +133,9 @@ def _front(whole: Found, cells: Sequence[Found]) -> Section:
                 axes.plot(places, after, color=color, marker="o", markersize=5, linewidth=1.2)
             if name == "perplexity":
                 axes.set_yscale("log")
-            axes.set(xlabel=f"{label}, share of the original", ylabel=_named(name).lower())
+                for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                    formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+            axes.set(xlabel=f"{label}, original = 1", ylabel=_named(name).lower())
 
         ends = "; ".join(
             f"{_label(c)}: {_share(whole, c, axis):.3f}, {c['before'][name]:.4g} cut, {c['after'][name]:.4g} healed"
@@ -197,6 +201,8 @@ def _with_ends(figures: Found, name: str) -> Cell:
 
 
 def _structures(whole: Found, cells: Sequence[Found]) -> Section:
+    from matplotlib.ticker import MaxNLocator
+
     pieces = []
     for cell in cells:
         layers, merged = cell["structure"]["layers"], cell["structure"]["merged"]
@@ -212,6 +218,8 @@ def _structures(whole: Found, cells: Sequence[Found]) -> Section:
                 axes.bar(number, -len(layer["neurons"]) / whole["neurons"], width=0.8, color=SERIES[1], alpha=alpha)
             axes.axhline(0, color=MUTED, linewidth=0.8)
             axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(-1.05, 1.05), xlabel="layer", yticks=[-1, 0, 1])
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axes.grid(visible=False)
             axes.set_yticklabels(["all neurons", "", "all heads"])
 
         said = "; ".join(_of_layer(number, layer, into) for number, layer in enumerate(layers))
