@@ -14,6 +14,7 @@ from rlhf_recipes.rewards.learned import LearnedReward
 from tests.recipes.tiny_runs import check_page, equal, flags, load_main, make_place, read, write_rows
 
 SMALL = {
+    "max_train_samples": 12,
     "evaluations": 12,
     "budgets": 0.6,
     "methods": ["search", "magnitude"],
@@ -158,7 +159,7 @@ def test_a_healing_that_was_stopped_and_goes_on_is_one_that_was_not(run, place, 
 
         def compute_loss(self, *of, **more):
             steps.append(1)
-            if len(steps) == 7:  # of 5 in an epoch
+            if len(steps) == 5:  # of 3 in an epoch
                 raise Stopped
             return inner(self, *of, **more)
 
@@ -170,7 +171,7 @@ def test_a_healing_that_was_stopped_and_goes_on_is_one_that_was_not(run, place, 
         patch.setattr(cells, "heal", stopping)
         with pytest.raises(Stopped):
             load_main("compress")(language(place, "half", methods="search"))
-    assert (place / "half/cells/search-60/checkpoint-5").is_dir()
+    assert (place / "half/cells/search-60/checkpoint-3").is_dir()
     load_main("compress")(language(place, "half", methods="search", resume_from_checkpoint="auto"))
     assert equal(load_file(place / "half/model.safetensors"), load_file(run / "model.safetensors"))
 
@@ -199,7 +200,7 @@ def reward(place, out, **options):
     )
 
 
-@pytest.mark.parametrize("lora", [[], LORA], ids=["whole", "lora"])
+@pytest.mark.parametrize("lora", [pytest.param([], marks=pytest.mark.slow), LORA], ids=["whole", "lora"])
 def test_a_reward_model_goes_in_and_comes_out_and_is_one(place, lora):
     out = f"small-judge-{len(lora)}"
     load_main("compress")([*reward(place, out), *lora])
@@ -247,8 +248,8 @@ def test_a_classifier_of_good_and_bad_has_its_accuracy_for_each_epoch(place):
     rows = [{"completion": t, "label": bool(s > scores.median())} for t, s in zip(texts, scores, strict=True)]
     for split in ("train", "test"):
         write_rows(place / f"thumbs/{split}.jsonl", rows)
-    load_main("compress")(reward(place, "thumbs-out", dataset_name=place / "thumbs", quality="accuracy",
-                                 model_name_or_path=place / "thumbs-judge", num_train_epochs=3))  # fmt: skip
+    options = {"dataset_name": place / "thumbs", "model_name_or_path": place / "thumbs-judge", "quality": "accuracy"}
+    load_main("compress")(reward(place, "thumbs-out", **options, num_train_epochs=3, max_train_samples=16))
     (cell,) = read(place / "thumbs-out", "compression.json")["cells"]
     epochs = [row for row in cell["log"] if "quality" in row]
     assert len(epochs) == 3
