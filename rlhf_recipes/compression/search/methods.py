@@ -157,7 +157,7 @@ class Chooser:
         if any(gate.part == "layer" for gate in space.gates):
             with contextlib.suppress(ValueError):  # layers alone may not reach the budget
                 first.append(similarity_choice(space, budget, self._influence()))
-        if sum(space.sizes) - len(space.sizes) < most // 2:
+        if sum(space.sizes) - len(space.sizes) < 0.75 * most:
             first.insert(0, integer_choice(space, budget, block_scores(space, ledger)))
         able = sum(size > 1 for size in space.sizes)
         prior = prior_around(space.sizes, first[0], min(3.0, able / 2))
