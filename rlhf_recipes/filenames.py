@@ -13,6 +13,7 @@ PAGE = "report.html"
 README = "README.md"
 TRAINER_STATE = "trainer_state.json"  # of the Trainer, in each checkpoint
 LABELED = "labeled.jsonl"
+COMPRESSION = "compression.json"
 
 # What a reward model is worth.
 EVALUATION = "evaluation.json"

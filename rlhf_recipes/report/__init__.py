@@ -4,8 +4,9 @@
     python -m rlhf_recipes.report runs/ppo runs/grpo
 
 Reading order: `run.py` reads and checks a run's files, `run_sections.py` and `curves.py` choose what its page shows,
-`comparison.py` that of several runs, `quickstart/` that of `make quickstart`, and `page.py` is the shell of all of
-them. `reward_card.py` and `policy_card.py` write the README of a model, `ending.py` what every recipe leaves behind.
+`comparison.py` that of several runs, `quickstart/` that of `make quickstart`, `compression/` that of smaller models;
+`page.py` is the shell of all of them. `reward_card.py` and `policy_card.py` write the README of a model, `ending.py`
+what every recipe leaves behind.
 """
 
 from pathlib import Path
@@ -57,8 +58,11 @@ def _page_of(folder: Path) -> Any:
         from rlhf_recipes.report.quickstart.page import quickstart_page
 
         return quickstart_page(load_quickstart(folder))
+    from rlhf_recipes.report.compression.page import compression_page, is_compression
     from rlhf_recipes.report.reward_card import has_card, reward_page
     from rlhf_recipes.report.run_sections import run_page
 
     run = load_run(folder)
+    if is_compression(folder):
+        return compression_page(run)
     return reward_page(run) if has_card(run) else run_page(run)

@@ -53,7 +53,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys):
 def test_an_unknown_recipe_is_told_what_there_is(capsys):
     with pytest.raises(SystemExit):
         main(["copy", "pop"])
-    assert "There is no recipe 'pop'; there are best_of_n, critic, dpo," in capsys.readouterr().err
+    assert "There is no recipe 'pop'; there are best_of_n, compress, critic, dpo," in capsys.readouterr().err
 
 
 GRPO = """

@@ -1,4 +1,4 @@
-"""Floating-point operations and active parameters of a decoder, counted on the model built without its weights."""
+"""Floating-point operations and active parameters of a model, counted on one that is built without its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """A decoder, as far as its matrix products go.
+    """A decoder, or an encoder, as far as its matrix products go.
 
     `active_weights` are those that every token is multiplied with, the head left out: projections, MLPs, routers, of
     experts those that a token goes through; no biases, no norms.
@@ -33,6 +33,7 @@ class DecoderShape:
     active_weights: int
     head_weights: int  # of the language-model head, also where they are those of the embeddings
     layers: tuple[LayerShape, ...]
+    text_weights: int = 0  # of what reads one token of a text, as an encoder's pooler and classifier
 
 
 def decoder_shape(model: Any) -> DecoderShape:
@@ -109,6 +110,49 @@ def completion_flops(model: Any, prompt_tokens: int, completion_tokens: int) -> 
     return weights + head + attention
 
 
+def prefill_flops(model: Any, tokens: int) -> int:
+    """Floating-point operations of one pass over a text, with what the head says of each token.
+
+    `2 * tokens * (active_weights + head_weights) + 2 * text_weights`, and for attention in each layer
+    `4 * heads * head_dim * tokens^2`, as for the prompt of [`completion_flops`]. Without a head (`head_weights=0` and
+    `text_weights=0`) these are the non-embedding operations.
+
+    Args:
+        model: As for [`decoder_shape`], or a `DecoderShape`.
+        tokens (`int`): Of the text, at least 1.
+
+    Returns:
+        `int`: operations, exactly.
+    """
+    shape = decoder_shape(model)
+    _check_tokens("tokens", tokens)
+    attention = sum(4 * layer.width * tokens**2 for layer in shape.layers)
+    return 2 * tokens * (shape.active_weights + shape.head_weights) + 2 * shape.text_weights + attention
+
+
+def decode_flops(model: Any, context: int) -> int:
+    """Floating-point operations of one more token behind a key-value cache.
+
+    `2 * (active_weights + head_weights)`, and in each layer `4 * heads * head_dim * min(context, window)`.
+
+    Args:
+        model: As for [`decoder_shape`], or a `DecoderShape`.
+        context (`int`): Tokens that are looked at, this one included; at least 1.
+
+    Returns:
+        `int`: operations, exactly.
+    """
+    shape = decoder_shape(model)
+    _check_tokens("context", context)
+    attention = sum(4 * layer.width * min(context, layer.window or context) for layer in shape.layers)
+    return 2 * (shape.active_weights + shape.head_weights) + attention
+
+
+def _check_tokens(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} is {count}; a pass needs a token at least: give 1 or more.")
+
+
 def parameters_active(model: Any) -> int:
     """Parameters that a model uses for a token: all of them, but of a mixture's experts those that a token goes to.
 
@@ -156,10 +200,15 @@ def _looked_at(prompt_tokens: int, steps: int, window: int | None) -> int:
 def _layer_shape(config: Any, index: int) -> LayerShape:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return LayerShape(heads * head_dim, window_of(config, index))
+
+
+def window_of(config: Any, index: int) -> int | None:
+    """How many tokens a layer looks back on, itself included; `None` where it is all."""
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     if kinds is not None and kinds[index] not in ("sliding_attention", "full_attention"):
         raise ValueError(f"Layer {index} is of type {kinds[index]!r}, which is not known here: give a DecoderShape.")
-    return LayerShape(heads * head_dim, None if kinds is not None and kinds[index] == "full_attention" else window)
+    return None if kinds is not None and kinds[index] == "full_attention" else window
 
 
 def _config_of(model: Any) -> Any:

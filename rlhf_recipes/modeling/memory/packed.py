@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from rlhf_recipes.modeling.cost.storage import BLOCK, OUTER_BLOCK
 from rlhf_recipes.modeling.loading import NOT_IN_4_BIT
-
-BLOCK, OUTER_BLOCK = 64, 256  # weights that share a scale, and scales that do
 
 
 def pack(model: nn.Module, bits: int, nested: bool) -> None:

@@ -1,0 +1,1 @@
+"""The structure policy, what it is rewarded with, the space that it chooses from, and what it is held against."""
