@@ -9,8 +9,8 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from rlhf_recipes.modeling.cost.threads import cpu_has_bfloat16
 from rlhf_recipes.modeling.cost.units import Cost
-from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.starting.launch import refuse_strangers
+from rlhf_recipes.starting.options import check_choice, option
 
 METHODS = ("search", "random", "magnitude", "wanda", "shortgpt", "greedy", "ilp")
 COSTS = tuple(name for name in Cost.__annotations__ if name != "tokens")

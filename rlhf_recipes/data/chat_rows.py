@@ -27,7 +27,7 @@ from rlhf_recipes.data.chat import (
     with_tools,
 )
 from rlhf_recipes.data.loading import DataArguments, load_rows
-from rlhf_recipes.options import option
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.texts import is_conversational
 
 logger = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.preprocessing import deduplicate, tidy_text
-from rlhf_recipes.options import option
 from rlhf_recipes.outputs import write_jsonl
+from rlhf_recipes.starting.options import option
 
 logger = logging.getLogger(__name__)
 PROMPT = "Wrong: {}\nRight:"

@@ -26,7 +26,7 @@ from rlhf_recipes.data.local_files import (
     read_local,
     without_decimals,
 )
-from rlhf_recipes.options import option
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.texts import sentence
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.data.chat import OPENING, ChatError, kwargs_of, once, open_ids, opening_of, render
 from rlhf_recipes.data.columns import drop_blank, require_columns
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.options import option
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.texts import is_conversational, sentence
 
 logger = logging.getLogger(__name__)

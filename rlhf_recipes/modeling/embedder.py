@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from rlhf_recipes.modeling.frozen import FrozenModel, check_batch_size
 from rlhf_recipes.modeling.loading import find_file
 from rlhf_recipes.modeling.reading import model_outputs, pad_id_of, part_to_read
-from rlhf_recipes.options import check_choice
+from rlhf_recipes.starting.options import check_choice
 
 POOLING_FILE = "1_Pooling/config.json"
 LENGTH_FILE = "sentence_bert_config.json"

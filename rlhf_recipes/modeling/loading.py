@@ -37,7 +37,7 @@ from rlhf_recipes.modeling.tokenizers.padding import (
     require_end,
     saved_ends,
 )
-from rlhf_recipes.options import option
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.starting.precision import check_quantization, steady_8bit
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from rlhf_recipes.options import option
 from rlhf_recipes.ppo.batches import BatchSizes, divide
 from rlhf_recipes.ppo.functional import KL_ESTIMATORS
 from rlhf_recipes.ppo.renamed import TRL_1_12, accept_old_names
 from rlhf_recipes.starting.launch import refuse_fp16_on_cpu, refuse_strangers
+from rlhf_recipes.starting.options import option
 
 # Options of the Trainer that the PPO loop would ignore. What would be ignored is refused.
 NOT_USED = {

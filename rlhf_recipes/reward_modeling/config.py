@@ -10,10 +10,10 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from rlhf_recipes.modeling.cost.threads import cpu_has_bfloat16
 from rlhf_recipes.modeling.loading import ModelArguments
-from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.reward_modeling.debias import COVARIATES
 from rlhf_recipes.reward_modeling.examples import parse_share
 from rlhf_recipes.reward_modeling.losses import AUTO, LOSSES
+from rlhf_recipes.starting.options import check_choice, option
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,6 @@ from rlhf_recipes.imports import (
     names_a_file,
     parameters_of,
 )
-from rlhf_recipes.options import option
 from rlhf_recipes.rewards.contract.checks import (
     REWARD_ATTRIBUTES,
     Weight,
@@ -53,6 +52,7 @@ from rlhf_recipes.rewards.contract.checks import (
 from rlhf_recipes.rewards.contract.concurrent import can_start, only_waits, started
 from rlhf_recipes.rewards.contract.timed import TimedReward
 from rlhf_recipes.rewards.weighted_sum import WeightedSum, WeightSchedule, progress_of
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.texts import short
 
 LEFT_BY_RECIPES = (  # what tells a folder, the reward that reads it, and its argument for it

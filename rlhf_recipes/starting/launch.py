@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_recipes.options import option
 from rlhf_recipes.starting.extensions import watch_extensions
+from rlhf_recipes.starting.options import option
 
 logger = logging.getLogger(__name__)
 

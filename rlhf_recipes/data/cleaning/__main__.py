@@ -23,8 +23,8 @@ from rlhf_recipes.data.feedback.files import SplitArguments, in_split, read_spli
 from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.feedback.read import read_rows
 from rlhf_recipes.data.preprocessing import SPLITS
-from rlhf_recipes.options import option
 from rlhf_recipes.outputs import prepare_output_dir, write_json
+from rlhf_recipes.starting.options import option
 
 
 @dataclass

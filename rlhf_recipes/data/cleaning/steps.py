@@ -27,7 +27,7 @@ from rlhf_recipes.data.cleaning.edits import (
 )
 from rlhf_recipes.data.cleaning.filters import BalanceLabels, Counts, DropBlank, InLanguage, Length, Step
 from rlhf_recipes.data.preprocessing import tidy_text
-from rlhf_recipes.options import check_choice, option
+from rlhf_recipes.starting.options import check_choice, option
 
 
 @dataclass

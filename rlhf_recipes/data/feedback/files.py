@@ -15,8 +15,8 @@ from datasets import Dataset
 from rlhf_recipes import filenames
 from rlhf_recipes.data.folders import listed_splits
 from rlhf_recipes.data.loading import NoSuchSplit, load_rows
-from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.outputs import write_jsonl
+from rlhf_recipes.starting.options import check_choice, option
 
 FILES = ("jsonl", "parquet")
 

@@ -11,7 +11,7 @@ from rlhf_recipes.data.feedback.lists import BEST_WORST, RANKINGS
 from rlhf_recipes.data.feedback.pairs import PAIRS, VOTES
 from rlhf_recipes.data.feedback.ratings import OBJECTIVES, RATINGS
 from rlhf_recipes.data.feedback.record import ANSWERS, FeedbackSettings, Format
-from rlhf_recipes.options import check_choice, option
+from rlhf_recipes.starting.options import check_choice, option
 
 # All that the library reads. A further format is a further record.
 FORMATS: Mapping[str, Format] = {

@@ -22,7 +22,7 @@ from rlhf_recipes.data.feedback.record import (
     range_note,
     shown,
 )
-from rlhf_recipes.options import check_choice
+from rlhf_recipes.starting.options import check_choice
 from rlhf_recipes.statistics import is_missing
 
 NO_STEP_LABEL = "a step without a label"

@@ -20,7 +20,7 @@ from rlhf_recipes.data.feedback.record import (
     count_note,
     number,
 )
-from rlhf_recipes.options import check_choice
+from rlhf_recipes.starting.options import check_choice
 
 logger = logging.getLogger(__name__)
 TIES, COPIES = "ties", "identical completions"

@@ -12,7 +12,7 @@ from rlhf_recipes.data.feedback.dialogues import inside_of, own_columns, sides
 from rlhf_recipes.data.feedback.formats import COLUMNS, FORMATS, WEIGHT, FeedbackFormat, Kind
 from rlhf_recipes.data.feedback.record import ANSWERS, Format, is_number
 from rlhf_recipes.data.local_files import without_decimals
-from rlhf_recipes.options import check_choice
+from rlhf_recipes.starting.options import check_choice
 from rlhf_recipes.texts import is_conversational
 
 KEYS = ("chosen", "completion", "completions", "prompt")  # what tells a row, where it has no prompt

@@ -20,7 +20,7 @@ from rlhf_recipes.data.columns import require_columns
 from rlhf_recipes.data.feedback.formats import WEIGHT, Weighting
 from rlhf_recipes.data.raters.trust import dawid_skene, rater_weights
 from rlhf_recipes.data.raters.votes import RatingModel, Votes, class_list, numeric_votes
-from rlhf_recipes.options import check_choice
+from rlhf_recipes.starting.options import check_choice
 from rlhf_recipes.statistics import Floats, is_missing
 
 logger = logging.getLogger(__name__)

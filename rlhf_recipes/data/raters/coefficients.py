@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_recipes.data.raters.votes import Votes, class_list, named_votes
 from rlhf_recipes.imports import optional
-from rlhf_recipes.options import check_choice
+from rlhf_recipes.starting.options import check_choice
 from rlhf_recipes.statistics import Floats, Units, is_missing, numbers, without_each
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]

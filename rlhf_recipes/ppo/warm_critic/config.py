@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainingArguments
 
-from rlhf_recipes.options import option
 from rlhf_recipes.starting.launch import refuse_strangers
+from rlhf_recipes.starting.options import option
 
 # Options of the Trainer that have no effect on a critic. What would be ignored is refused.
 NOT_USED = {"label_smoothing_factor": 0.0, "neftune_noise_alpha": None, "prediction_loss_only": False,

@@ -24,12 +24,12 @@ from rlhf_recipes.cli import run
 from rlhf_recipes.data.feedback.formats import FeedbackSettings, Kind
 from rlhf_recipes.data.feedback.read import normalize
 from rlhf_recipes.data.loading import DataArguments, load_rows, sample_rows
-from rlhf_recipes.options import option
 from rlhf_recipes.outputs import prepare_output_dir, write_json
 from rlhf_recipes.reward_modeling.bias.changes import NEUTRAL
 from rlhf_recipes.reward_modeling.bias.correction import ResidualReward
 from rlhf_recipes.reward_modeling.bias.measure import fit_correction, measure_bias, table
 from rlhf_recipes.rewards.learned import LearnedReward
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.statistics import Metrics
 
 

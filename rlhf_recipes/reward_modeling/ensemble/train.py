@@ -26,12 +26,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rlhf_recipes.data.chat_rows import TemplateArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.loading import ModelArguments, load_reward_model, load_tokenizer
-from rlhf_recipes.options import check_choice, option
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.config import RewardConfig
 from rlhf_recipes.reward_modeling.examples import settings_for
 from rlhf_recipes.reward_modeling.splits import Splits, check_conversations
 from rlhf_recipes.rewards.combine.shared_ensemble import member_folder
+from rlhf_recipes.starting.options import check_choice, option
 
 logger = logging.getLogger(__name__)
 MEMBER_FILE = "member.json"

@@ -19,7 +19,6 @@ from rlhf_recipes.data.feedback.formats import FeedbackArguments
 from rlhf_recipes.data.loading import DataArguments
 from rlhf_recipes.modeling.calibration import LogisticCalibration
 from rlhf_recipes.modeling.heads import RewardModelSettings
-from rlhf_recipes.options import option
 from rlhf_recipes.outputs import write_json
 from rlhf_recipes.reward_modeling.evaluation.labels import step_evaluation
 from rlhf_recipes.reward_modeling.evaluation.measure import (
@@ -37,6 +36,7 @@ from rlhf_recipes.reward_modeling.linear.reward import LinearReward
 from rlhf_recipes.reward_modeling.scored import Scored, score_rows, score_steps
 from rlhf_recipes.rewards.learned import LearnedReward
 from rlhf_recipes.rewards.process import StepModel
+from rlhf_recipes.starting.options import option
 
 
 @dataclass

@@ -11,10 +11,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from rlhf_recipes.modeling.heads import GATE_OF
-from rlhf_recipes.options import check_choice
 from rlhf_recipes.reward_modeling.losses.base import Batch, Columns, Objective, Targets
 from rlhf_recipes.reward_modeling.losses.maths import ordered
 from rlhf_recipes.reward_modeling.losses.ratings import DISTANCES
+from rlhf_recipes.starting.options import check_choice
 
 
 @dataclass

@@ -6,7 +6,6 @@ from typing import Literal
 from datasets import Dataset
 from torch import Tensor
 
-from rlhf_recipes.options import check_choice
 from rlhf_recipes.reward_modeling.losses.base import (
     Batch,
     Columns,
@@ -16,6 +15,7 @@ from rlhf_recipes.reward_modeling.losses.base import (
     with_prompts,
 )
 from rlhf_recipes.reward_modeling.losses.ratings import DISTANCES
+from rlhf_recipes.starting.options import check_choice
 
 
 @dataclass

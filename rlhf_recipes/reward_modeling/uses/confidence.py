@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_recipes.options import option
 from rlhf_recipes.reward_modeling.uses.thresholds import Choice, Point, Sigmoid, coverage_curve, pick_threshold
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.statistics import Floats
 
 Method = Literal["fitted", "sigmoid", "agreement"]

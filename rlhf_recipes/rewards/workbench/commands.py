@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.arguments import RecipeParser
-from rlhf_recipes.options import option
 from rlhf_recipes.outputs import prepare_output_dir, write_json, write_jsonl
 from rlhf_recipes.rewards.loading import RewardArguments, load_rewards
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.balance import Balance, balance_of
 from rlhf_recipes.rewards.workbench.show import Screen
 from rlhf_recipes.rewards.workbench.table import RowOptions, Sample, load_sample, score_rows, scored_rows
+from rlhf_recipes.starting.options import option
 
 SCORE = """Score a table of texts with a list of rewards, and look at what they say.
 

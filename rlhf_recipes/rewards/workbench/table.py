@@ -16,10 +16,10 @@ from rlhf_recipes.data.loading import load_rows
 from rlhf_recipes.data.prompts import TAKEN, PromptArguments, prepare_prompts, tokenize_prompts
 from rlhf_recipes.errors import RewardError
 from rlhf_recipes.modeling.loading import load_tokenizer
-from rlhf_recipes.options import option
 from rlhf_recipes.rewards.base import Parts
 from rlhf_recipes.rewards.weighted_sum import WeightedSum
 from rlhf_recipes.rewards.workbench.balance import Balance
+from rlhf_recipes.starting.options import option
 from rlhf_recipes.statistics import rows_by_key
 from rlhf_recipes.texts import Text, as_text, is_conversational
 
