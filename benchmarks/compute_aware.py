@@ -35,7 +35,7 @@ import rlhf_recipes  # noqa: F401 - first, because it turns telemetry off before
 # isort: split
 import numpy as np
 import transformers
-from tiny_tasks import CONFIGS, machine, save_figure
+from tiny_tasks import CONFIGS, cpu_seconds, machine, save_figure
 
 from rlhf_recipes.arguments import RecipeParser
 from rlhf_recipes.data.chat_rows import TemplateArguments, ready_prompts
@@ -79,22 +79,23 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def measure(args: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
     """All runs, and what they gave."""
     start = time.perf_counter()
-    rows: dict[float, list[dict[str, Any]]] = {penalty: [] for penalty in args.penalties}
+    runs: dict[float, list[dict[str, Any]]] = {penalty: [] for penalty in args.penalties}
     for seed in args.seeds:
+        before = None  # the same at every penalty: a policy that has not been trained
         for penalty in args.penalties:
-            run = train(args.config, penalty, seed, options)
-            sys.stderr.write(f"penalty {penalty:g}, seed {seed}: {run['train_seconds']} s of training\n")
-            rows[penalty].append(run)
+            runs[penalty].append(train(args.config, penalty, seed, options, before))
+            before = runs[penalty][-1]["before"]
+            sys.stderr.write(f"penalty {penalty:g}, seed {seed}: {one_line(runs[penalty][-1])}\n")
     report: dict[str, Any] = {"benchmark": "compute_aware", "seeds": args.seeds}
-    report |= summary({p: [(run["before"], run["after"]) for run in runs] for p, runs in rows.items()})
-    for found, runs in zip(report["penalties"], rows.values(), strict=True):
-        found["kl"] = round(float(np.mean([run["kl"] for run in runs])), 3)  # nats, of the last rollout
-        found["train_seconds"] = [run["train_seconds"] for run in runs]
+    report |= summary({p: [(run["before"], run["after"]) for run in of_seeds] for p, of_seeds in runs.items()})
+    for found, of_seeds in zip(report["penalties"], runs.values(), strict=True):
+        found["kl"] = round(float(np.mean([run["kl"] for run in of_seeds])), 3)  # nats, of the last rollout
+        found |= {name: [run[name] for run in of_seeds] for name in ("train_seconds", "train_cpu_seconds")}
     report |= {"machine": machine(), "seconds": round(time.perf_counter() - start, 1)}
     sys.stderr.write(table(report))
     if args.output:
-        answers = {f"{penalty:g}": [run["rows"] for run in runs] for penalty, runs in rows.items()}
-        write_json(args.output, report | {"answers": answers})
+        kept = {f"{penalty:g}": [run["rows"] for run in of_seeds] for penalty, of_seeds in runs.items()}
+        write_json(args.output, report | {"answers": kept})
     if args.plot:
         plot(report, args.plot)
     return report
@@ -103,8 +104,10 @@ def measure(args: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
 # --- One run --------------------------------------------------------------------------------------
 
 
-def train(config: Path, penalty: float, seed: int, options: Sequence[str]) -> dict[str, Any]:
-    """What recipes/ppo.py does, with the weight of `Flops` set, and held-out answers before and after."""
+def train(
+    config: Path, penalty: float, seed: int, options: Sequence[str], before: Answers | None = None
+) -> dict[str, Any]:
+    """What recipes/ppo.py does with that weight of `Flops`, and held-out answers after (and before, if not given)."""
     groups = (PPOConfig, RewardArguments, ModelArguments, DataArguments, PromptArguments, TemplateArguments)
     words = ["--config", str(config), *options, "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
@@ -128,14 +131,19 @@ def train(config: Path, penalty: float, seed: int, options: Sequence[str]) -> di
             train_dataset=train_set,
             eval_dataset=held_out,
         )
-        before = trainer.generate_completions()
-        start = time.perf_counter()
+        before = before or answers(trainer.generate_completions(), penalty, cost)
+        start, cpu = time.perf_counter(), cpu_seconds()
         trainer.train()
-        seconds = round(time.perf_counter() - start, 1)
-        after = trainer.generate_completions()
+        seconds = {"train_seconds": time.perf_counter() - start, "train_cpu_seconds": cpu_seconds() - cpu}
+        rows = trainer.generate_completions()
     kl = [entry["objective/kl"] for entry in trainer.state.log_history if "objective/kl" in entry][-1]
-    found = {side: answers(rows, penalty, cost) for side, rows in (("before", before), ("after", after))}
-    return {**found, "rows": {"before": before, "after": after}, "train_seconds": seconds, "kl": kl}
+    found = {"before": before, "after": answers(rows, penalty, cost), "rows": rows, "kl": kl}
+    return found | {name: round(value, 1) for name, value in seconds.items()}
+
+
+def one_line(run: Mapping[str, Any]) -> str:
+    sides = (", ".join(f"{name} {run[side][name].mean():.3f}" for name in FIGURES) for side in ("before", "after"))
+    return f"{' -> '.join(sides)}, {run['train_seconds']} s of training"
 
 
 def priced(specs: Sequence[str | dict[str, Any]], penalty: float) -> tuple[list[str | dict[str, Any]], str]:

@@ -124,20 +124,18 @@ def test_it_trains_at_each_penalty_and_prints_one_line(compute_aware, config, ca
     assert [found["penalty"] for found in report["penalties"]] == [0.0, 2.0]
     assert report["prompts"] == 6
     free, priced = (kept_answers[name][0] for name in ("0", "2"))
-    assert free["before"] != free["after"]
-    for name in ("prompt", "completion", "letters", "cost"):
-        assert [row[name] for row in free["before"]] == [row[name] for row in priced["before"]]
+    assert [row["completion"] for row in free] != [row["completion"] for row in priced]
     # What is reported of a run, from the texts that were kept.
-    texts = [row["completion"] for row in priced["after"]]
+    texts = [row["completion"] for row in priced]
     assert report["penalties"][1]["after"]["task"]["mean"] == pytest.approx(
         np.mean([0.5 * text.count("e") for text in texts]), abs=1e-3
     )
     flops = Flops(str(folder / "policy"), unit=1e6)
     tokenizer = tiny_tokenizer()
-    lengths = [int(row[compute_aware.TOKENS]) for row in priced["after"]]
+    lengths = [int(row[compute_aware.TOKENS]) for row in priced]
     costs = flops(
         completions=texts,
-        prompt_ids=[tokenizer(row["prompt"])["input_ids"] for row in priced["after"]],
+        prompt_ids=[tokenizer(row["prompt"])["input_ids"] for row in priced],
         completion_ids=[[0] * length for length in lengths],
     )
     assert report["penalties"][1]["after"]["gflops"]["mean"] == pytest.approx(np.mean(costs), abs=1e-3)
@@ -145,3 +143,11 @@ def test_it_trains_at_each_penalty_and_prints_one_line(compute_aware, config, ca
     assert "| 2, less 0 |" in err
     assert 3_000 < (folder / "front.png").stat().st_size < 40_000
     assert not (folder / "unused").exists()
+
+
+def test_the_answers_before_training_are_the_same_at_every_penalty(compute_aware, config):
+    free, priced = (compute_aware.train(config, penalty, 1, ["--total_episodes", "16"]) for penalty in (0.0, 2.0))
+    for name in compute_aware.FIGURES:
+        assert priced["before"][name] == pytest.approx(free["before"][name], abs=1e-6)
+    given = compute_aware.train(config, 2.0, 1, ["--total_episodes", "16"], free["before"])
+    assert [row["completion"] for row in given["rows"]] == [row["completion"] for row in priced["rows"]]
