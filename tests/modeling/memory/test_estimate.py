@@ -279,7 +279,11 @@ def models_of(file):
     return [name for name in [settings.get("model_name_or_path"), *named_there] if name and "/" in name]
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+# What compress.py holds beside a model (the original, a cut one, states of candidates) is not estimated: it is refused.
+ESTIMATED = [file for file in CONFIGS if "compress" not in file.stem]
+
+
+@pytest.mark.parametrize("file", ESTIMATED, ids=lambda file: file.stem)
 def test_every_yaml(file, tmp_path, monkeypatch, capsys, no_passes):
     monkeypatch.chdir(tmp_path)
     for name in models_of(file):
