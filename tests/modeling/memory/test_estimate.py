@@ -279,7 +279,7 @@ def models_of(file):
     return [name for name in [settings.get("model_name_or_path"), *named_there] if name and "/" in name]
 
 
-# What compress.py holds beside a model (the original, a cut one, states of candidates) is not estimated: it is refused.
+# What compress.py holds beside a model (the original, a cut one, states of candidates) is not estimated, and refused.
 ESTIMATED = [file for file in CONFIGS if "compress" not in file.stem]
 
 
