@@ -236,7 +236,10 @@ class ActorCritic(nn.Module):
             said = {"logprobs": written.logprobs * tokens["mask"], "values": values}
         else:
             said = self(**tokens, temperature=temperature, states=states)
-        reference = self.reference_logprobs(**tokens, temperature=temperature, states=states)
+        if self.ref_model is self.policy:  # its own reference, where something is measured
+            reference = said["logprobs"]
+        else:
+            reference = self.reference_logprobs(**tokens, temperature=temperature, states=states)
         trunk = {"trunk": states} if keep_states and states is not None else {}
         return {"logprobs": said["logprobs"], "values": said["values"], "ref_logprobs": reference} | trunk
 

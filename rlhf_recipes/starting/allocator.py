@@ -23,3 +23,16 @@ def keep_large_buffers() -> bool:
     except (OSError, AttributeError):  # musl
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, 2**30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed() -> bool:
+    """Have glibc give all pages back that hold nothing, once; whether it did.
+
+    What lies between buffers that stay is too small for larger ones, and is kept for nothing otherwise.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
+    except (OSError, AttributeError):  # musl
+        return False

@@ -37,6 +37,7 @@ from rlhf_recipes.ppo.run import tables as completions
 from rlhf_recipes.ppo.run.bases import put_rewards_on
 from rlhf_recipes.ppo.scoring import Scoring
 from rlhf_recipes.rewards import WeightedSum
+from rlhf_recipes.starting.allocator import give_back_freed
 from rlhf_recipes.words import distinct_n
 
 
@@ -183,6 +184,7 @@ def write_completions(
             rows = list(range(start, min(start + batch_size, len(dataset))))
             keys = [stable_key(seed, "evaluate", row) for row in rows]
             written = write(generator, [prompt_ids[row] for row in rows], keys, config, device, batch_size)
+            give_back_freed()  # the copies of the weights that completions were drawn from
             if start == 0:
                 check_shortcuts(roles, few_rows({name: getattr(written, name) for name in TOKENS}), temperature)
                 check_written(roles, written, temperature)
