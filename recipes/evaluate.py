@@ -87,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rlhf_recipes.ppo.run.held_out import move_to_best_device, summarize, write_completions
 
     if args.ref_model_name_or_path is None:
-        roles = ActorCritic(policy, reference_is_base=True, critic=False)
+        roles = ActorCritic(policy, reference_is_base=True, critic=False, logits_chunk_size=256)
     else:
         ref_args = replace(model_args, model_name_or_path=args.ref_model_name_or_path, model_revision="main")
-        roles = ActorCritic(policy, load_policy(ref_args, False, tokenizer), critic=False)
+        roles = ActorCritic(policy, load_policy(ref_args, False, tokenizer), critic=False, logits_chunk_size=256)
     move_to_best_device(roles).eval()
 
     # Sample and score.

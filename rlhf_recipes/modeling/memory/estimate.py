@@ -202,7 +202,7 @@ class _Run:
     def _how(self) -> Computing:
         run = self.run
         half = torch.bfloat16 if run.bf16 else torch.float16 if run.fp16 else None
-        chunk = run.logits_chunk_size if self.recipe == "ppo" else None
+        chunk = {"ppo": run.logits_chunk_size, "evaluate": 256}.get(self.recipe)  # as recipes/evaluate.py has it
         checkpointing = bool(run.gradient_checkpointing) and self.recipe in TRAINED
         return Computing(half, checkpointing, chunk, bool(run.entropy_coef))
 
