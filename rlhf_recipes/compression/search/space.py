@@ -150,24 +150,37 @@ def space_of(
     if even and not parts.family.prunes_heads:
         of_heads = of_heads[:1]
     kinds = getattr(parts.model.config, "layer_types", None) or [None] * count
-    gates = []
-    for number in range(count):
-        fixed = number in kept_layers
-        mergeable = merge and number > 0 and kinds[number] == kinds[number - 1]
-        of_layer = (KEEP,) if fixed else (KEEP,) + (MERGE,) * mergeable + (DROP,) * drop
-        gates.append(Gate("layer", number, of_layer))
-        gates.append(Gate("bits", number, tuple(bits)))
-        if not even:
-            some = of_neurons if not fixed or 0 not in of_heads else tuple(n for n in of_neurons if n)
-            gates += [Gate("heads", number, of_heads), Gate("neurons", number, some)]
-    if even:
-        gates += [Gate("heads", None, of_heads), Gate("neurons", None, of_neurons)]
-    gates = [gate for gate in gates if len(gate.options) > 1]
+    of_layers = [
+        (KEEP,) if number in kept_layers
+        else (KEEP,) + (MERGE,) * (merge and number > 0 and kinds[number] == kinds[number - 1]) + (DROP,) * drop
+        for number in range(count)
+    ]  # fmt: skip
+    gates = _gates(of_layers, tuple(bits), of_heads, of_neurons, even)
     if not gates:
         raise ValueError("There is nothing to decide: allow layers to be dropped, or fewer heads, neurons or bits.")
     if vocabulary is not None:
         whole = Structure(whole.layers, (), tuple(vocabulary))
     return Space(tuple(gates), importance, whole, costs, weights)
+
+
+def _gates(
+    of_layers: Sequence[tuple[int, ...]],
+    bits: tuple[int, ...],
+    of_heads: tuple[int, ...],
+    of_neurons: tuple[int, ...],
+    even: bool,
+) -> list[Gate]:
+    """Those that have something to decide, layer by layer, and last what is alike in all layers."""
+    gates = []
+    for number, options in enumerate(of_layers):
+        gates += [Gate("layer", number, options), Gate("bits", number, bits)]
+        if not even:
+            # A layer that stays has heads or neurons.
+            some = of_neurons if options != (KEEP,) or 0 not in of_heads else tuple(n for n in of_neurons if n)
+            gates += [Gate("heads", number, of_heads), Gate("neurons", number, some)]
+    if even:
+        gates += [Gate("heads", None, of_heads), Gate("neurons", None, of_neurons)]
+    return [gate for gate in gates if len(gate.options) > 1]
 
 
 def costs_of(model: Any, tokens: int = 128, itemsize: int = 2) -> Callable[[Structure], dict[str, float]]:
