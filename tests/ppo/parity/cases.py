@@ -80,7 +80,8 @@ class Case:
         return SHARED | {"total_episodes": self.rollouts * EPISODES} | self.options
 
 
-ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1}
+# The epsilon is above the rounding of gradients: AdamW would make steps of it, and others on another processor.
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1, "adam_epsilon": 1e-6}
 NO_STOP = {"stop_token": "none"}
 IN_FOURS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 
